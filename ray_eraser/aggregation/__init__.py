@@ -1,0 +1,1 @@
+"""From submodels to one model."""

@@ -1,0 +1,258 @@
+"""Every setting, with its default, in one place. Frozen; an unknown key is an error; TOML in and out.
+
+The sections are what `--config FILE.toml` holds and `--set section.key=value` changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from ray_eraser.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """How an interaction log is read and split."""
+
+    min_rating: float | None = None
+    """Rows rated lower are left out; None keeps all."""
+    test_share: float = Field(0.2, ge=0, lt=1)
+    """Share of the pairs held out for the test where the log comes without a split, by keyed hash of the two ids."""
+    valid_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the remaining pairs held out for validation where the log comes without a split."""
+    user_column: str = "user_id"
+    """CSV, TSV and Parquet: the column of user ids."""
+    item_column: str = "item_id"
+    """CSV, TSV and Parquet: the column of item ids."""
+    rating_column: str = "rating"
+    """CSV, TSV and Parquet: the column of ratings; needed only with `min_rating`."""
+    synthetic_users: int = Field(600, ge=2)
+    """Users of the generated log (`--data synthetic`)."""
+    synthetic_items: int = Field(400, ge=2)
+    """Items of the generated log."""
+    synthetic_per_user: float = Field(30, gt=0)
+    """Interactions of an average generated user."""
+    synthetic_communities: int = Field(8, ge=1)
+    """Planted groups of users with a taste in common."""
+
+
+class PartitionConfig(Section):
+    """How the interactions are divided into shards."""
+
+    kind: Literal["hashed", "random", "user_based", "item_based", "interaction_based"] = "hashed"
+    """`hashed`: keyed hash of the user id, guarantee `exact`. `random`: interactions at random (SISA). The others are learned
+    from embeddings (RecEraser), guarantee `exact-given-partition`."""
+    n_shards: int = Field(10, ge=1, le=10_000)
+    """K. One shard is full retraining."""
+    slack: float = Field(1.2, ge=1)
+    """Learned partitions: the capacity of a shard over the mean. The paper leaves it open, its code takes 1.2."""
+    balance: Literal["interactions", "units"] = "interactions"
+    """Learned partitions: what the capacity counts. `units` (users or items) is the paper's, shards then differ 10- to 100-fold."""
+    max_iterations: int = Field(50, ge=1)
+    """Learned partitions: rounds of assignment and new anchors; the paper's 50."""
+    pretrain_epochs: int = Field(8, ge=1)
+    """Learned partitions: ALS epochs on the whole log for the embeddings that the distances are taken from."""
+
+
+class WmfAlsConfig(Section):
+    """Weighted matrix factorisation, solved exactly by alternating least squares (Hu et al. 2008; Rendle et al. 2021)."""
+
+    kind: Literal["wmf"] = "wmf"
+    solver: Literal["als"] = "als"
+    width: int = Field(64, ge=1, le=1024)
+    """D, the length of a vector."""
+    epochs: int = Field(8, ge=1)
+    """Rounds of users, then items; a last half round of users follows."""
+    alpha0: float = Field(0.2, gt=0)
+    """Weight of an unobserved pair against 1 for an observed one. Tune it for each data set: about .1 to .3 on MovieLens, .02 to
+    .03 on sparse logs such as Yelp2018, where .2 ruins the ranking."""
+    reg: float = Field(0.01, ge=0)
+    """Ridge, scaled by each row's degree (Rendle et al. 2021)."""
+
+
+class WmfAdagradConfig(Section):
+    """Weighted matrix factorisation by non-sampling gradient steps (Chen et al. 2020), as RecEraser trains it."""
+
+    kind: Literal["wmf"] = "wmf"
+    solver: Literal["adagrad"] = "adagrad"
+    width: int = Field(64, ge=1, le=1024)
+    """D, the length of a vector."""
+    epochs: int = Field(400, ge=1)
+    """Passes over the users."""
+    batch: int = Field(256, ge=1)
+    """Users a step; the last, shorter batch is kept."""
+    lr: float = Field(0.05, gt=0)
+    """Adagrad's learning rate."""
+    w0: float = Field(0.2, gt=0, lt=1)
+    """Weight of an unobserved pair: .2 on MovieLens, .05 on Yelp2018."""
+    keep: float = Field(0.7, gt=0, le=1)
+    """Share of a user's vector that dropout keeps."""
+    patience: int = Field(0, ge=0)
+    """Stop after so many checks without a better Recall@10 on the shard's own held-out pairs; 0 trains all epochs."""
+    check_every: int = Field(10, ge=1)
+    """Epochs between two checks."""
+
+
+def _model_tag(value: Any) -> str:
+    fields = value if isinstance(value, Mapping) else vars(value)
+    return f"{fields.get('kind', 'wmf')}-{fields.get('solver', 'als')}"
+
+
+ModelConfig = Annotated[
+    Annotated[WmfAlsConfig, Tag("wmf-als")] | Annotated[WmfAdagradConfig, Tag("wmf-adagrad")],
+    Discriminator(_model_tag),
+]
+
+
+class AggregationConfig(Section):
+    """How the submodels become one model."""
+
+    kind: Literal["mean", "static", "attention", "spectral"] = "spectral"
+    """`mean`: SISA. `static`: GraphEraser, one learned weight a shard. `attention`: RecEraser, eq. 5-8. `spectral`: the best
+    rank-D factors of the summed scores, no training."""
+    init: Literal["paper", "spectral"] = "spectral"
+    """`attention`: where the transfer matrices start."""
+    attention_width: int = Field(32, ge=1)
+    """`attention`: A, the width of the scorer."""
+    epochs: int = Field(50, ge=1)
+    """`static` and `attention`: passes over the users."""
+    batch: int = Field(256, ge=1)
+    """`static` and `attention`: users a step."""
+    lr: float = Field(0.003, gt=0)
+    """`static` and `attention`: learning rate of Adam."""
+    reg: float = Field(0.00001, ge=0)
+    """`attention`: L2 on its parameters. The paper has it, its code leaves it out."""
+    keep: float = Field(0.7, gt=0, le=1)
+    """`attention`: share of a user's vector that dropout keeps."""
+    w0: float = Field(0.2, gt=0, lt=1)
+    """`static` and `attention`: weight of an unobserved pair in the loss."""
+    foldin: bool = True
+    """Solve every user's vector anew on the aggregated items, from the user's remaining interactions."""
+    sweeps: int = Field(1, ge=0, le=2)
+    """`foldin`: rounds of items and users after the first solve of the users."""
+    foldin_alpha0: float | None = Field(None, gt=0)
+    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or .2 where the model has none."""
+    foldin_reg: float | None = Field(None, ge=0)
+    """`foldin`: ridge; None takes the ALS model's, or .01 where the model has none."""
+
+
+class RuntimeConfig(Section):
+    """Where and how wide computations run. `threads` changes the bits; the others do not."""
+
+    threads: int = Field(1, ge=1)
+    """BLAS and torch threads of a training process. The same count gives the same bits, another does not."""
+    slots: int = Field(0, ge=0)
+    """Shards that train at the same time; 0: as many as the cluster has CPUs for."""
+    gpus_per_shard: float = Field(0, ge=0)
+    """GPU that a shard holds; a fraction lets several share one."""
+    timeout_seconds: float = Field(3600, gt=0)
+    """The longest that one shard's training or one aggregation may take."""
+
+
+class UnlearningConfig(Section):
+    """How requests are recorded."""
+
+    ledger: str = ""
+    """SQLAlchemy URL of the ledger; empty: SQLite beside the data, which needs a local storage path."""
+
+
+class EraserConfig(Section):
+    """All settings of a deployment."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """The root of all randomness. It also keys the hashes of ids: keep it to yourself where users choose their own ids."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    model: ModelConfig = WmfAlsConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    unlearning: UnlearningConfig = UnlearningConfig()
+
+    @property
+    def guarantee(self) -> str:
+        """`exact` where the partition knows nothing of the data but each user's id, else `exact-given-partition`."""
+        return "exact" if self.partition.kind == "hashed" else "exact-given-partition"
+
+    @property
+    def foldin_weights(self) -> tuple[float, float]:
+        """(alpha0, reg) of the fold-in."""
+        als = self.model if isinstance(self.model, WmfAlsConfig) else WmfAlsConfig()
+        alpha0, reg = self.aggregation.foldin_alpha0, self.aggregation.foldin_reg
+        return als.alpha0 if alpha0 is None else alpha0, als.reg if reg is None else reg
+
+    def fingerprint(self) -> str:
+        """A digest of every setting that can change a bit of what is trained."""
+        settings = self.model_dump(mode="json", exclude={"unlearning": True, "runtime": {"slots", "timeout_seconds"}})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The whole configuration as a TOML document; settings that are None are left out."""
+        settings = self.model_dump(mode="json", exclude_none=True)
+        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, dict)]
+        for name, section in settings.items():
+            if isinstance(section, dict):
+                lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+        return "\n".join(lines) + "\n"
+
+
+def load_config(file: Path | None = None, changes: Sequence[str] = ()) -> EraserConfig:
+    """The defaults, changed by a TOML file and then by `section.key=value` settings, later ones first in force.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown or a value out of range; names the key.
+    """
+    settings: dict[str, Any] = {}
+    if file is not None:
+        try:
+            settings = tomllib.loads(file.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(str(file), f"cannot be read ({error.strerror}): check the path") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(str(file), f"is not TOML: {error}") from error
+    for change in changes:
+        _apply(settings, change)
+    return config_from(settings)
+
+
+def config_from(settings: Mapping[str, Any]) -> EraserConfig:
+    """A configuration from plain values, as `EraserConfig.model_dump` gives them.
+
+    Raises:
+        ConfigError: names the first key that is unknown or out of range.
+    """
+    try:
+        return EraserConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # The tag of a tagged union stands in the location although nobody wrote it.
+        where = ".".join(str(part) for part in first["loc"] if "-" not in str(part))
+        problem = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+        raise ConfigError(where, problem) from error
+
+
+def _apply(settings: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(change, "write a setting as section.key=value")
+    *sections, key = path.strip().split(".")
+    target = settings
+    for name in sections:
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            raise ConfigError(path, f"{name} is a value, not a section")
+    try:
+        target[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        target[key] = text.strip()  # a bare word is a string, as a shell user expects

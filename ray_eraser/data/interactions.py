@@ -1,0 +1,108 @@
+"""Who interacted with what: the pairs that everything is learned from.
+
+n pairs; rows are numbers in a `Vocabulary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """A set of (user, item) pairs, sorted by user and then by item, no pair twice.
+
+    Values are frozen: removing pairs gives a new value.
+
+    Attributes:
+        users: (n,) int32 user rows.
+        items: (n,) int32 item rows.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def of(cls, users: np.ndarray, items: np.ndarray) -> Interactions:
+        """Sort pairs that come in any order and merge the repeated ones; `len(users) - len(result)` were merged."""
+        return cls._from_codes(np.unique(_codes(np.asarray(users), np.asarray(items))))
+
+    @classmethod
+    def none(cls) -> Interactions:
+        return cls._from_codes(np.empty(0, np.int64))
+
+    @classmethod
+    def union(cls, parts: list[Interactions]) -> Interactions:
+        """All pairs that any part has."""
+        return cls._from_codes(np.unique(np.concatenate([np.empty(0, np.int64), *(part.codes() for part in parts)])))
+
+    @classmethod
+    def _from_codes(cls, codes: np.ndarray) -> Interactions:
+        return cls((codes >> 32).astype(np.int32), (codes & 0xFFFFFFFF).astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def codes(self) -> np.ndarray:
+        """One int64 a pair, user in the upper half, ascending: sets of pairs become sets of numbers."""
+        return _codes(self.users, self.items)
+
+    def take(self, chosen: np.ndarray) -> Interactions:
+        """The pairs at ascending positions or where a mask (n,) is true."""
+        return Interactions(self.users[chosen], self.items[chosen])
+
+    def without(self, erased: Interactions) -> Interactions:
+        """What remains once `erased` is gone; pairs of `erased` that are not here are passed over."""
+        return self.take(~np.isin(self.codes(), erased.codes(), assume_unique=True, kind="sort"))
+
+    def common(self, other: Interactions) -> Interactions:
+        """The pairs that both have."""
+        return self.take(np.isin(self.codes(), other.codes(), assume_unique=True, kind="sort"))
+
+    def of_users(self, rows: np.ndarray) -> Interactions:
+        """The pairs of these users."""
+        return self.take(np.isin(self.users, rows))
+
+    def of_items(self, rows: np.ndarray) -> Interactions:
+        """The pairs with these items."""
+        return self.take(np.isin(self.items, rows))
+
+    def user_rows(self) -> np.ndarray:
+        """Ascending rows of the users that have a pair."""
+        return np.unique(self.users)
+
+    def item_rows(self) -> np.ndarray:
+        """Ascending rows of the items that have a pair."""
+        return np.unique(self.items)
+
+    def matrix(self, n_users: int, n_items: int) -> sparse.csr_matrix:
+        """Sparse (n_users, n_items) float32 matrix of ones, indices ascending in every row."""
+        shape, ones = (n_users, n_items), np.ones(len(self), np.float32)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=n_users))])
+        return sparse.csr_matrix((ones, self.items, starts), shape=shape)
+
+    def compact(self) -> Compact:
+        """The same pairs in numbers of their own, 0 .. U'-1 and 0 .. I'-1, so that nobody else takes up room."""
+        user_rows, users = np.unique(self.users, return_inverse=True)
+        item_rows, items = np.unique(self.items, return_inverse=True)
+        return Compact(user_rows, item_rows, Interactions(users.astype(np.int32), items.astype(np.int32)))
+
+
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """Interactions renumbered without gaps, with the vocabulary rows they came from."""
+
+    user_rows: np.ndarray
+    item_rows: np.ndarray
+    interactions: Interactions
+
+    def matrix(self) -> sparse.csr_matrix:
+        """(U', I') as `Interactions.matrix`."""
+        return self.interactions.matrix(len(self.user_rows), len(self.item_rows))
+
+
+def _codes(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    return (users.astype(np.int64) << 32) | items.astype(np.int64)

@@ -1,0 +1,85 @@
+"""From raw ids to rows and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ray_eraser.errors import UnknownIdError
+from ray_eraser.ids import RawId
+from ray_eraser.seeds import hash_ids
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The ids of one kind (users or items), all integers or all strings; an id's row is its position.
+
+    A new vocabulary is sorted by id, so rows do not depend on the order of the log. Erasing an id leaves a tombstone (None):
+    the other rows keep their numbers.
+    """
+
+    kind: str
+    ids: tuple[RawId | None, ...]
+
+    @classmethod
+    def of(cls, kind: str, ids: Iterable[RawId]) -> Vocabulary:
+        """Distinct ids in ascending order; integers by value, strings by their UTF-8 bytes."""
+        distinct = set(ids)
+        if all(isinstance(raw, int) for raw in distinct):
+            return cls(kind, tuple(sorted(distinct)))  # type: ignore[type-var]
+        return cls(kind, tuple(sorted(map(str, distinct), key=str.encode)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _rows(self) -> dict[RawId, int]:
+        return {raw: row for row, raw in enumerate(self.ids) if raw is not None}
+
+    @cached_property
+    def _integers(self) -> bool:
+        return all(isinstance(raw, int) for raw in self.ids if raw is not None)
+
+    def __contains__(self, raw: RawId) -> bool:
+        return self._parsed(raw) in self._rows
+
+    def row(self, raw: RawId) -> int:
+        """The row of an id; "12" finds 12 where ids are integers.
+
+        Raises:
+            UnknownIdError: the id was never here or has been erased.
+        """
+        row = self._rows.get(self._parsed(raw))
+        if row is None:
+            raise UnknownIdError(self.kind, str(raw))
+        return row
+
+    def raw(self, rows: Sequence[int] | np.ndarray) -> list[RawId | None]:
+        """The ids of rows; None for a tombstone."""
+        return [self.ids[int(row)] for row in rows]
+
+    def tombstones(self) -> np.ndarray:
+        """Rows whose id was erased, ascending."""
+        return np.array([row for row, raw in enumerate(self.ids) if raw is None], np.int32)
+
+    def without(self, rows: Iterable[int]) -> Vocabulary:
+        """The same rows with tombstones for the ids of these."""
+        gone = {int(row) for row in rows}
+        return Vocabulary(self.kind, tuple(None if row in gone else raw for row, raw in enumerate(self.ids)))
+
+    def keys(self, key: bytes) -> np.ndarray:
+        """Keyed 64-bit hash of every id, (n,) uint64; 0 for tombstones. Depends on the raw id, never on its row."""
+        hashed = hash_ids([str(raw).encode() for raw in self.ids], key)
+        hashed[self.tombstones()] = 0  # the hash of an erased id would still betray it to whoever has the key
+        return hashed
+
+    def _parsed(self, raw: RawId) -> RawId:
+        if self._integers and isinstance(raw, str):
+            try:
+                return int(raw)
+            except ValueError:
+                return raw
+        return raw if self._integers else str(raw)

@@ -1,0 +1,52 @@
+"""The conditions under which the same input gives the same bits.
+
+Thread counts change the order of sums inside matrix products and eigensolvers, denormals slow Adagrad several-fold, and some
+torch kernels add in any order unless told not to. Every computation whose bits matter runs inside `deterministic`.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import scipy
+from threadpoolctl import threadpool_limits
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Run the body with `threads` BLAS and torch threads, deterministic kernels and denormals flushed; restore afterwards.
+
+    Flushing is a property of the calling thread, so every actor call enters anew, whichever thread serves it.
+    """
+    import torch  # here, so that processes that never train do not pay for the import
+
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with threadpool_limits(limits=threads):
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
+            torch.use_deterministic_algorithms(before[1])
+            torch.set_num_threads(before[0])
+
+
+def environment(threads: int) -> dict[str, str | int]:
+    """What the bits depend on besides the data, the config and the seed. Recorded with every generation."""
+    import torch
+
+    return {
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+    }

@@ -1,0 +1,1 @@
+"""Training one submodel, always from scratch."""

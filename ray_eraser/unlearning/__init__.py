@@ -1,0 +1,1 @@
+"""Requests, their record, their route and their proof."""
