@@ -1,0 +1,125 @@
+"""The best rank-D factors of the submodels' summed scores, from their Gram matrices alone: no training and no data.
+
+The summed score matrix is S = P Q' with P the users' tables side by side, U x KD, and Q the items', I x KD, absent rows zero.
+Its singular vectors lie in the columns' spans, so that everything happens in KD x KD matrices, whatever U and I are.
+
+K submodels of width D, k and l two of them; R rank asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import linalg
+
+from ray_eraser.embeddings import Embeddings
+
+_EXACT_UP_TO = 1024
+"""Stacked width KD from which on the eigensolver's cubic cost is avoided by subspace iteration."""
+
+_OVERSAMPLING = 16
+_ROUNDS = 12
+
+
+def spectral(submodels: Sequence[Embeddings], rank: int, seed: int, weights: Sequence[float] | None = None) -> Embeddings:
+    """Embeddings of width `rank` whose inner products are the best rank-`rank` approximation of the summed scores.
+
+    Args:
+        submodels: the tables; empty ones add nothing.
+        rank: width of the result; where the stack has a lower rank the last columns are zero.
+        seed: for the start of the subspace iteration (KD > 1024).
+        weights: (K,) factor of each submodel's scores; 1 by default.
+    """
+    if not submodels:
+        return Embeddings.empty(rank)
+    users_KDR, items_KDR = bases(submodels, rank, seed, weights)
+    width = submodels[0].width
+    blocks = range(len(submodels))
+    users_k = [submodels[k].users.astype(np.float64) @ users_KDR[k * width : (k + 1) * width] for k in blocks]
+    items_k = [submodels[k].items.astype(np.float64) @ items_KDR[k * width : (k + 1) * width] for k in blocks]
+    user_rows, users = _sum_rows([submodel.user_rows for submodel in submodels], users_k)
+    item_rows, items = _sum_rows([submodel.item_rows for submodel in submodels], items_k)
+    return Embeddings(user_rows, users.astype(np.float32), item_rows, items.astype(np.float32))
+
+
+def bases(
+    submodels: Sequence[Embeddings], rank: int, seed: int, weights: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What every submodel's user and item vectors are multiplied with before they are summed: two (KD, R) float64."""
+    factors = np.ones(len(submodels)) if weights is None else np.asarray(weights, np.float64)
+    scale_KD = np.repeat(factors, [submodel.width for submodel in submodels])
+    gram_users = gram([(submodel.user_rows, submodel.users) for submodel in submodels]) * np.outer(scale_KD, scale_KD)
+    gram_items = gram([(submodel.item_rows, submodel.items) for submodel in submodels])
+    solve = _exact if len(gram_users) <= _EXACT_UP_TO else _iterated
+    users_KDR, items_KDR = solve(gram_users, gram_items, rank, seed)
+    return scale_KD[:, None] * users_KDR, items_KDR
+
+
+def gram(tables: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """T'T of the tables side by side, (KD, KD) float64, from (rows, vectors) pairs; block (k, l) sums over common rows."""
+    ends = np.cumsum([0, *(vectors.shape[1] for _, vectors in tables)])
+    result = np.zeros((ends[-1], ends[-1]))
+    for k, (rows_k, vectors_k) in enumerate(tables):
+        for l, (rows_l, vectors_l) in enumerate(tables[: k + 1]):
+            _, in_k, in_l = np.intersect1d(rows_k, rows_l, assume_unique=True, return_indices=True)
+            if len(in_k):
+                block = vectors_k[in_k].astype(np.float64).T @ vectors_l[in_l].astype(np.float64)
+                result[ends[k] : ends[k + 1], ends[l] : ends[l + 1]] = block
+                result[ends[l] : ends[l + 1], ends[k] : ends[k + 1]] = block.T
+    return result
+
+
+def _exact(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG001 - one signature with _iterated
+    """By eigendecomposition of both Gram matrices and the singular values of the product of their roots."""
+    values_P, vectors_P = _eigh(gram_users)
+    values_Q, vectors_Q = _eigh(gram_items)
+    root_P, root_Q = np.sqrt(values_P), np.sqrt(values_Q)
+    left, singular, right_t = linalg.svd(root_P[:, None] * (vectors_P.T @ vectors_Q) * root_Q[None, :], full_matrices=False)
+    kept = min(rank, len(singular))
+    share = np.sqrt(singular[:kept])
+    users = np.zeros((len(gram_users), rank))
+    items = np.zeros((len(gram_items), rank))
+    users[:, :kept] = vectors_P @ (left[:, :kept] / root_P[:, None]) * share
+    items[:, :kept] = vectors_Q @ (right_t[:kept].T / root_Q[:, None]) * share
+    return users, items
+
+
+def _iterated(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """By subspace iteration with G_P G_Q (Halko, Martinsson, Tropp 2011), whose leading eigenvectors z give S's right singular
+    vectors Q z.
+    """
+    size = min(len(gram_users), rank + _OVERSAMPLING)
+    basis = np.random.default_rng(seed).standard_normal((len(gram_users), size))
+    for _ in range(_ROUNDS):
+        basis, _ = linalg.qr(gram_users @ (gram_items @ basis), mode="economic")
+    # Orthonormal in item space: Q basis @ whiten.
+    values, vectors = _eigh(basis.T @ gram_items @ basis)
+    right = basis @ (vectors / np.sqrt(values))
+    # S restricted to that space is P (G_Q right); its own Gram matrix gives the rotation and the singular values.
+    image = gram_items @ right
+    squares, rotation = _eigh(image.T @ gram_users @ image)
+    kept = min(rank, len(squares))
+    leading = slice(len(squares) - 1, len(squares) - 1 - kept if kept < len(squares) else None, -1)
+    share = squares[leading] ** 0.25
+    users = np.zeros((len(gram_users), rank))
+    items = np.zeros((len(gram_items), rank))
+    users[:, :kept] = image @ rotation[:, leading] / share
+    items[:, :kept] = right @ rotation[:, leading] * share
+    return users, items
+
+
+def _eigh(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, ascending, and eigenvectors that carry more than rounding."""
+    values, vectors = linalg.eigh(symmetric, driver="evd")
+    real = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float32).eps ** 2
+    return values[real], vectors[:, real]
+
+
+def _sum_rows(rows: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The union of row numbers and the sum of the vectors that share one, submodels in order."""
+    union = np.unique(np.concatenate(rows))
+    total = np.zeros((len(union), vectors[0].shape[1]))
+    for rows_k, vectors_k in zip(rows, vectors, strict=True):
+        total[np.searchsorted(union, rows_k)] += vectors_k
+    return union, total
