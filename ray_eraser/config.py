@@ -52,8 +52,8 @@ class PartitionConfig(Section):
     """How the interactions are divided into shards."""
 
     kind: Literal["hashed", "random", "user_based", "item_based", "interaction_based"] = "hashed"
-    """`hashed`: keyed hash of the user id, guarantee `exact`. `random`: interactions at random (SISA). The others are learned
-    from embeddings (RecEraser), guarantee `exact-given-partition`."""
+    """`hashed`: keyed hash of the user id, guarantee `exact`. `random`: keyed hash of the pair (SISA), also `exact`. The others
+    are learned from embeddings (RecEraser), guarantee `exact-given-partition`."""
     n_shards: int = Field(10, ge=1, le=10_000)
     """K. One shard is full retraining."""
     slack: float = Field(1.2, ge=1)
@@ -65,6 +65,11 @@ class PartitionConfig(Section):
     pretrain_epochs: int = Field(8, ge=1)
     """Learned partitions: ALS epochs on the whole log for the embeddings that the distances are taken from."""
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether where an interaction is put depends on other interactions."""
+        return self.kind not in ("hashed", "random")
+
 
 class WmfAlsConfig(Section):
     """Weighted matrix factorisation, solved exactly by alternating least squares (Hu et al. 2008; Rendle et al. 2021)."""
@@ -75,10 +80,10 @@ class WmfAlsConfig(Section):
     """D, the length of a vector."""
     epochs: int = Field(8, ge=1)
     """Rounds of users, then items; a last half round of users follows."""
-    alpha0: float = Field(0.2, gt=0)
+    alpha0: float = Field(0.3, gt=0)
     """Weight of an unobserved pair against 1 for an observed one. Tune it for each data set: about .1 to .3 on MovieLens, .02 to
-    .03 on sparse logs such as Yelp2018, where .2 ruins the ranking."""
-    reg: float = Field(0.01, ge=0)
+    .03 on sparse logs such as Yelp2018, where .3 ruins the ranking."""
+    reg: float = Field(0.007, ge=0)
     """Ridge, scaled by each row's degree (Rendle et al. 2021)."""
 
 
@@ -143,9 +148,9 @@ class AggregationConfig(Section):
     sweeps: int = Field(1, ge=0, le=2)
     """`foldin`: rounds of items and users after the first solve of the users."""
     foldin_alpha0: float | None = Field(None, gt=0)
-    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or .2 where the model has none."""
+    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or .3 where the model has none."""
     foldin_reg: float | None = Field(None, ge=0)
-    """`foldin`: ridge; None takes the ALS model's, or .01 where the model has none."""
+    """`foldin`: ridge; None takes the ALS model's, or .007 where the model has none."""
 
 
 class RuntimeConfig(Section):
@@ -182,8 +187,8 @@ class EraserConfig(Section):
 
     @property
     def guarantee(self) -> str:
-        """`exact` where the partition knows nothing of the data but each user's id, else `exact-given-partition`."""
-        return "exact" if self.partition.kind == "hashed" else "exact-given-partition"
+        """`exact` where no interaction's place depends on another, else `exact-given-partition`."""
+        return "exact-given-partition" if self.partition.is_learned else "exact"
 
     @property
     def foldin_weights(self) -> tuple[float, float]:

@@ -94,15 +94,15 @@ class StoreError(RayEraserError):
 
 
 class StaleEpochError(RayEraserError):
-    """A coordinator that has been replaced still gives orders; a shard refused one."""
+    """A coordinator that has been replaced still gives orders; a shard or the ledger refused one."""
 
-    def __init__(self, shard_id: int, seen: int, offered: int) -> None:
-        super().__init__(shard_id, seen, offered)
-        self.shard_id, self.seen, self.offered = shard_id, seen, offered
+    def __init__(self, who: str, seen: int, offered: int) -> None:
+        super().__init__(who, seen, offered)
+        self.who, self.seen, self.offered = who, seen, offered
 
     def __str__(self) -> str:
         return (
-            f"shard {self.shard_id} obeys epoch {self.seen} and refuses epoch {self.offered}: "
+            f"{self.who} obeys epoch {self.seen} and refuses epoch {self.offered}: "
             "another coordinator has taken over, stop this one"
         )
 

@@ -1,13 +1,18 @@
-"""Ranked lists from embeddings.
+"""Ranked lists from embeddings, and the snapshot that reads are answered from.
 
 U users asked for, I' items that the model covers, N length of a list.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.ids import Generation, RawId
 
 
 def top_items(scores_UI: np.ndarray, n: int) -> np.ndarray:
@@ -26,13 +31,39 @@ def top_items(scores_UI: np.ndarray, n: int) -> np.ndarray:
     return np.take_along_axis(best_UN, order_UN, 1)
 
 
-def recommend(model: Embeddings, user_row: int, seen_items: np.ndarray, n: int) -> np.ndarray | None:
-    """Rows of the best N items that the user has not seen, best first, at most N; None where the model lacks the user."""
-    position = model.position_of_user(user_row)
-    if position is None:
-        return None
-    unseen = ~np.isin(model.item_rows, seen_items)
-    item_rows, items = model.item_rows[unseen], model.items[unseen]
-    if not len(item_rows):
-        return item_rows
-    return np.asarray(item_rows[top_items((items @ model.users[position])[None], min(n, len(item_rows)))[0]])
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything that a read needs, immutable: a reader keeps the one it began with while the next is made.
+
+    Attributes:
+        model: the aggregate, or its excision while shards are being trained anew.
+        users, items: the vocabularies, without the ids that are being erased.
+        seen: all remaining interactions, held-out ones too: nobody is recommended what they know.
+        generation: that it was made from.
+    """
+
+    model: Embeddings
+    users: Vocabulary
+    items: Vocabulary
+    seen: Interactions
+    generation: Generation
+
+    def recommend(self, user_id: RawId, n: int) -> list[RawId]:
+        """Raw ids of the best `n` items that the user has not seen, best first; fewer where fewer are left.
+
+        A user without a remaining interaction has no vector and is given the items that most others have.
+
+        Raises:
+            UnknownIdError: the user was never here or has been erased.
+        """
+        row = self.users.row(user_id)
+        first, last = np.searchsorted(self.seen.users, [row, row + 1])
+        position = self.model.position_of_user(row)
+        if position is None:
+            item_rows, scores = np.unique(self.seen.items, return_counts=True)
+        else:
+            item_rows, scores = self.model.item_rows, self.model.items @ self.model.users[position]
+        unseen = ~np.isin(item_rows, self.seen.items[first:last])
+        item_rows, scores = item_rows[unseen], scores[unseen]
+        best = item_rows[top_items(scores[None], min(n, len(item_rows)))[0]] if len(item_rows) else item_rows
+        return [raw for raw in self.items.raw(best) if raw is not None]

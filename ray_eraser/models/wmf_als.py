@@ -19,10 +19,7 @@ from torch import Tensor
 from ray_eraser.config import WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.models.base import Start
-
-_START_SCALE = 0.1
-"""Item vectors start with about this length (Rendle et al. 2021)."""
+from ray_eraser.models.base import START_LENGTH, Start
 
 _BATCH_CELLS = 1 << 14
 """Gathered vectors of a batch: 4 MB at width 64, so that a batch stays in the cache."""
@@ -42,7 +39,7 @@ class WmfAls:
         compact = interactions.compact()
         by_user = compact.matrix()
         by_item = by_user.T.tocsr()
-        items = torch.from_numpy(start.items) * (_START_SCALE / config.width**0.5)
+        items = torch.from_numpy(start.items) * (START_LENGTH / config.width**0.5)
         users = half_sweep(by_user, items, config.alpha0, config.reg)
         for _ in range(config.epochs):
             items = half_sweep(by_item, users, config.alpha0, config.reg)

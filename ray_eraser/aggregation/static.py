@@ -1,0 +1,86 @@
+"""One learned weight a shard: GraphEraser's aggregation (Chen et al. 2022, CCS, "LBAggr") with the base model's loss.
+
+K submodels that are not empty, D width, n remaining interactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import linalg, optimize
+
+from ray_eraser.aggregation.mean import side_by_side
+from ray_eraser.aggregation.spectral import gram
+from ray_eraser.config import AggregationConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.embeddings import Embeddings
+
+_BATCH_PAIRS = 1 << 14
+
+
+def static(
+    submodels: Sequence[Embeddings],
+    interactions: Interactions,
+    config: AggregationConfig,
+    seed: int,  # noqa: ARG001 - one signature with the aggregators that draw numbers; this one has a closed form
+) -> Embeddings:
+    """Embeddings of width K * D whose inner products are sum_k w_k (p_k . q_k), with w >= 0 and sum 1; absent rows zero."""
+    present = [submodel for submodel in submodels if len(submodel.user_rows)]
+    if not present:
+        return side_by_side(submodels)
+    together = side_by_side(present)
+    weights_K = static_weights(present, interactions, config.w0).astype(np.float32)
+    scale_KD = np.repeat(weights_K, [submodel.width for submodel in present])
+    return Embeddings(together.user_rows, together.users * scale_KD, together.item_rows, together.items)
+
+
+def static_weights(submodels: Sequence[Embeddings], interactions: Interactions, w0: float) -> np.ndarray:
+    """The weight of every submodel, (K,) float64, not negative, sum 1; an empty submodel gets 0.
+
+    The loss is w'Hw - 2 b'w up to a constant (`static_loss`), so its minimum over w >= 0 is one non-negative least squares
+    problem. The sum is set to 1 afterwards: that scales all scores alike and moves no rank, whereas a sum of 1 held during the
+    training would spend the weights on the scores' size, which averaging makes too small, instead of on their order.
+    """
+    loss_KK, gain_K = static_loss(submodels, interactions, w0)
+    if (gain_K > 0).any():
+        # |Aw - y|^2 with A'A = H and A'y = b, on the directions of H that carry more than rounding.
+        values, vectors = linalg.eigh(loss_KK)
+        real = values > values[-1] * 1e-10
+        root, basis = np.sqrt(values[real]), vectors[:, real]
+        weights_K, _ = optimize.nnls(root[:, None] * basis.T, (basis.T @ gain_K) / root)
+    else:
+        # No submodel scores the remaining pairs above zero: nothing to tell them apart by.
+        weights_K = np.array([len(submodel.user_rows) > 0 for submodel in submodels], np.float64)
+    shares_K: np.ndarray = weights_K / weights_K.sum()
+    return shares_K
+
+
+def static_loss(submodels: Sequence[Embeddings], interactions: Interactions, w0: float) -> tuple[np.ndarray, np.ndarray]:
+    """H (K, K) and b (K,), float64, of the loss w'Hw - 2 b'w that the scores s = sum_k w_k s_k have, by non-sampling.
+
+    loss = w0 * sum over all pairs of s^2  +  sum over observed pairs of (1 - w0) s^2 - 2 s, as in models/wmf_adagrad.py.
+    """
+    n_submodels = len(submodels)
+    ends = np.cumsum([0, *(submodel.width for submodel in submodels)])[:-1]
+    # sum over all pairs of s_k s_l = the sum of the entries of P_k'P_l * Q_k'Q_l.
+    users_gram = gram([(submodel.user_rows, submodel.users) for submodel in submodels])
+    items_gram = gram([(submodel.item_rows, submodel.items) for submodel in submodels])
+    everywhere_KK = np.add.reduceat(np.add.reduceat(users_gram * items_gram, ends, axis=0), ends, axis=1)
+    observed_KK, gain_K = np.zeros((n_submodels, n_submodels)), np.zeros(n_submodels)
+    for first in range(0, len(interactions), _BATCH_PAIRS):
+        batch = interactions.take(np.arange(first, min(first + _BATCH_PAIRS, len(interactions))))
+        scores_nK = np.stack([_scores(submodel, batch) for submodel in submodels], axis=1)
+        observed_KK += scores_nK.T @ scores_nK
+        gain_K += scores_nK.sum(0)
+    return w0 * everywhere_KK + (1 - w0) * observed_KK, gain_K
+
+
+def _scores(submodel: Embeddings, pairs: Interactions) -> np.ndarray:
+    """p.q of every pair, (n,) float64; 0 where the submodel lacks the user or the item."""
+    known = np.isin(pairs.users, submodel.user_rows) & np.isin(pairs.items, submodel.item_rows)
+    users_nD = submodel.users[np.searchsorted(submodel.user_rows, pairs.users[known])]
+    items_nD = submodel.items[np.searchsorted(submodel.item_rows, pairs.items[known])]
+    scores_n = np.zeros(len(pairs))
+    scores_n[known] = np.einsum("nd,nd->n", users_nD, items_nD)
+    return scores_n

@@ -1,0 +1,111 @@
+"""The aggregation as a part of a deployment: reads submodels from the store, writes the aggregate to it.
+
+A plain class like `Shard`; on Ray it is one actor. What it keeps in memory is a cache of the files of one generation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ray_eraser.aggregation import aggregate, excise
+from ray_eraser.config import EraserConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import environment
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.ids import ShardId
+from ray_eraser.models.base import START_LENGTH
+from ray_eraser.store import FileRef, ShardData, ShardRecord, Store, embeddings_bytes
+from ray_eraser.training.submodel import item_start
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class AggregationOrder:
+    """Which shards' files to aggregate.
+
+    Attributes:
+        items: the items' vocabulary of the generation.
+        shards: all shards' files, in order.
+        erased: pairs that must not count although a shard's file still has them (excision only).
+        excised: shards whose submodels must not count (excision only).
+    """
+
+    items: FileRef
+    shards: tuple[ShardRecord, ...]
+    erased: Interactions
+    excised: frozenset[ShardId] = frozenset()
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The aggregate's file, what its bits depend on besides the data, and the seconds that it took."""
+
+    aggregate: FileRef
+    environment: dict[str, str | int]
+    seconds: float
+
+
+class Aggregator:
+    """Combines the submodels of one generation."""
+
+    def __init__(self, store_uri: str, config: EraserConfig) -> None:
+        self.config = config
+        self._store = Store(store_uri)
+        self._submodels: dict[FileRef, Embeddings] = {}
+        self._data: dict[FileRef, ShardData] = {}
+
+    def ready(self) -> None:
+        """Answers once the process is up and has loaded what it computes with."""
+        environment(self.config.runtime.threads)
+
+    def aggregate(self, order: AggregationOrder) -> Aggregated:
+        """Write the model of a generation."""
+        started = time.perf_counter()
+        model = aggregate(self._all_submodels(order), self._interactions(order), self.config)
+        written = self._store.write_aggregate(model)
+        return Aggregated(written, environment(self.config.runtime.threads), time.perf_counter() - started)
+
+    def excise(self, order: AggregationOrder) -> Embeddings:
+        """The model to serve while the excised shards are trained anew. Returned and never stored: it lives for seconds."""
+        self._all_submodels(order)
+        kept = [self._submodels[record.submodel] for record in order.shards if record.shard not in order.excised]
+        interactions = self._interactions(order).without(order.erased)
+        return excise(kept, interactions, self._start(order.items, interactions), self.config)
+
+    def warm(self, order: AggregationOrder) -> None:
+        """Read a generation's files, so that the next excision need not wait for the disk."""
+        self._all_submodels(order)
+        self._interactions(order)
+
+    def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
+        self._submodels = _cached(self._submodels, [record.submodel for record in order.shards], self._store.read_embeddings)
+        return [self._submodels[record.submodel] for record in order.shards]
+
+    def _interactions(self, order: AggregationOrder) -> Interactions:
+        self._data = _cached(self._data, [record.interactions for record in order.shards], self._store.read_shard_data)
+        return Interactions.union([self._data[record.interactions].train for record in order.shards])
+
+    def _start(self, items: FileRef, interactions: Interactions) -> Embeddings:
+        rows = interactions.item_rows()
+        width = self.config.model.width
+        vectors = item_start(self._store.read_item_keys(items)[rows], self.config) * np.float32(START_LENGTH / width**0.5)
+        nobody = Embeddings.empty(width)
+        return Embeddings(nobody.user_rows, nobody.users, rows, vectors)
+
+
+def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: EraserConfig) -> bytes:
+    """What the file of the aggregate should contain, computed anew from the stored submodels: for the audit."""
+    store = Store(store_uri)
+    interactions = Interactions.union([store.read_shard_data(record.interactions).train for record in shards])
+    return embeddings_bytes(aggregate([store.read_embeddings(record.submodel) for record in shards], interactions, config))
+
+
+def _cached(cache: dict[FileRef, _T], wanted: Sequence[FileRef], read: Callable[[FileRef], _T]) -> dict[FileRef, _T]:
+    """A cache of exactly the wanted files: what is superseded leaves the memory at once."""
+    return {ref: cache[ref] if ref in cache else read(ref) for ref in wanted}

@@ -1,0 +1,121 @@
+"""Weighted matrix factorisation by gradient steps over all pairs, none of them sampled: as RecEraser trains it.
+
+The loss is that of Chen et al. 2020 ("Efficient Neural Matrix Factorization without Sampling"), the steps are Adagrad's
+(Duchi et al. 2011), the settings those of the RecEraser authors (Chen et al. 2022).
+
+U' users and I' items of the shard in its compact numbering, B users of a batch, D width.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from ray_eraser.config import WmfAdagradConfig
+from ray_eraser.data.interactions import Compact, Interactions
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.evaluate import evaluate
+from ray_eraser.models.base import Start
+from ray_eraser.training.stopping import EarlyStopping
+
+_START_SCALE = 0.01
+"""Deviation of every coordinate at the start, as in the authors' code."""
+
+_ACCUMULATOR_START = 1e-8
+"""Adagrad's first squared gradient, as in the authors' code: small, so that the first step of a row is a whole `lr`."""
+
+
+class WmfAdagrad:
+    """WMF by non-sampling gradient steps: a `BaseModel`."""
+
+    def __init__(self, config: WmfAdagradConfig) -> None:
+        self.config = config
+
+    def fit(self, interactions: Interactions, valid: Interactions, start: Start) -> Embeddings:
+        """Train for all epochs or, with `patience`, until Recall@10 on `valid` stops rising; the best weights then count."""
+        config = self.config
+        if not len(interactions):
+            return Embeddings.empty(config.width)
+        compact = interactions.compact()
+        observed_UI = compact.matrix()
+        generator = torch.Generator().manual_seed(start.seed)
+        users_UD = torch.randn(len(compact.user_rows), config.width, generator=generator) * _START_SCALE
+        items_ID = torch.from_numpy(start.items) * _START_SCALE
+        users_squares_UD = torch.full_like(users_UD, _ACCUMULATOR_START)
+        items_squares_ID = torch.full_like(items_ID, _ACCUMULATOR_START)
+        stopping: EarlyStopping[Embeddings] = EarlyStopping(config.patience)
+        for epoch in range(1, config.epochs + 1):
+            # `split` keeps the last, shorter batch. The authors drop it: a shard of fewer users than a batch never trains.
+            for batch_B in torch.split(torch.randperm(len(users_UD), generator=generator), config.batch):
+                before_BD = users_UD.index_select(0, batch_B)
+                dropped_BD = dropout_mask(before_BD, config.keep, generator)
+                _, slope_BD, slope_ID = non_sampling_loss(
+                    before_BD * dropped_BD, items_ID, observed_UI[batch_B.numpy()], config.w0
+                )
+                squares_BD = users_squares_UD.index_select(0, batch_B)
+                adagrad_step(before_BD, slope_BD.mul_(dropped_BD), squares_BD, config.lr)
+                # A user is in one batch of an epoch: written back without adding, so in any order the same bits.
+                users_UD.index_copy_(0, batch_B, before_BD)
+                users_squares_UD.index_copy_(0, batch_B, squares_BD)
+                adagrad_step(items_ID, slope_ID, items_squares_ID, config.lr)
+            if config.patience and len(valid) and (epoch % config.check_every == 0 or epoch == config.epochs):
+                model = _embeddings(compact, users_UD.clone(), items_ID.clone())
+                stopping = stopping.after(evaluate(model, interactions, valid, (10,))["recall@10"], model)
+                if stopping.exhausted:
+                    break
+        return stopping.best or _embeddings(compact, users_UD, items_ID)
+
+
+def non_sampling_loss(
+    users_BD: Tensor, items_ID: Tensor, observed_BI: sparse.csr_matrix, w0: float
+) -> tuple[float, Tensor, Tensor]:
+    """The loss over all pairs of these users and items, and its gradients (B, D) and (I, D). Chen et al. 2022, eq. 8.
+
+    loss = w0 * sum over all pairs of (p.q)^2  +  sum over observed pairs of (1 - w0) (p.q)^2 - 2 p.q,
+    which is the squared error with weight 1 on observed pairs (p.q - 1)^2 and w0 on the others (p.q)^2, less a constant. The
+    sum over all pairs is that of the entries of P'P * Q'Q: no pair of it is looked at.
+    """
+    users_gram_DD, items_gram_DD = users_BD.T @ users_BD, items_ID.T @ items_ID
+    scores_n = _observed_scores(users_BD, items_ID, observed_BI)
+    loss = w0 * float((users_gram_DD * items_gram_DD).sum()) + float(((1 - w0) * scores_n * scores_n - 2 * scores_n).sum())
+    # SciPy's products add in the order of storage, so they give the same bits on any number of threads.
+    slopes_BI = sparse.csr_matrix(
+        ((2 * (1 - w0) * scores_n - 2).numpy(), observed_BI.indices, observed_BI.indptr), shape=observed_BI.shape
+    )
+    slope_BD = torch.from_numpy(slopes_BI @ items_ID.numpy()).addmm_(users_BD, items_gram_DD, alpha=2 * w0)
+    slope_ID = torch.from_numpy(slopes_BI.T @ users_BD.numpy()).addmm_(items_ID, users_gram_DD, alpha=2 * w0)
+    return loss, slope_BD, slope_ID
+
+
+def adagrad_step(weights: Tensor, slope: Tensor, squares: Tensor, lr: float) -> None:
+    """One step of Adagrad in place: squares += slope^2, weights -= lr * slope / sqrt(squares)."""
+    squares.addcmul_(slope, slope)
+    weights.addcdiv_(slope, squares.sqrt(), value=-lr)
+
+
+def dropout_mask(like: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+    """1 / keep with probability `keep`, else 0, in the shape of `like`: a product with it keeps the mean."""
+    return (torch.rand(like.shape, dtype=like.dtype, generator=generator) < keep).to(like.dtype) / keep
+
+
+def _observed_scores(users_BD: Tensor, items_ID: Tensor, observed_BI: sparse.csr_matrix) -> Tensor:
+    """p.q of the observed pairs in the order of storage, (n,)."""
+    with warnings.catch_warnings():
+        # torch calls the whole layout beta once a process; the one kernel used here is checked against a naive loop.
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+        pattern_BI = torch.sparse_csr_tensor(
+            torch.from_numpy(observed_BI.indptr),
+            torch.from_numpy(observed_BI.indices),
+            users_BD.new_zeros(observed_BI.nnz),
+            size=observed_BI.shape,
+            check_invariants=False,
+        )
+        scores_BI: Tensor = torch.sparse.sampled_addmm(pattern_BI, users_BD, items_ID.T)
+        return scores_BI.values()
+
+
+def _embeddings(compact: Compact, users_UD: Tensor, items_ID: Tensor) -> Embeddings:
+    return Embeddings(compact.user_rows, users_UD.numpy(), compact.item_rows, items_ID.numpy())

@@ -1,0 +1,83 @@
+"""Where shards live and work. One protocol, two pools: this process, and Ray (runtime/pool.py). Both give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from ray_eraser.aggregator import Aggregated, AggregationOrder, Aggregator
+from ray_eraser.config import EraserConfig
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.ids import ShardId
+from ray_eraser.shard import Shard, ShardOrder, Trained
+
+_T = TypeVar("_T")
+
+OnDone = Callable[[Trained], None]
+
+
+class ShardPool(Protocol):
+    """The shards of a deployment and its aggregator.
+
+    Raises, from every method: `PoolError` where a process died for good, was unreachable or took longer than
+    `runtime.timeout_seconds`; otherwise the error that the shard itself raised.
+    """
+
+    def warm(self) -> None:
+        """Bring up every shard and the aggregator, so that the first request does not wait for processes to start."""
+        ...
+
+    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+        """Let shards carry out their orders, as many at a time as there are slots; `on_done` hears of each."""
+        ...
+
+    def prepare_excision(self, order: AggregationOrder) -> None:
+        """Let the aggregator read a generation ahead of time; does not wait for it."""
+        ...
+
+    def aggregate(self, order: AggregationOrder) -> Aggregated: ...
+
+    def excise(self, order: AggregationOrder) -> Embeddings: ...
+
+    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
+        """Results of pure functions of stored files, each called once in some process; in the order of `calls`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the processes, where this pool owns them."""
+        ...
+
+
+class LocalShardPool:
+    """All shards in this process, one after the other: for tests, notebooks and machines without Ray."""
+
+    def __init__(self, store_uri: str, config: EraserConfig) -> None:
+        self._shards = {
+            ShardId(k): Shard(ShardId(k), store_uri, config) for k in range(config.partition.n_shards)
+        }
+        self._aggregator = Aggregator(store_uri, config)
+
+    def warm(self) -> None:
+        self._aggregator.ready()
+
+    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+        done = {}
+        for shard, order in orders.items():
+            done[shard] = self._shards[shard].erase(order)
+            on_done(done[shard])
+        return done
+
+    def prepare_excision(self, order: AggregationOrder) -> None:
+        self._aggregator.warm(order)
+
+    def aggregate(self, order: AggregationOrder) -> Aggregated:
+        return self._aggregator.aggregate(order)
+
+    def excise(self, order: AggregationOrder) -> Embeddings:
+        return self._aggregator.excise(order)
+
+    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
+        return [call() for call in calls]
+
+    def close(self) -> None:
+        return

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ray_eraser.aggregation.attention import (
+    Scorer,
+    Transfer,
+    attention,
+    attention_weights,
+    transferred,
+    weighted_sum,
+)
+from ray_eraser.aggregation.spectral import spectral
+from ray_eraser.config import AggregationConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import deterministic
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.models.wmf_adagrad import non_sampling_loss
+
+STARTS = ["paper", "spectral"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with deterministic(1):
+        yield
+
+
+def config(**settings):
+    return AggregationConfig(**{"kind": "attention", "attention_width": 3, "epochs": 4, "batch": 8, **settings})
+
+
+def untrained(**settings):
+    """So small a learning rate that float32 does not see the steps."""
+    return config(epochs=1, lr=1e-30, **settings)
+
+
+def submodel(seed, user_rows, item_rows, width=4):
+    rng = np.random.default_rng(seed)
+    users, items = (rng.normal(0, 0.5, (len(rows), width)).astype(np.float32) for rows in (user_rows, item_rows))
+    return Embeddings(np.array(user_rows, np.int32), users, np.array(item_rows, np.int32), items)
+
+
+def taste(n_users=20, n_items=12):
+    """Even users like even items and odd users odd ones: the pairs, and two submodels that know half of it each."""
+    pairs = Interactions.of(*np.array([(u, i) for u in range(n_users) for i in range(n_items) if (u + i) % 2 == 0]).T)
+    halves = []
+    for parity in range(2):
+        users, items = (np.zeros((n, 4), np.float32) for n in (n_users, n_items))
+        users[parity::2, 1] = items[parity::2, 1] = 0.5
+        halves.append(Embeddings(np.arange(n_users, dtype=np.int32), users, np.arange(n_items, dtype=np.int32), items))
+    return pairs, halves
+
+
+def parts(seed=0, n_submodels=3, n_rows=6):
+    """Vectors (K, R, D), presence (K, R), a transfer and a scorer; D = 4, A = 2."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731 - three words, used eight times
+    transfer = Transfer(draw(n_submodels, 4, 4), draw(n_submodels, 4))
+    present = draw(n_submodels, n_rows) > 0
+    present[0] |= ~present.any(0)
+    return draw(n_submodels, n_rows, 4), present, transfer, Scorer(draw(4, 2), draw(2), draw(2))
+
+
+def loss_of(model, pairs, w0=0.2):
+    users, items = torch.from_numpy(model.users), torch.from_numpy(model.items)
+    return non_sampling_loss(users, items, pairs.matrix(len(users), len(items)), w0)[0]
+
+
+def test_transfer_weights_and_sum_are_equations_5_to_7_row_by_row():
+    vectors, present, transfer, scorer = parts()
+    moved = transferred(vectors, transfer)
+    aggregated = weighted_sum(moved, attention_weights(moved, present, scorer))
+    for row in range(6):
+        known = [k for k in range(3) if present[k, row]]
+        moved_k = {k: vectors[k, row] @ transfer.weight[k] + transfer.bias[k] for k in known}
+        score_k = {k: scorer.out @ torch.clamp(moved_k[k] @ scorer.weight + scorer.bias, min=0) for k in known}
+        total = sum(torch.exp(score) for score in score_k.values())
+        expected = sum(torch.exp(score_k[k]) / total * moved_k[k] for k in known)
+        torch.testing.assert_close(aggregated[row], expected)
+
+
+def test_weights_sum_to_one_and_absent_rows_weigh_nothing():
+    vectors, present, transfer, scorer = parts(seed=1)
+    weights = attention_weights(transferred(vectors, transfer), present, scorer)
+    torch.testing.assert_close(weights.sum(0), torch.ones(6))
+    assert (weights[~present] == 0).all()
+    assert (weights[present] > 0).all()
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_what_stands_in_an_absent_row_does_not_matter(init):
+    pairs, (left, right) = taste()
+    cut = Embeddings(left.user_rows[3:], left.users[3:], left.item_rows[2:], left.items[2:])
+    model = attention([cut, right], pairs, untrained(init=init), 0)
+    alone = attention([right, cut], pairs, untrained(init=init), 0)
+    assert model.user_rows.tolist() == alone.user_rows.tolist() == list(range(20))
+    assert np.isfinite(model.users).all()
+    assert np.isfinite(model.items).all()
+
+
+def test_the_spectral_start_of_one_submodel_scores_as_the_submodel():
+    only = submodel(2, range(9), range(7))
+    pairs = Interactions.of(np.array([0, 3, 8]), np.array([1, 2, 6]))
+    model = attention([only], pairs, untrained(init="spectral"), 0)
+    np.testing.assert_allclose(model.users @ model.items.T, only.users @ only.items.T, atol=1e-5)
+
+
+def test_the_spectral_start_of_equal_submodels_scores_as_their_sum():
+    # Everyone is known to all K, so each side is an average of K, and the start makes good for K on both sides together.
+    only = submodel(2, range(9), range(7))
+    pairs = Interactions.of(np.array([0, 3, 8]), np.array([1, 2, 6]))
+    model = attention([only] * 3, pairs, untrained(init="spectral"), 0)
+    np.testing.assert_allclose(model.users @ model.items.T, 3 * only.users @ only.items.T, atol=1e-5)
+
+
+def test_the_spectral_start_equals_the_spectral_aggregate_where_tables_of_users_and_items_are_alike():
+    # With P = Q the two bases of the best rank-D factors coincide, and the one shared basis of eq. 5 loses nothing to them.
+    tables = [submodel(seed, range(8), range(8)) for seed in (3, 4)]
+    same = [Embeddings(t.user_rows, t.users, t.user_rows, t.users) for t in tables]
+    model = attention(same, Interactions.of(np.arange(8), np.arange(8)), untrained(init="spectral"), 0)
+    best = spectral(same, 4, 0)
+    np.testing.assert_allclose(model.users @ model.items.T, best.users @ best.items.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_training_lowers_the_loss(init):
+    pairs, halves = taste()
+    before = attention(halves, pairs, untrained(init=init), 0)
+    after = attention(halves, pairs, config(init=init, epochs=80, lr=0.05, keep=1), 0)
+    assert loss_of(after, pairs) < loss_of(before, pairs) - 5
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_training_leaves_the_submodels_as_they_were(init):
+    pairs, halves = taste()
+    before = [array.copy() for half in halves for array in half.arrays().values()]
+    attention(halves, pairs, config(init=init), 0)
+    after = [array for half in halves for array in half.arrays().values()]
+    assert all((x == y).all() for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_the_same_arguments_give_the_same_bits_and_another_seed_others(init):
+    pairs, halves = taste()
+    assert attention(halves, pairs, config(init=init), 0).same_bits(attention(halves, pairs, config(init=init), 0))
+    assert not attention(halves, pairs, config(init=init), 0).same_bits(attention(halves, pairs, config(init=init), 1))
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_an_empty_submodel_changes_nothing(init):
+    pairs, (left, right) = taste()
+    with_empty = attention([left, Embeddings.empty(4), right], pairs, config(init=init), 0)
+    assert with_empty.same_bits(attention([left, right], pairs, config(init=init), 0))
+
+
+def test_without_a_submodel_nobody_is_known():
+    model = attention([Embeddings.empty(4)], Interactions.none(), config(), 0)
+    assert (len(model.user_rows), model.width) == (0, 4)
+
+
+def test_pairs_of_users_and_items_that_no_submodel_knows_take_no_part():
+    pairs, halves = taste()
+    more = Interactions.union([pairs, Interactions.of(np.array([3, 90]), np.array([77, 0]))])
+    assert attention(halves, more, config(), 0).same_bits(attention(halves, pairs, config(), 0))
