@@ -1,5 +1,77 @@
-"""ray_eraser: the recommender that can forget."""
+"""ray_eraser: the recommender that can forget.
+
+    import ray_eraser
+
+    client = ray_eraser.connect("shop")
+    client.recommend("alice", 10)
+    ticket = client.unlearn(user_id="alice")
+    receipt = ticket.wait()
+
+Importing this package imports neither Ray nor torch; the names below bring what they need when they are first used.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_eraser.config import EraserConfig, load_config
+    from ray_eraser.coordinator import Coordinator
+    from ray_eraser.data.files import read_dataset
+    from ray_eraser.embeddings import Embeddings
+    from ray_eraser.errors import RayEraserError
+    from ray_eraser.evaluate import evaluate
+    from ray_eraser.pool import LocalShardPool
+    from ray_eraser.runtime.client import Client, Ticket, connect, deploy
+    from ray_eraser.unlearning.audit import audit
+    from ray_eraser.unlearning.receipt import Receipt
+    from ray_eraser.unlearning.request import UnlearningRequest
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Client": "runtime.client",
+    "Coordinator": "coordinator",
+    "Embeddings": "embeddings",
+    "EraserConfig": "config",
+    "LocalShardPool": "pool",
+    "RayEraserError": "errors",
+    "Receipt": "unlearning.receipt",
+    "Ticket": "runtime.client",
+    "UnlearningRequest": "unlearning.request",
+    "audit": "unlearning.audit",
+    "connect": "runtime.client",
+    "deploy": "runtime.client",
+    "evaluate": "evaluate",
+    "load_config": "config",
+    "read_dataset": "data.files",
+}
+
+__all__ = [
+    "Client",
+    "Coordinator",
+    "Embeddings",
+    "EraserConfig",
+    "LocalShardPool",
+    "RayEraserError",
+    "Receipt",
+    "Ticket",
+    "UnlearningRequest",
+    "audit",
+    "connect",
+    "deploy",
+    "evaluate",
+    "load_config",
+    "read_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ray_eraser' has no attribute {name!r}")
+    return getattr(import_module(f"ray_eraser.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

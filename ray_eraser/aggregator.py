@@ -60,6 +60,10 @@ class Aggregator:
         self._submodels: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
 
+    def identity(self) -> tuple[str, str]:
+        """(storage path, fingerprint of the settings): what whoever attaches to this actor must agree with."""
+        return self._store.uri, self.config.fingerprint()
+
     def ready(self) -> None:
         """Answers once the process is up and has loaded what it computes with."""
         environment(self.config.runtime.threads)

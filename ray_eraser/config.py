@@ -59,7 +59,7 @@ class PartitionConfig(Section):
     slack: float = Field(1.2, ge=1)
     """Learned partitions: the capacity of a shard over the mean. The paper leaves it open, its code takes 1.2."""
     balance: Literal["interactions", "units"] = "interactions"
-    """Learned partitions: what the capacity counts. `units` (users or items) is the paper's, shards then differ 10- to 100-fold."""
+    """Learned partitions: what the capacity counts. `units` (users or items) is the paper's: sizes then differ 10- to 100-fold."""
     max_iterations: int = Field(50, ge=1)
     """Learned partitions: rounds of assignment and new anchors; the paper's 50."""
     pretrain_epochs: int = Field(8, ge=1)

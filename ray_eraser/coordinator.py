@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -116,7 +116,7 @@ class Coordinator:
         clock: Callable[[], float] = time.time,
         on_step: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.deployment = deployment
+        self.deployment, self.storage_path = deployment, storage_path
         self._clock, self._on_step = clock, on_step
         self._store = Store(storage_path)
         url = ledger_url or (config.unlearning.ledger if config is not None else "")
@@ -270,6 +270,10 @@ class Coordinator:
             self._step("finished")
             self._report("idle", 0, 0)
             return receipts
+
+    def has_pending(self) -> bool:
+        """Whether `process_pending` would have something to do."""
+        return bool(self._ledger.unfinished())
 
     def resume(self, published: GenerationRow) -> None:
         """Take up the published generation, with everything that was accepted since already left out of what is served."""

@@ -52,9 +52,7 @@ class LocalShardPool:
     """All shards in this process, one after the other: for tests, notebooks and machines without Ray."""
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
-        self._shards = {
-            ShardId(k): Shard(ShardId(k), store_uri, config) for k in range(config.partition.n_shards)
-        }
+        self._shards = {ShardId(k): Shard(ShardId(k), store_uri, config) for k in range(config.partition.n_shards)}
         self._aggregator = Aggregator(store_uri, config)
 
     def warm(self) -> None:

@@ -14,6 +14,7 @@ from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.errors import StaleEpochError
 from ray_eraser.ids import Epoch, ShardId
+from ray_eraser.models import make_model
 from ray_eraser.store import FileRef, ShardRecord, Store, embeddings_bytes
 from ray_eraser.training.submodel import train_submodel
 
@@ -56,11 +57,13 @@ class Shard:
         self._store = Store(store_uri)
         self._epoch = Epoch(0)
 
-    def ready(self) -> ShardId:
-        """Answers once the process is up and has loaded what it trains with."""
-        import torch  # noqa: F401 - the slowest import, done before the first order
+    def identity(self) -> tuple[str, str]:
+        """(storage path, fingerprint of the settings): what whoever attaches to this shard must agree with."""
+        return self._store.uri, self.config.fingerprint()
 
-        return self.shard_id
+    def ready(self) -> None:
+        """Answers once the process is up and has loaded what it trains with."""
+        make_model(self.config.model)
 
     def erase(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and a submodel trained on them from scratch.

@@ -39,7 +39,9 @@ from ray_eraser.errors import InputError, StoreError
 from ray_eraser.ids import ShardId
 
 _FORMAT = 1
-_OWN_FILES = re.compile(r"(vocabulary|shards/\d+|aggregate|generations)/[a-z]*-?[0-9a-f]{64}\.(parquet|safetensors|json)(\.partial-.*)?")
+_OWN_FILES = re.compile(
+    r"(vocabulary|shards/\d+|aggregate|generations)/[a-z]*-?[0-9a-f]{64}\.(parquet|safetensors|json)(\.partial-.*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ class Store:
             else:
                 self._fs, self._root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"storage path {uri!r} cannot be used ({error}): give a folder or an s3:// or gs:// URI") from error
+            raise InputError(
+                f"storage path {uri!r} cannot be used ({error}): give a folder, or an s3:// or gs:// URI"
+            ) from error
 
     @property
     def local_folder(self) -> Path | None:

@@ -19,9 +19,7 @@ def mean(submodels: Sequence[Embeddings]) -> Embeddings:
     """
     everyone = side_by_side(submodels)
     known_by_U = sum(np.isin(everyone.user_rows, submodel.user_rows).astype(np.float32) for submodel in submodels)
-    return Embeddings(
-        everyone.user_rows, everyone.users / np.reshape(known_by_U, (-1, 1)), everyone.item_rows, everyone.items
-    )
+    return Embeddings(everyone.user_rows, everyone.users / np.reshape(known_by_U, (-1, 1)), everyone.item_rows, everyone.items)
 
 
 def side_by_side(submodels: Sequence[Embeddings]) -> Embeddings:

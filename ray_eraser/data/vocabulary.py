@@ -31,7 +31,8 @@ class Vocabulary:
         integers = [raw for raw in distinct if isinstance(raw, int)]
         if len(integers) == len(distinct):
             return cls(kind, tuple(sorted(integers)))
-        return cls(kind, tuple(sorted({str(raw) for raw in distinct}, key=lambda raw: raw.encode())))
+        strings = {str(raw) for raw in distinct}
+        return cls(kind, tuple(sorted(strings, key=str.encode)))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -66,7 +66,7 @@ def audit(
     store: Store,
     published: GenerationRow,
     pool: ShardPool,
-    erased: Erased = Erased(),  # noqa: B008 - frozen
+    erased: Erased = Erased(),
     on_done: Callable[[str], None] = lambda _: None,
 ) -> AuditReport:
     """Compare every file of the current generation with one computed anew, and look for what must not be there.
@@ -131,9 +131,7 @@ def _misplaced(manifest: Manifest, shards: dict[ShardId, ShardData], users: Voca
     ]
 
 
-def _rebuilt(
-    store: Store, manifest: Manifest, pool: ShardPool, on_done: Callable[[str], None]
-) -> tuple[int, list[str]]:
+def _rebuilt(store: Store, manifest: Manifest, pool: ShardPool, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
     """How many files of vectors were computed anew, and a line for each whose stored content differs."""
     config, records = manifest.config, manifest.shards
     calls = [partial(rebuild_submodel, store.uri, record, manifest.items, config) for record in records]

@@ -220,8 +220,10 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Requests by state, every state named."""
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(_requests.c.state, sa.func.count()).group_by(_requests.c.state)).all()
-        return {str(state): 0 for state in RequestState} | {state: count for state, count in rows}
+            rows = connection.execute(
+                sa.select(_requests.c.state, sa.func.count().label("n")).group_by(_requests.c.state)
+            ).all()
+        return {str(state): 0 for state in RequestState} | {row.state: row.n for row in rows}
 
     def excised(self, requests: Sequence[RequestId], at: float) -> None:
         """Nothing that is served depends on these any more."""

@@ -12,9 +12,7 @@ from ray_eraser.unlearning.request import Target
 
 def owned_by_shard(target: Target, shards: Mapping[ShardId, ShardData]) -> dict[ShardId, Interactions]:
     """The interactions that a request is about, by the shard that owns them; shards that own none are left out."""
-    owned = {
-        shard: Interactions.union([target.of(data.train), target.of(data.valid)]) for shard, data in shards.items()
-    }
+    owned = {shard: Interactions.union([target.of(data.train), target.of(data.valid)]) for shard, data in shards.items()}
     return {shard: pairs for shard, pairs in owned.items() if len(pairs)}
 
 

@@ -1,0 +1,118 @@
+"""The plain classes as Ray actors. Nothing is decided here.
+
+An actor is given names, paths and settings, never interactions or vectors: Ray runs a constructor again after a crash, and what
+was passed by value would come back from the dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from typing import Any
+
+import ray
+
+from ray_eraser.aggregator import Aggregator
+from ray_eraser.config import EraserConfig
+from ray_eraser.coordinator import Coordinator, FitReport, Submitted
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.errors import RayEraserError
+from ray_eraser.ids import RawId, RequestId
+from ray_eraser.runtime.pool import RayShardPool
+from ray_eraser.shard import Shard
+from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+
+log = logging.getLogger(__name__)
+
+ShardActor = ray.remote(Shard)
+AggregatorActor = ray.remote(Aggregator)
+
+_RETRY_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+
+
+@ray.remote(concurrency_groups={"reads": 8, "requests": 1, "work": 1})
+class CoordinatorActor:
+    """A `Coordinator` with a thread that carries out requests as they come. Reads have threads of their own."""
+
+    def __init__(self, deployment: str, storage_path: str, config: EraserConfig | None, ledger_url: str) -> None:
+        self._coordinator: Coordinator | None = None
+        self._failure: RayEraserError | None = None
+        self._last_error = ""
+        self._wake = threading.Event()
+        make_pool = partial(RayShardPool, deployment, storage_path, ShardActor, AggregatorActor)
+        try:
+            self._coordinator = Coordinator(deployment, storage_path, make_pool, config, ledger_url)
+        except RayEraserError as error:
+            # Ray would pass on a constructor's error as text only; `identity` raises it as what it is.
+            self._failure = error
+            return
+        threading.Thread(target=self._work, daemon=True, name="process-pending").start()
+
+    def identity(self) -> tuple[str, str]:
+        """(storage path, fingerprint of the settings): what whoever attaches must agree with. Raises what opening raised."""
+        opened = self._opened()
+        return opened.storage_path, opened.config.fingerprint()
+
+    @ray.method(concurrency_group="work")
+    def fit(self, dataset: Dataset) -> FitReport:
+        return self._opened().fit(dataset)
+
+    @ray.method(concurrency_group="work")
+    def warm(self) -> None:
+        self._opened().pool.warm()
+
+    @ray.method(concurrency_group="requests")
+    def submit(self, request: UnlearningRequest, idempotency_key: str | None) -> Submitted:
+        submitted = self._opened().submit(request, idempotency_key)
+        self._wake.set()
+        return submitted
+
+    @ray.method(concurrency_group="reads")
+    def recommend(self, user_id: RawId, n: int) -> list[RawId]:
+        return self._opened().recommend(user_id, n)
+
+    @ray.method(concurrency_group="reads")
+    def status(self, request_id: RequestId) -> RequestState:
+        return self._opened().status(request_id)
+
+    @ray.method(concurrency_group="reads")
+    def receipt(self, request_id: RequestId) -> Receipt | None:
+        return self._opened().receipt(request_id)
+
+    @ray.method(concurrency_group="reads")
+    def progress(self) -> dict[str, Any]:
+        return self._opened().progress()
+
+    @ray.method(concurrency_group="reads")
+    def describe(self) -> dict[str, Any]:
+        return self._opened().describe() | {"last_error": self._last_error}
+
+    @ray.method(concurrency_group="work")
+    def close(self) -> None:
+        """Stop the shards' processes; what they know is in the store."""
+        self._opened().close()
+
+    def _opened(self) -> Coordinator:
+        if self._coordinator is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._coordinator
+
+    def _work(self) -> None:
+        """Process requests for ever. What fails is tried again: it is recorded, and a promise."""
+        coordinator = self._opened()
+        self._wake.set()  # a crash may have left requests behind
+        while True:
+            self._wake.wait(_LOOK_SECONDS)
+            self._wake.clear()
+            try:
+                if coordinator.has_pending():
+                    coordinator.process_pending()
+                    self._last_error = ""
+            except Exception as error:
+                self._last_error = str(error)
+                log.exception("processing failed, it is tried again")
+                self._wake.wait(_RETRY_SECONDS)

@@ -1,0 +1,187 @@
+"""A running deployment, from any program that reaches its Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import ray
+
+from ray_eraser.config import EraserConfig
+from ray_eraser.coordinator import FitReport, Submitted
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.errors import DeploymentError, RequestError, WaitTimeoutError
+from ray_eraser.ids import RawId, RequestId
+from ray_eraser.runtime.actors import CoordinatorActor
+from ray_eraser.runtime.pool import translated
+from ray_eraser.runtime.session import NAMESPACE, ensure_ray
+from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+
+_CALL_SECONDS = 120.0
+_START_SECONDS = 300.0
+
+
+class Ticket:
+    """An accepted unlearning request.
+
+    Attributes:
+        request_id: ask for it again from any other client.
+        salt: opens the receipt's commitment; handed out with the request and forgotten by the system when it is finished.
+    """
+
+    def __init__(self, client: Client, submitted: Submitted) -> None:
+        self._client = client
+        self.request_id = submitted.request_id
+        self.salt = submitted.salt
+
+    def status(self) -> RequestState:
+        """Where the request stands now."""
+        return self._client.status(self.request_id)
+
+    def wait(self, timeout: float = 3600.0) -> Receipt:
+        """The receipt, once there is one.
+
+        Raises:
+            WaitTimeoutError: not within `timeout` seconds; the request goes on all the same.
+        """
+        deadline = time.monotonic() + timeout
+        pause = 0.01
+        while (receipt := self._client.receipt(self.request_id)) is None:
+            if time.monotonic() > deadline:
+                raise WaitTimeoutError(f"the erasure of request {self.request_id}", timeout)
+            time.sleep(pause)
+            pause = min(1.0, pause * 1.2)
+        return receipt
+
+    def receipt(self) -> Receipt | None:
+        """The receipt; None while the request is unfinished."""
+        return self._client.receipt(self.request_id)
+
+
+class Client:
+    """One deployment. Made by `connect` or `deploy`; safe to use from several threads."""
+
+    def __init__(self, deployment: str, actor: Any) -> None:
+        self.deployment = deployment
+        self._actor = actor
+
+    def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
+        """Raw ids of the `n` best items that the user has not seen, best first. Answered while shards retrain.
+
+        Raises:
+            UnknownIdError: the user was never here or has been erased.
+        """
+        return cast(list[RawId], self._get(self._actor.recommend.remote(user_id, n)))
+
+    def unlearn(
+        self,
+        *,
+        user_id: RawId | None = None,
+        item_id: RawId | None = None,
+        pairs: Sequence[tuple[RawId, RawId]] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Ticket:
+        """Have a user, an item, or (user id, item id) pairs forgotten.
+
+        On return the request is recorded and nothing that is served depends on the data; retraining follows.
+
+        Raises:
+            RequestError, UnknownIdError: it cannot be accepted; nothing was changed.
+        """
+        request = UnlearningRequest(user_id, item_id, None if pairs is None else tuple((u, i) for u, i in pairs))
+        return Ticket(self, self._get(self._actor.submit.remote(request, idempotency_key)))
+
+    def status(self, request_id: RequestId) -> RequestState:
+        return cast(RequestState, self._get(self._actor.status.remote(request_id)))
+
+    def receipt(self, request_id: RequestId) -> Receipt | None:
+        """The receipt of a request; None while it is unfinished."""
+        return cast("Receipt | None", self._get(self._actor.receipt.remote(request_id)))
+
+    def describe(self) -> dict[str, Any]:
+        """Generation, guarantee, shards and requests, in plain values."""
+        return cast(dict[str, Any], self._get(self._actor.describe.remote()))
+
+    def progress(self) -> dict[str, Any]:
+        """What is being trained: `stage`, `done`, `total`, `note`."""
+        return cast(dict[str, Any], self._get(self._actor.progress.remote()))
+
+    def fit(self, dataset: Dataset, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> FitReport:
+        """Train a new deployment; `on_progress` hears of it about five times a second."""
+        result = self._actor.fit.remote(dataset)
+        while not ray.wait([result], timeout=0.2)[0]:
+            on_progress(self.progress())
+        return cast(FitReport, self._get(result))
+
+    def warm(self) -> None:
+        """Wait until every shard's process is up."""
+        self._get(self._actor.warm.remote(), _START_SECONDS)
+
+    def shutdown(self) -> None:
+        """Stop the deployment's processes. What it knows and promised is in its storage path and goes on from there."""
+        self._get(self._actor.close.remote())
+        ray.kill(self._actor)
+
+    def _get(self, reference: Any, timeout: float = _CALL_SECONDS) -> Any:
+        with translated(f"deployment {self.deployment!r}"):
+            return ray.get(reference, timeout=timeout)
+
+
+def connect(deployment: str = "default", *, address: str | None = None) -> Client:
+    """A client of a deployment that is running.
+
+    Args:
+        deployment: its name.
+        address: of the Ray cluster, where this process is not connected to one yet.
+
+    Raises:
+        DeploymentError: no deployment of this name is running there.
+    """
+    ensure_ray(address)
+    try:
+        actor = ray.get_actor(f"{deployment}/coordinator", namespace=NAMESPACE)
+    except ValueError as error:
+        raise DeploymentError(deployment, "is not running on this Ray: start it with deploy(), or check the name") from error
+    return Client(deployment, actor)
+
+
+def deploy(
+    deployment: str,
+    storage_path: str,
+    config: EraserConfig | None = None,
+    *,
+    ledger_url: str = "",
+    address: str | None = None,
+) -> Client:
+    """Start a deployment's coordinator, or find it running: a new one for `fit`, or one that comes back from its storage path.
+
+    Args:
+        deployment: the name under which it will run, detached from this process.
+        storage_path: where its files are; on a cluster, a place that every node reaches.
+        config: for a new deployment; None for one that exists.
+        ledger_url: where the ledger is, if it is not SQLite under the storage path.
+        address: of the Ray cluster, where this process is not connected to one yet.
+
+    Raises:
+        DeploymentError: nothing is there to come back, or what is there or runs differs from what is asked for.
+    """
+    if "/" in deployment or not deployment:
+        raise RequestError(f"deployment name {deployment!r} must not be empty or contain a slash")
+    ensure_ray(address)
+    options = {"name": f"{deployment}/coordinator", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    actor = CoordinatorActor.options(**options, num_cpus=0, max_restarts=-1).remote(
+        deployment, storage_path, config, ledger_url
+    )
+    client = Client(deployment, actor)
+    try:
+        uri, fingerprint = client._get(actor.identity.remote(), _START_SECONDS)  # noqa: SLF001 - its own module
+    except Exception:
+        ray.kill(actor)  # it could not open; nothing was promised by it
+        raise
+    if uri != storage_path:
+        raise DeploymentError(deployment, f"is running already, at {uri}: choose another name or shut that one down")
+    if config is not None and fingerprint != config.fingerprint():
+        raise DeploymentError(deployment, "is running already with other settings: choose another name or shut it down")
+    return client
