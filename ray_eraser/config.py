@@ -59,7 +59,7 @@ class PartitionConfig(Section):
     slack: float = Field(1.2, ge=1)
     """Learned partitions: the capacity of a shard over the mean. The paper leaves it open, its code takes 1.2."""
     balance: Literal["interactions", "units"] = "interactions"
-    """Learned partitions: what the capacity counts. `units` (users or items) is the paper's: sizes then differ 10- to 100-fold."""
+    """Learned partitions: what a capacity counts. `units` (users or items) is the paper's; sizes then differ up to 100-fold."""
     max_iterations: int = Field(50, ge=1)
     """Learned partitions: rounds of assignment and new anchors; the paper's 50."""
     pretrain_epochs: int = Field(8, ge=1)
@@ -81,7 +81,7 @@ class WmfAlsConfig(Section):
     epochs: int = Field(8, ge=1)
     """Rounds of users, then items; a last half round of users follows."""
     alpha0: float = Field(0.3, gt=0)
-    """Weight of an unobserved pair against 1 for an observed one. Tune it for each data set: about .1 to .3 on MovieLens, .02 to
+    """Weight of an unobserved pair against 1 for an observed one. Tune it for each data set: .1 to .3 on MovieLens, .02 to
     .03 on sparse logs such as Yelp2018, where .3 ruins the ranking."""
     reg: float = Field(0.007, ge=0)
     """Ridge, scaled by each row's degree (Rendle et al. 2021)."""

@@ -32,7 +32,7 @@ from ray_eraser.recommend import Snapshot
 from ray_eraser.shard import ShardOrder, Trained
 from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, manifest_ref
 from ray_eraser.training.pretrain import pretrain
-from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow, default_ledger
 from ray_eraser.unlearning.receipt import Receipt, ShardChange, commitment
 from ray_eraser.unlearning.request import RequestState, Target, UnlearningRequest, resolve
 from ray_eraser.unlearning.routing import owned_by_shard, together
@@ -120,7 +120,7 @@ class Coordinator:
         self._clock, self._on_step = clock, on_step
         self._store = Store(storage_path)
         url = ledger_url or (config.unlearning.ledger if config is not None else "")
-        self._ledger = Ledger(url or _default_ledger(self._store, deployment, must_exist=config is None))
+        self._ledger = Ledger(url or default_ledger(self._store, deployment, must_exist=config is None))
         self._working = threading.Lock()  # one batch, or one fit, at a time
         self._serving = threading.RLock()  # what is served changes as a whole; never held while shards train
         self._progress: dict[str, Any] = {"stage": "idle", "done": 0, "total": 0}
@@ -523,15 +523,3 @@ def _receipt(
         excised_at=row.excised_at,
         erased_at=0.0,
     )
-
-
-def _default_ledger(store: Store, deployment: str, *, must_exist: bool) -> str:
-    folder = store.local_folder
-    if folder is None:
-        raise DeploymentError(deployment, f"{store.uri} is not a local folder: say where the ledger is in unlearning.ledger")
-    file = folder / "ledger.db"
-    if not file.exists():
-        if must_exist:
-            raise DeploymentError(deployment, f"nothing is deployed at {store.uri}: train first, or check the path")
-        folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{file}"

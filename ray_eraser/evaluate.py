@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.ids import RawId
 from ray_eraser.metrics import ndcg, recall
 from ray_eraser.recommend import top_items
 
@@ -44,3 +46,24 @@ def evaluate(
             sums[f"recall@{n}"] += float(recall(hits_UN[:, :n], relevant_U).sum())
             sums[f"ndcg@{n}"] += float(ndcg(hits_UN[:, :n], relevant_U).sum())
     return {**{name: value / max(1, len(tested)) for name, value in sums.items()}, "n_users": float(len(tested))}
+
+
+def in_rows_of(
+    held: Interactions, users: Vocabulary, items: Vocabulary, to_users: Vocabulary, to_items: Vocabulary
+) -> tuple[Interactions, int]:
+    """Held-out interactions in the rows of another pair of vocabularies, and how many users were left out.
+
+    Users that are unknown there (erased, say) are left out. Items that are unknown there stay, in rows behind all others: they
+    cannot be recommended, but the user did want them.
+    """
+    user_map = np.array([to_users.row(raw) if raw in to_users else -1 for raw in _present(users)], np.int64)
+    behind = iter(range(len(to_items), len(to_items) + len(items)))
+    item_map = np.array([to_items.row(raw) if raw in to_items else next(behind) for raw in _present(items)], np.int64)
+    known = user_map[held.users] >= 0
+    left_out = len(held.user_rows()) - len(held.take(known).user_rows())
+    return Interactions.of(user_map[held.users[known]], item_map[held.items[known]]), left_out
+
+
+def _present(vocabulary: Vocabulary) -> list[RawId]:
+    assert None not in vocabulary.ids, "a log that was just read has no tombstones"
+    return [raw for raw in vocabulary.ids if raw is not None]

@@ -16,7 +16,15 @@ _T = TypeVar("_T")
 OnDone = Callable[[Trained], None]
 
 
-class ShardPool(Protocol):
+class Compute(Protocol):
+    """A place where pure functions run."""
+
+    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
+        """Results of pure functions of stored files, each called in some process; in the order of `calls`."""
+        ...
+
+
+class ShardPool(Compute, Protocol):
     """The shards of a deployment and its aggregator.
 
     Raises, from every method: `PoolError` where a process died for good, was unreachable or took longer than
@@ -38,10 +46,6 @@ class ShardPool(Protocol):
     def aggregate(self, order: AggregationOrder) -> Aggregated: ...
 
     def excise(self, order: AggregationOrder) -> Embeddings: ...
-
-    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-        """Results of pure functions of stored files, each called once in some process; in the order of `calls`."""
-        ...
 
     def close(self) -> None:
         """Let go of the processes, where this pool owns them."""

@@ -1,7 +1,7 @@
 """One shard: owns a part of the interactions and the submodel learned from it.
 
-A plain class; on Ray it is an actor (runtime/actors.py). It is made from paths and settings only and reads what it owns from the
-store, so that a restart cannot bring erased pairs back.
+A plain class; on Ray it is an actor (runtime/actors.py). It is made from paths and settings only and reads what it owns from
+the store, so that a restart cannot bring erased pairs back.
 """
 
 from __future__ import annotations

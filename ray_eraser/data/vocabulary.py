@@ -31,8 +31,8 @@ class Vocabulary:
         integers = [raw for raw in distinct if isinstance(raw, int)]
         if len(integers) == len(distinct):
             return cls(kind, tuple(sorted(integers)))
-        strings = {str(raw) for raw in distinct}
-        return cls(kind, tuple(sorted(strings, key=str.encode)))
+        strings: list[str] = sorted({str(raw) for raw in distinct}, key=str.encode)
+        return cls(kind, tuple(strings))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -26,15 +26,11 @@ from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
 log = logging.getLogger(__name__)
 
-ShardActor = ray.remote(Shard)
-AggregatorActor = ray.remote(Aggregator)
-
 _RETRY_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 
 
-@ray.remote(concurrency_groups={"reads": 8, "requests": 1, "work": 1})
-class CoordinatorActor:
+class CoordinatorService:
     """A `Coordinator` with a thread that carries out requests as they come. Reads have threads of their own."""
 
     def __init__(self, deployment: str, storage_path: str, config: EraserConfig | None, ledger_url: str) -> None:
@@ -116,3 +112,8 @@ class CoordinatorActor:
                 self._last_error = str(error)
                 log.exception("processing failed, it is tried again")
                 self._wake.wait(_RETRY_SECONDS)
+
+
+ShardActor: Any = ray.remote(Shard)
+AggregatorActor: Any = ray.remote(Aggregator)
+CoordinatorActor: Any = ray.remote(concurrency_groups={"reads": 8, "requests": 1, "work": 1})(CoordinatorService)

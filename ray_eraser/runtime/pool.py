@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, RuntimeConfig
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import PoolError, RayEraserError
 from ray_eraser.ids import ShardId
@@ -27,6 +27,35 @@ _START_SECONDS = 120.0
 """The longest that a process may take to come up."""
 
 
+class RayTasks:
+    """Calls on Ray, as many at a time as there are slots: a `Compute`."""
+
+    def __init__(self, runtime: RuntimeConfig) -> None:
+        self._runtime = runtime
+
+    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
+        done = dict(self.windowed({index: partial(_call.remote, call) for index, call in enumerate(calls)}, "task"))
+        return [done[index] for index in range(len(calls))]
+
+    def windowed(self, starts: Mapping[_K, Callable[[], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
+        """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout."""
+        slots = self._runtime.slots or _cpus() // self._runtime.threads
+        waiting = list(starts.items())
+        running: dict[Any, tuple[_K, float]] = {}
+        while waiting or running:
+            while waiting and len(running) < max(1, slots):
+                key, start = waiting.pop(0)
+                running[start()] = key, time.monotonic() + self._runtime.timeout_seconds
+            left = max(0.0, min(deadline for _, deadline in running.values()) - time.monotonic())
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=left)
+            if not finished:
+                late = next(key for key, deadline in running.values() if deadline <= time.monotonic())
+                raise PoolError(f"{noun} {late}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}")
+            key, _ = running.pop(finished[0])
+            with translated(f"{noun} {key}"):
+                yield key, ray.get(finished[0])
+
+
 class RayShardPool:
     """A `ShardPool` of detached, named actors, made when they are first needed.
 
@@ -37,7 +66,9 @@ class RayShardPool:
         self._deployment, self._store_uri, self._config = deployment, store_uri, config
         self._shard_actor, self._aggregator_actor = shard_actor, aggregator_actor
         self._timeout = config.runtime.timeout_seconds
+        self._tasks = RayTasks(config.runtime)
         self._actors: dict[str, Any] = {}
+        self._warming: Any = None
 
     def warm(self) -> None:
         shards = [self._shard(ShardId(k)) for k in range(self._config.partition.n_shards)]
@@ -48,13 +79,13 @@ class RayShardPool:
     def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         done: dict[ShardId, Trained] = {}
         starts = {shard: partial(self._shard(shard).erase.remote, order) for shard, order in orders.items()}
-        for shard, trained in self._windowed(starts, "shard"):
+        for shard, trained in self._tasks.windowed(starts, "shard"):
             done[shard] = trained
             on_done(trained)
         return {shard: done[shard] for shard in orders}
 
     def prepare_excision(self, order: AggregationOrder) -> None:
-        self._aggregator().warm.remote(order)
+        self._warming = self._aggregator().warm.options(max_task_retries=0).remote(order)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         with translated("the aggregator"):
@@ -65,10 +96,11 @@ class RayShardPool:
             return cast(Embeddings, ray.get(self._aggregator().excise.remote(order), timeout=self._timeout))
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-        done = dict(self._windowed({index: partial(_call.remote, call) for index, call in enumerate(calls)}, "task"))
-        return [done[index] for index in range(len(calls))]
+        return self._tasks.run(calls)
 
     def close(self) -> None:
+        if self._warming is not None:
+            ray.wait([self._warming], timeout=_START_SECONDS)  # killed while it works, it would be reported as a failure
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
@@ -98,24 +130,6 @@ class RayShardPool:
                 raise PoolError(role, f"{self._deployment} is the name of another deployment, at {uri}: choose another name")
             self._actors[role] = actor
         return self._actors[role]
-
-    def _windowed(self, starts: Mapping[_K, Callable[[], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
-        """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout."""
-        slots = self._config.runtime.slots or _cpus() // self._config.runtime.threads
-        waiting = list(starts.items())
-        running: dict[Any, tuple[_K, float]] = {}
-        while waiting or running:
-            while waiting and len(running) < max(1, slots):
-                key, start = waiting.pop(0)
-                running[start()] = key, time.monotonic() + self._timeout
-            left = max(0.0, min(deadline for _, deadline in running.values()) - time.monotonic())
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=left)
-            if not finished:
-                late = next(key for key, deadline in running.values() if deadline <= time.monotonic())
-                raise PoolError(f"{noun} {late}", f"no answer within runtime.timeout_seconds={self._timeout:g}")
-            key, _ = running.pop(finished[0])
-            with translated(f"{noun} {key}"):
-                yield key, ray.get(finished[0])
 
 
 @ray.remote(max_retries=2)

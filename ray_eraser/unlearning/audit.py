@@ -22,7 +22,7 @@ from ray_eraser.determinism import environment
 from ray_eraser.errors import StoreError
 from ray_eraser.ids import Generation, RawId, ShardId
 from ray_eraser.partition import divide
-from ray_eraser.pool import ShardPool
+from ray_eraser.pool import Compute
 from ray_eraser.shard import rebuild_submodel
 from ray_eraser.store import FileRef, Manifest, ShardData, Store, manifest_ref, shard_data_bytes
 from ray_eraser.unlearning.ledger import GenerationRow
@@ -65,7 +65,7 @@ class AuditReport:
 def audit(
     store: Store,
     published: GenerationRow,
-    pool: ShardPool,
+    compute: Compute,
     erased: Erased = Erased(),
     on_done: Callable[[str], None] = lambda _: None,
 ) -> AuditReport:
@@ -74,7 +74,7 @@ def audit(
     Args:
         store: the deployment's.
         published: the current generation, from the ledger.
-        pool: where to compute; its shards are not asked.
+        compute: where to train again: a pool (its shards are not asked), or `RayTasks`.
         erased: ids and pairs to look for besides the tombstones.
         on_done: hears what was compared.
     """
@@ -88,7 +88,7 @@ def audit(
         return AuditReport(False, published.number, published.digest, manifest.config.guarantee, 0, (str(error),), 0)
 
     mismatches = [*_left_over(store, manifest, published.digest), *_misplaced(manifest, shards, users, items)]
-    compared, differing = _rebuilt(store, manifest, pool, on_done)
+    compared, differing = _rebuilt(store, manifest, compute, on_done)
     for record in manifest.shards:
         compared += 1
         if hashlib.sha256(shard_data_bytes(shards[record.shard])).hexdigest() != record.interactions.digest:
@@ -131,18 +131,18 @@ def _misplaced(manifest: Manifest, shards: dict[ShardId, ShardData], users: Voca
     ]
 
 
-def _rebuilt(store: Store, manifest: Manifest, pool: ShardPool, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
+def _rebuilt(store: Store, manifest: Manifest, compute: Compute, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
     """How many files of vectors were computed anew, and a line for each whose stored content differs."""
     config, records = manifest.config, manifest.shards
     calls = [partial(rebuild_submodel, store.uri, record, manifest.items, config) for record in records]
     refs = [record.submodel for record in records]
     differing = []
-    for ref, content in zip(refs, pool.run([partial(_digest_of, call) for call in calls]), strict=True):
+    for ref, content in zip(refs, compute.run([partial(_digest_of, call) for call in calls]), strict=True):
         on_done(ref.path)
         differing += _compared(store, ref, content)
     if not differing:
         # Aggregated from the stored submodels, which are now known to be right.
-        (digest,) = pool.run([partial(_digest_of, partial(rebuild_aggregate, store.uri, records, config))])
+        (digest,) = compute.run([partial(_digest_of, partial(rebuild_aggregate, store.uri, records, config))])
         on_done(manifest.aggregate.path)
         differing += _compared(store, manifest.aggregate, digest)
     return len(refs) + 1, differing

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Float, Integer, MetaData, String, Table, Text, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from ray_eraser.errors import InputError, RequestError, StaleEpochError, UnknownRequestError
+from ray_eraser.errors import DeploymentError, InputError, RequestError, StaleEpochError, UnknownRequestError
 from ray_eraser.ids import Epoch, Generation, RequestId
+from ray_eraser.store import Store
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
@@ -293,3 +294,20 @@ def _begin_immediate(connection: Connection) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> str:
+    """The URL of the SQLite ledger under a local storage path.
+
+    Raises:
+        DeploymentError: the storage path is no local folder, or nothing is there although it must be.
+    """
+    folder = store.local_folder
+    if folder is None:
+        raise DeploymentError(deployment, f"{store.uri} is not a local folder: say where the ledger is in unlearning.ledger")
+    file = folder / "ledger.db"
+    if not file.exists():
+        if must_exist:
+            raise DeploymentError(deployment, f"nothing is deployed at {store.uri}: train first, or check the path")
+        folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{file}"
