@@ -46,11 +46,10 @@ class RayTasks:
             while waiting and len(running) < max(1, slots):
                 key, start = waiting.pop(0)
                 running[start()] = key, time.monotonic() + self._runtime.timeout_seconds
-            left = max(0.0, min(deadline for _, deadline in running.values()) - time.monotonic())
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=left)
+            oldest, deadline = min(running.values(), key=lambda call: call[1])
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not finished:
-                late = next(key for key, deadline in running.values() if deadline <= time.monotonic())
-                raise PoolError(f"{noun} {late}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}")
+                raise PoolError(f"{noun} {oldest}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}")
             key, _ = running.pop(finished[0])
             with translated(f"{noun} {key}"):
                 yield key, ray.get(finished[0])

@@ -1,0 +1,107 @@
+"""What every pool of shards does. A pool's test inherits this and gives a `pool` fixture for the three shards of `order`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_eraser import seeds
+from ray_eraser.aggregator import AggregationOrder, rebuild_aggregate
+from ray_eraser.config import EraserConfig
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.errors import StaleEpochError, StoreError
+from ray_eraser.ids import Epoch, ShardId
+from ray_eraser.partition import divide
+from ray_eraser.pool import ShardPool
+from ray_eraser.shard import ShardOrder, rebuild_submodel
+from ray_eraser.store import ShardData, Store, embeddings_bytes
+
+
+class PoolContract:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return Store(str(tmp_path / "pool"))
+
+    @pytest.fixture
+    def orders(self, store: Store, tiny: Dataset, tiny_config: EraserConfig) -> dict[ShardId, ShardOrder]:
+        key = seeds.secret(tiny_config.seed, "ids")
+        user_keys, item_keys = tiny.users.keys(key), tiny.items.keys(key)
+        partition = divide(tiny.train, user_keys, item_keys, tiny_config.partition, tiny_config.seed)
+        items = store.write_vocabulary(tiny.items, item_keys)
+        return {
+            ShardId(k): ShardOrder(
+                Epoch(1),
+                items,
+                store.write_shard_data(ShardId(k), ShardData(partition.of_shard(tiny.train, ShardId(k)), Interactions.none())),
+                Interactions.none(),
+            )
+            for k in range(3)
+        }
+
+    def test_every_shard_answers_once_with_files_that_hold_what_training_here_gives(
+        self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig
+    ) -> None:
+        heard = []
+        trained = pool.erase(orders, heard.append)
+        assert sorted(answer.record.shard for answer in heard) == [0, 1, 2]
+        for shard, answer in trained.items():
+            expected = rebuild_submodel(store.uri, answer.record, orders[shard].items, tiny_config)
+            assert store.read(answer.record.submodel) == expected
+
+    def test_an_order_that_is_repeated_gives_the_same_files(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
+        first = pool.erase(orders, lambda _: None)
+        second = pool.erase(orders, lambda _: None)
+        assert {k: answer.record for k, answer in first.items()} == {k: answer.record for k, answer in second.items()}
+
+    def test_a_shard_erases_only_what_it_is_told_to(
+        self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder]
+    ) -> None:
+        before = store.read_shard_data(orders[ShardId(1)].interactions)
+        gone = before.train.take(np.arange(len(before.train)) < 2)
+        answer = pool.erase({ShardId(1): replace(orders[ShardId(1)], erased=gone)}, lambda _: None)[ShardId(1)]
+        after = store.read_shard_data(answer.record.interactions)
+        assert after.train.codes().tolist() == before.train.codes().tolist()[2:]
+        assert answer.record.n_train == len(before.train) - 2
+
+    def test_a_shard_refuses_a_coordinator_that_was_replaced(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
+        pool.erase({ShardId(0): replace(orders[ShardId(0)], epoch=Epoch(5))}, lambda _: None)
+        with pytest.raises(StaleEpochError, match="shard 0 obeys epoch 5 and refuses epoch 4"):
+            pool.erase({ShardId(0): replace(orders[ShardId(0)], epoch=Epoch(4))}, lambda _: None)
+
+    def test_an_error_of_a_shard_arrives_as_what_it_is(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
+        lost = replace(orders[ShardId(2)].interactions, path="shards/2/interactions-lost.parquet")
+        with pytest.raises(StoreError, match=r"interactions-lost\.parquet: is missing"):
+            pool.erase({ShardId(2): replace(orders[ShardId(2)], interactions=lost)}, lambda _: None)
+
+    def test_the_aggregate_is_what_aggregating_here_gives(
+        self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig
+    ) -> None:
+        records = tuple(answer.record for answer in pool.erase(orders, lambda _: None).values())
+        answer = pool.aggregate(AggregationOrder(orders[ShardId(0)].items, records, Interactions.none()))
+        assert store.read(answer.aggregate) == rebuild_aggregate(store.uri, records, tiny_config)
+
+    def test_an_excision_is_never_stored(self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder]) -> None:
+        records = tuple(answer.record for answer in pool.erase(orders, lambda _: None).values())
+        before = store.files()
+        owned = store.read_shard_data(records[0].interactions).train
+        order = AggregationOrder(orders[ShardId(0)].items, records, owned, frozenset({ShardId(0)}))
+        pool.prepare_excision(order)
+        model = pool.excise(order)
+        assert not np.isin(model.user_rows, owned.user_rows()).any()
+        assert store.files() == before
+
+    def test_calls_come_back_in_their_order(self, pool: ShardPool) -> None:
+        assert pool.run([partial(pow, 2, n) for n in range(7)]) == [1, 2, 4, 8, 16, 32, 64]
+
+    def test_the_bytes_of_a_submodel_do_not_depend_on_the_process(
+        self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder]
+    ) -> None:
+        trained = pool.erase(orders, lambda _: None)
+        for answer in trained.values():
+            content = store.read(answer.record.submodel)
+            assert embeddings_bytes(store.read_embeddings(answer.record.submodel)) == content
