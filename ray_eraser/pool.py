@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder, Aggregator
+from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
@@ -14,14 +15,6 @@ from ray_eraser.shard import Shard, ShardOrder, Trained
 _T = TypeVar("_T")
 
 OnDone = Callable[[Trained], None]
-
-
-class Compute(Protocol):
-    """A place where pure functions run."""
-
-    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-        """Results of pure functions of stored files, each called in some process; in the order of `calls`."""
-        ...
 
 
 class ShardPool(Compute, Protocol):

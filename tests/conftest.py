@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +24,52 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}: set RAY_ERASER_DATA to the folder that holds ml-1m, ml-100k and yelp2018")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of this test run alone, for those who ask for it: own token, own temporary folder, no dashboard."""
+    import ray
+
+    assert not ray.is_initialized(), "another test has started a Ray"
+    # A short path, because sockets lie in it and theirs are limited.
+    folder = tempfile.mkdtemp(prefix="re", dir="/tmp")
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own about its coming versions
+        ray.init(
+            address="local",
+            namespace="ray_eraser",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+    yield
+    ray.shutdown()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> EraserConfig:
+    """Three shards of a small generated log."""
+    return config_from(
+        {
+            "data": {"synthetic_users": 60, "synthetic_items": 40, "synthetic_per_user": 8, "synthetic_communities": 3},
+            "partition": {"n_shards": 3},
+            "model": {"width": 8, "epochs": 3},
+            "runtime": {"timeout_seconds": 60},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_config: EraserConfig) -> Dataset:
+    return read_dataset("synthetic", tiny_config.data, tiny_config.seed)

@@ -49,7 +49,9 @@ class RayTasks:
             oldest, deadline = min(running.values(), key=lambda call: call[1])
             finished, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not finished:
-                raise PoolError(f"{noun} {oldest}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}")
+                raise PoolError(
+                    f"{noun} {oldest}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}"
+                )
             key, _ = running.pop(finished[0])
             with translated(f"{noun} {key}"):
                 yield key, ray.get(finished[0])

@@ -16,13 +16,13 @@ import numpy as np
 
 from ray_eraser import seeds
 from ray_eraser.aggregator import rebuild_aggregate
+from ray_eraser.compute import Compute
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.determinism import environment
 from ray_eraser.errors import StoreError
 from ray_eraser.ids import Generation, RawId, ShardId
 from ray_eraser.partition import divide
-from ray_eraser.pool import Compute
 from ray_eraser.shard import rebuild_submodel
 from ray_eraser.store import FileRef, Manifest, ShardData, Store, manifest_ref, shard_data_bytes
 from ray_eraser.unlearning.ledger import GenerationRow

@@ -1,13 +1,8 @@
-"""One local Ray for all tests that need one; never automatic, never anybody else's."""
+"""Deployments on the tests' own Ray."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-import tempfile
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,54 +16,6 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.runtime.client import Client, deploy
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A Ray of this test run alone: own token, own temporary folder, no dashboard."""
-    import ray
-
-    assert not ray.is_initialized(), "another test has started a Ray"
-    folder = tempfile.mkdtemp(prefix="re", dir="/tmp")  # noqa: S108 - short, because it holds the paths of sockets
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own about its coming versions
-        ray.init(
-            address="local",
-            namespace="ray_eraser",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=folder,
-        )
-    yield
-    ray.shutdown()
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def tiny_config() -> EraserConfig:
-    """Three shards of a small generated log."""
-    return config_from(
-        {
-            "data": {"synthetic_users": 60, "synthetic_items": 40, "synthetic_per_user": 8, "synthetic_communities": 3},
-            "partition": {"n_shards": 3},
-            "model": {"width": 8, "epochs": 3},
-            "runtime": {"timeout_seconds": 60},
-        }
-    )
-
-
-@pytest.fixture(scope="session")
-def tiny(tiny_config: EraserConfig) -> Dataset:
-    return read_dataset("synthetic", tiny_config.data, tiny_config.seed)
 
 
 @pytest.fixture(scope="session")

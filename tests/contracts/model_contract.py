@@ -1,0 +1,180 @@
+"""What every base model does. A model's test inherits this and says which `model` it is about."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_eraser.config import EraserConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.determinism import deterministic
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.ids import ShardId
+from ray_eraser.models.base import BaseModel, Start
+from ray_eraser.seeds import normal_rows
+from ray_eraser.training.submodel import train_submodel
+
+KEY = b"a key of the contract"
+
+
+def log_of(pairs) -> Interactions:
+    users, items = np.array(sorted(pairs), np.int32).reshape(-1, 2).T
+    return Interactions.of(users, items)
+
+
+def checkerboard(n_users=16, n_items=12) -> tuple[Interactions, dict[int, int]]:
+    """Even users have all even items but one, odd users all odd ones but one; by user row, the one that was withheld."""
+    withheld = {user: (user + 2 * (user // 4)) % n_items for user in range(n_users)}
+    pairs = {(user, item) for user in range(n_users) for item in range(n_items) if (user + item) % 2 == 0}
+    return log_of(pairs - set(withheld.items())), withheld
+
+
+class ModelContract:
+    """The checkerboard must be within reach of the model's settings; a training of it should take a few hundredths of a second."""
+
+    model: BaseModel
+
+    @pytest.fixture(autouse=True)
+    def one_thread(self):
+        with deterministic(1):
+            yield
+
+    def start(self, interactions: Interactions, seed: int = 3) -> Start:
+        return Start(seed, normal_rows(interactions.item_rows().astype(np.uint64), 5, self.model.config.width))
+
+    def fit(self, interactions: Interactions, seed: int = 3) -> Embeddings:
+        return self.model.fit(interactions, Interactions.none(), self.start(interactions, seed))
+
+    def covers_exactly(self, model: Embeddings, interactions: Interactions) -> bool:
+        return (
+            model.user_rows.tolist() == interactions.user_rows().tolist()
+            and model.item_rows.tolist() == interactions.item_rows().tolist()
+            and model.users.shape == (len(model.user_rows), self.model.config.width)
+            and model.items.shape == (len(model.item_rows), self.model.config.width)
+        )
+
+    def test_of_the_unseen_items_the_withheld_one_of_the_users_own_kind_comes_first(self):
+        interactions, withheld = checkerboard()
+        model = self.fit(interactions)
+        scores_UI = model.users @ model.items.T
+        scores_UI[interactions.users, interactions.items] = -np.inf
+        assert dict(enumerate(scores_UI.argmax(1).tolist())) == withheld
+
+    def test_the_same_arguments_give_the_same_bits_whatever_was_drawn_or_trained_before(self):
+        interactions, _ = checkerboard()
+        first = self.fit(interactions)
+        torch.manual_seed(99)
+        np.random.seed(99)  # noqa: NPY002 - the state that a model must not look at
+        random.seed(99)
+        self.fit(log_of([(0, 0), (1, 1)]), seed=8)
+        assert self.fit(interactions).same_bits(first)
+
+    def test_another_start_of_the_items_gives_other_bits(self):
+        interactions, _ = checkerboard()
+        start = self.start(interactions)
+        other = self.model.fit(interactions, Interactions.none(), Start(start.seed, start.items[::-1].copy()))
+        assert not self.fit(interactions).same_bits(other)
+
+    def test_rows_with_gaps_between_them_give_the_same_vectors(self):
+        interactions, _ = checkerboard()
+        apart = Interactions.of(interactions.users * 7 + 100, interactions.items * 3 + 5000)
+        start = self.start(interactions)
+        here = self.model.fit(interactions, Interactions.none(), start)
+        there = self.model.fit(apart, Interactions.none(), start)
+        assert self.covers_exactly(there, apart)
+        assert there.users.tobytes() == here.users.tobytes()
+        assert there.items.tobytes() == here.items.tobytes()
+
+    def test_a_fresh_log_without_an_erased_user_gives_everybody_else_the_same_vectors(self):
+        everyone, interactions = Vocabulary.of("user", "abcdefghijklmnop"), checkerboard()[0]
+        everything = Vocabulary.of("item", range(100, 112))
+        gone = [everyone.row("a"), everyone.row("g")]
+        tombstoned, remaining = everyone.without(gone), interactions.without(interactions.of_users(np.array(gone)))
+        fresh = Vocabulary.of("user", set("abcdefghijklmnop") - {"a", "g"})
+        renumbered = Interactions.of(
+            np.array([fresh.row(raw) for raw in tombstoned.raw(remaining.users)], np.int32), remaining.items
+        )
+        config = EraserConfig(seed=6, model=self.model.config)
+        after, afresh = (
+            train_submodel(log, Interactions.none(), everything.keys(KEY), config, ShardId(2)) for log in (remaining, renumbered)
+        )
+        assert tombstoned.raw(after.user_rows) == fresh.raw(afresh.user_rows)
+        assert after.users.tobytes() == afresh.users.tobytes()
+        assert after.items.tobytes() == afresh.items.tobytes()
+
+    def test_a_fresh_log_without_an_erased_item_gives_every_other_item_the_same_vector(self):
+        before, interactions = Vocabulary.of("item", range(100, 112)), checkerboard()[0]
+        gone = [before.row(100), before.row(107)]
+        tombstoned, remaining = before.without(gone), interactions.without(interactions.of_items(np.array(gone)))
+        fresh = Vocabulary.of("item", set(range(100, 112)) - {100, 107})
+        renumbered = Interactions.of(
+            remaining.users, np.array([fresh.row(raw) for raw in tombstoned.raw(remaining.items)], np.int32)
+        )
+        config = EraserConfig(seed=6, model=self.model.config)
+        after = train_submodel(remaining, Interactions.none(), tombstoned.keys(KEY), config, ShardId(2))
+        afresh = train_submodel(renumbered, Interactions.none(), fresh.keys(KEY), config, ShardId(2))
+        assert tombstoned.raw(after.item_rows) == fresh.raw(afresh.item_rows)
+        assert after.users.tobytes() == afresh.users.tobytes()
+        assert after.items.tobytes() == afresh.items.tobytes()
+
+    def test_training_on_what_remains_equals_never_having_had_the_erased_pairs(self):
+        interactions, _ = checkerboard()
+        erased = log_of([(0, 2), (3, 5), (15, 15)])
+        direct = log_of(set(zip(interactions.users.tolist(), interactions.items.tolist(), strict=True)) - {(0, 2), (3, 5)})
+        assert not self.fit(interactions).same_bits(self.fit(direct))
+        assert self.fit(interactions.without(erased)).same_bits(self.fit(direct))
+
+    def test_a_fit_leaves_its_arguments_as_they_were(self):
+        interactions, _ = checkerboard()
+        start = self.start(interactions)
+        arrays = (interactions.users, interactions.items, start.items)
+        before = [array.copy() for array in arrays]
+        model = self.model.fit(interactions, log_of([(0, 0)]), start)
+        assert all((now == then).all() for now, then in zip(arrays, before, strict=True))
+        assert not any(np.shares_memory(array, given) for array in model.arrays().values() for given in arrays)
+
+    def test_vectors_are_contiguous_finite_float32_and_rows_ascending_int32(self):
+        model = self.fit(checkerboard()[0])
+        for vectors in (model.users, model.items):
+            assert vectors.dtype == np.float32
+            assert vectors.flags.c_contiguous
+            assert np.isfinite(vectors).all()
+        for rows in (model.user_rows, model.item_rows):
+            assert rows.dtype == np.int32
+            assert (np.diff(rows) > 0).all()
+
+    def test_no_interactions_give_a_model_that_knows_nobody(self):
+        assert self.fit(Interactions.none()).same_bits(Embeddings.empty(self.model.config.width))
+
+    def test_one_single_pair_is_learned(self):
+        model = self.fit(log_of([(4, 9)]))
+        assert self.covers_exactly(model, log_of([(4, 9)]))
+        assert (model.users @ model.items.T).item() > 0.5
+
+    def test_a_shard_with_one_user_covers_that_user_and_scores_its_items_above_zero(self):
+        alone = log_of([(7, item) for item in range(0, 40, 3)])
+        model = self.fit(alone)
+        assert self.covers_exactly(model, alone)
+        assert (model.users @ model.items.T > 0).all()
+
+    def test_a_user_with_every_item_scores_all_of_them_above_zero(self):
+        interactions, _ = checkerboard()
+        more = Interactions.union([interactions, log_of([(16, item) for item in range(12)])])
+        model = self.fit(more)
+        assert self.covers_exactly(model, more)
+        assert (model.items @ model.users[16] > 0).all()
+
+    @settings(max_examples=15, deadline=None)
+    @given(pairs=st.sets(st.tuples(st.integers(0, 9), st.integers(0, 7)), min_size=1, max_size=40))
+    def test_any_log_gives_finite_vectors_of_exactly_its_users_and_items(self, pairs):
+        interactions = log_of(pairs)
+        model = self.fit(interactions)
+        assert self.covers_exactly(model, interactions)
+        assert np.isfinite(model.users).all()
+        assert np.isfinite(model.items).all()

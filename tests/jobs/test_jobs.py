@@ -1,0 +1,174 @@
+"""The jobs as a person or a script runs them: real processes, their output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JOBS = Path(__file__).parents[2] / "jobs"
+NAMES = ("prepare", "train", "unlearn", "recommend", "evaluate", "audit")
+SMALL = """
+[data]
+synthetic_users = 60
+synthetic_items = 40
+synthetic_per_user = 8
+synthetic_communities = 3
+[partition]
+n_shards = 3
+[model]
+width = 8
+epochs = 3
+"""
+
+
+def run(job: str, *arguments: str, folder: Path, ray_address: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if ray_address is not None:
+        environment["RAY_ADDRESS"] = ray_address
+    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def result(job: str, *arguments: str, folder: Path, ray_address: str | None = None) -> dict[str, Any]:
+    """The JSON object that a job prints last."""
+    done = run(job, *arguments, "--json", folder=folder, ray_address=ray_address)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path
+
+
+@pytest.mark.parametrize("job", NAMES)
+def test_help_says_what_a_job_does_and_gives_an_example(job: str, tmp_path: Path) -> None:
+    done = run(job, "--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert f"python jobs/{job}.py" in done.stdout
+    assert "--json" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(folder: Path, ray_session: None) -> None:
+    import ray
+
+    import ray_eraser
+
+    address = ray.get_runtime_context().gcs_address
+    here = {"folder": folder, "ray_address": address}
+    trained = result("train", "--config", "small.toml", "--deployment", "outlives", **here)
+    expected = {
+        "deployment", "storage_path", "generation", "n_users", "n_items", "n_interactions",
+        "n_shards", "shard_sizes", "partition", "guarantee", "seconds",
+    }  # fmt: skip
+    assert expected <= set(trained)
+    assert set(trained["seconds"]) == {"partition", "shards", "aggregation", "total"}
+    assert trained["generation"] == 1
+    assert trained["guarantee"] == "exact"
+    assert sum(trained["shard_sizes"]) == trained["n_interactions"]
+
+    assert len(result("recommend", "--deployment", "outlives", "--user-id", "1003", "--n", "4", **here)["items"]) == 4
+    erased = result("unlearn", "--deployment", "outlives", "--user-id", "1003", "--receipt", "receipt.json", **here)
+    expected = {
+        "request_id", "state", "guarantee", "shards_touched", "pairs_erased", "seconds", "generation", "purged",
+    }  # fmt: skip
+    assert expected <= set(erased)
+    assert set(erased["seconds"]) == {"to_forget", "to_restore"}
+    assert (erased["state"], erased["generation"], len(erased["shards_touched"])) == ("erased", 2, 1)
+    assert json.loads((folder / "receipt.json").read_text())["commitment"] == erased["commitment"]
+
+    gone = run("recommend", "--deployment", "outlives", "--user-id", "1003", **here)
+    assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
+    assert "no user '1003' here" in gone.stderr
+
+    (folder / "pairs.csv").write_text("1004,99999\n")
+    refused = run("unlearn", "--deployment", "outlives", "--pairs", "pairs.csv", **here)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: no item '99999' here: it was never learned from, or it has been erased\n"
+
+    client = ray_eraser.connect("outlives")
+    assert client.describe()["generation"] == 2
+    client.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_with_a_ray_of_its_own_each_job_goes_on_from_storage(folder: Path) -> None:
+    here = {"folder": folder}
+    alone = ("--storage-path", "kept", "--ray-address", "local")
+    assert result("train", "--config", "small.toml", *alone, **here)["generation"] == 1
+    assert result("unlearn", "--user-id", "1005", *alone, **here)["state"] == "erased"
+    audited = result("audit", "--user-id", "1005", *alone, **here)
+    assert (audited["exact"], audited["mismatches"], audited["found_erased_pairs"]) == (True, [], 0)
+    assert audited["compared"] >= 7
+
+    measured = result("evaluate", "--storage-path", "kept", **here)
+    assert {f"{name}@{n}" for name in ("recall", "ndcg") for n in (10, 20, 50)} | {"n_users"} <= set(measured)
+    assert 0 < measured["recall@10"] <= measured["recall@20"] <= measured["recall@50"] <= 1
+    assert measured["unknown_users"] <= 1
+
+    (damaged,) = (folder / "kept" / "shards" / "0").glob("submodel-*.safetensors")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    failed = run("audit", "--json", *alone, **here)
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout.splitlines()[-1])["exact"] is False
+    assert damaged.name in failed.stdout
+
+
+def test_prepared_data_is_what_was_read(folder: Path) -> None:
+    log = "".join(f"{user}\t{item}\t{1 + (user + item) % 5}\t0\n" for user in range(1, 31) for item in range(1, 21))
+    (folder / "u.data").write_text(log)
+    prepared = result("prepare", "--data", "u.data", "--output", "ready", "--set", "data.min_rating=3", folder=folder)
+    assert prepared["n_users"] == 30
+    assert prepared["n_items"] == 20
+    assert prepared["below_rating"] == 30 * 20 * 2 // 5
+    assert prepared["train"] + prepared["valid"] + prepared["test"] == 30 * 20 * 3 // 5
+    again = result("prepare", "--data", "ready", "--output", "twice", folder=folder)
+    assert {key: again[key] for key in ("train", "valid", "test")} == {key: prepared[key] for key in ("train", "valid", "test")}
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "said"),
+    [
+        ("train", ("--data", "nowhere"), "nowhere"),
+        ("train", ("--set", "model.color=red"), "config model.color: unknown key"),
+        ("train", ("--set", "partition.n_shards=0"), "config partition.n_shards"),
+        ("train", ("--config", "missing.toml"), "missing.toml"),
+        ("unlearn", (), "give exactly one of user_id, item_id and pairs, got none"),
+        ("unlearn", ("--pairs", "bad.csv"), "bad.csv, line 2"),
+        ("evaluate", ("--storage-path", "nowhere"), "nothing is deployed at"),
+        ("audit", ("--storage-path", "nowhere"), "nothing is deployed at"),
+        ("prepare", ("--output", "x"), "give either --data or --download"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_two_and_no_file(
+    job: str, arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.csv").write_text("1,2\n3\n")
+    done = run(job, *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    assert "Traceback" in run("train", "--data", "nowhere", "--debug", folder=tmp_path).stderr
+
+
+def test_printed_settings_can_be_read_back(tmp_path: Path) -> None:
+    first = run("train", "--set", "model.solver=adagrad", "--print-settings", folder=tmp_path).stdout
+    (tmp_path / "all.toml").write_text(first)
+    assert 'solver = "adagrad"' in first
+    assert run("train", "--config", "all.toml", "--print-settings", folder=tmp_path).stdout == first

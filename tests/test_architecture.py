@@ -1,0 +1,81 @@
+"""The floors of the house: imports point one way, and only one folder knows Ray."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ray_eraser"
+
+FLOORS = [
+    {"errors", "ids", "seeds", "compute", "determinism", "config", "embeddings", "data"},
+    {"partition", "models", "recommend", "metrics", "evaluate", "training", "aggregation"},
+    {"store", "shard", "aggregator", "unlearning"},
+    {"pool", "coordinator"},
+    {"runtime"},
+]
+"""From the ground up. A module imports its own floor and those below, never those above."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _name(file: Path) -> str:
+    """The module or folder directly under the package that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _floor(name: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if name in floor)
+
+
+def _imports(file: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: write imports in full"
+            found.append(str(node.module))
+            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "ray_eraser"]
+    return found
+
+
+def test_every_module_has_a_floor() -> None:
+    names = {_name(file) for file in FILES} - {"__init__"}
+    assert names == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if _name(file) != "__init__"], ids=lambda file: file.stem)
+def test_imports_do_not_point_upwards(file: Path) -> None:
+    for module in _imports(file):
+        if module.startswith("ray_eraser."):
+            used = module.split(".")[1]
+            assert _floor(used) <= _floor(_name(file)), f"{file.relative_to(PACKAGE)} imports {module}, from a higher floor"
+
+
+def test_only_the_runtime_imports_ray() -> None:
+    for file in FILES:
+        if _name(file) != "runtime":
+            roots = {module.split(".")[0] for module in _imports(file)}
+            assert "ray" not in roots, f"{file.relative_to(PACKAGE)} imports ray"
+
+
+def test_importing_the_package_imports_neither_ray_nor_torch() -> None:
+    code = "import ray_eraser, sys; print([m for m in ('ray', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_coordinator_does_not_need_torch() -> None:
+    code = "import ray_eraser.coordinator, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_nothing_stored_is_read_by_running_it() -> None:
+    for file in FILES:
+        text = file.read_text("utf-8")
+        for unsafe in ("pickle.load", "torch.load", "allow_pickle=True", "eval(", "exec("):
+            assert unsafe not in text, f"{file.relative_to(PACKAGE)} uses {unsafe}"

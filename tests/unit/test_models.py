@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from contracts.model_contract import ModelContract, checkerboard, log_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from ray_eraser.config import WmfAdagradConfig, WmfAlsConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import deterministic
+from ray_eraser.models import make_model
+from ray_eraser.models.base import Start
+from ray_eraser.models.wmf_adagrad import WmfAdagrad
+from ray_eraser.models.wmf_als import WmfAls, half_sweep
+from ray_eraser.seeds import normal_rows
+
+ALPHA0, REG = 0.3, 0.01
+
+
+class TestWmfAls(ModelContract):
+    model = WmfAls(WmfAlsConfig(width=4, epochs=4))
+
+
+class TestWmfAlsWiderThanTheShardHasItems(ModelContract):
+    model = WmfAls(WmfAlsConfig(width=24, epochs=4))
+
+
+class TestWmfAdagrad(ModelContract):
+    model = WmfAdagrad(WmfAdagradConfig(width=4, epochs=40, batch=7))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with deterministic(1):
+        yield
+
+
+def random_matrix(generator, n_rows, n_columns, density) -> sparse.csr_matrix:
+    return sparse.csr_matrix((generator.random((n_rows, n_columns)) < density).astype(np.float32))
+
+
+def vectors(generator, n, width) -> torch.Tensor:
+    return torch.from_numpy(generator.normal(0, 0.5, (n, width)).astype(np.float32))
+
+
+def naive_half_sweep(matrix, others, alpha0, reg):
+    """Each row's normal equations, dense and in float64; zeros where a row has no pair."""
+    others = others.numpy().astype(np.float64)
+    solved = np.zeros((matrix.shape[0], others.shape[1]))
+    for row in range(matrix.shape[0]):
+        own = others[matrix[row].indices]
+        ridge = reg * (len(own) + alpha0 * len(others))
+        system = alpha0 * others.T @ others + own.T @ own + ridge * np.eye(others.shape[1])
+        if len(own):
+            solved[row] = np.linalg.solve(system, own.sum(0))
+    return solved
+
+
+def naive_loss(matrix, users, items, alpha0, reg):
+    """Of every pair its squared error, then the ridge of every row; float64 tensors."""
+    loss = torch.zeros((), dtype=torch.float64)
+    observed = matrix.toarray() > 0
+    for user in range(len(users)):
+        for item in range(len(items)):
+            score = users[user] @ items[item]
+            loss = loss + alpha0 * score**2 + ((score - 1) ** 2 if observed[user, item] else 0)
+    for rows, n_others, degrees in ((users, len(items), observed.sum(1)), (items, len(users), observed.sum(0))):
+        for row, degree in enumerate(degrees):
+            loss = loss + reg * (int(degree) + alpha0 * n_others) * (rows[row] @ rows[row])
+    return loss
+
+
+def assert_rows_agree(solved, expected):
+    assert solved.dtype == torch.float32
+    error_R = np.linalg.norm(solved.numpy() - expected, axis=1)
+    assert (error_R <= 1e-4 * np.linalg.norm(expected, axis=1)).all()
+
+
+def test_the_configuration_chooses_the_model():
+    assert isinstance(make_model(WmfAlsConfig()), WmfAls)
+    assert isinstance(make_model(WmfAdagradConfig()), WmfAdagrad)
+
+
+@pytest.mark.parametrize(
+    ("width", "density"),
+    [
+        pytest.param(3, 0.6, id="primal: every degree at or above the width"),
+        pytest.param(16, 0.2, id="dual: every degree below the width"),
+        pytest.param(9, 0.3, id="both"),
+        pytest.param(1, 0.3, id="width one"),
+        pytest.param(4, 1.0, id="everybody has everything"),
+    ],
+)
+def test_a_half_sweep_solves_the_normal_equations_of_every_row(width, density):
+    generator = np.random.default_rng(width)
+    matrix, items = random_matrix(generator, 40, 30, density), vectors(generator, 30, width)
+    assert_rows_agree(half_sweep(matrix, items, ALPHA0, REG), naive_half_sweep(matrix, items, ALPHA0, REG))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_rows=st.integers(1, 8),
+    n_columns=st.integers(1, 12),
+    width=st.integers(1, 8),
+    density=st.sampled_from([0.1, 0.5, 1.0]),
+    alpha0=st.sampled_from([0.02, 0.3, 1.0]),
+)
+def test_a_half_sweep_of_any_shape_solves_the_normal_equations(seed, n_rows, n_columns, width, density, alpha0):
+    generator = np.random.default_rng(seed)
+    matrix, items = random_matrix(generator, n_rows, n_columns, density), vectors(generator, n_columns, width)
+    assert_rows_agree(half_sweep(matrix, items, alpha0, 0.1), naive_half_sweep(matrix, items, alpha0, 0.1))
+
+
+def test_rows_of_very_different_degrees_are_each_solved_over_their_own_pairs():
+    # Degrees 0 to 60: batches of one and of many rows, padded and full.
+    degrees = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60]
+    matrix = sparse.csr_matrix(np.array([[column < degree for column in range(60)] for degree in degrees], np.float32))
+    items = vectors(np.random.default_rng(2), 60, 10)
+    assert_rows_agree(half_sweep(matrix, items, ALPHA0, REG), naive_half_sweep(matrix, items, ALPHA0, REG))
+
+
+@pytest.mark.parametrize("width", [2, 20])
+def test_rows_without_a_pair_are_zero(width):
+    matrix = log_of([(1, 0), (1, 3), (3, 2)]).matrix(5, 4)
+    solved = half_sweep(matrix, vectors(np.random.default_rng(1), 4, width), ALPHA0, REG)
+    assert solved.any(1).tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("width", [2, 12])
+def test_columns_that_are_all_alike_are_solved_as_one_direction(width):
+    # With q everywhere, p = t q and t (alpha0 C + n) |q|^2 + t ridge = n.
+    column = np.linspace(0.3, 0.8, width).astype(np.float32)
+    matrix = log_of([(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 2)]).matrix(2, 5)
+    scores = half_sweep(matrix, torch.from_numpy(np.tile(column, (5, 1))), ALPHA0, REG) @ torch.from_numpy(column)
+    square = float(column @ column)
+    expected = [n * square / ((ALPHA0 * 5 + n) * square + REG * (n + ALPHA0 * 5)) for n in (5, 1)]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [3, 8])
+def test_no_half_sweep_raises_the_loss(width):
+    generator = np.random.default_rng(4)
+    matrix = random_matrix(generator, 9, 7, 0.4)
+    transposed = matrix.T.tocsr()
+    users, items = vectors(generator, 9, width), vectors(generator, 7, width)
+    losses = [naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item()]
+    for _ in range(4):
+        users = half_sweep(matrix, items, ALPHA0, REG)
+        losses.append(naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item())
+        items = half_sweep(transposed, users, ALPHA0, REG)
+        losses.append(naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item())
+    assert losses[1] < 0.9 * losses[0]
+    assert all(after <= before * (1 + 1e-6) for before, after in zip(losses, losses[1:], strict=False))
+
+
+@pytest.mark.parametrize("width", [3, 8])
+def test_the_loss_is_flat_at_solved_rows(width):
+    generator = np.random.default_rng(5)
+    matrix, items = random_matrix(generator, 9, 7, 0.5), vectors(generator, 7, width)
+    slopes = []
+    for users in (torch.zeros(9, width), half_sweep(matrix, items, ALPHA0, REG)):
+        users = users.double().requires_grad_()  # noqa: PLW2901 - the same users, ready for a gradient
+        naive_loss(matrix, users, items.double(), ALPHA0, REG).backward()
+        slopes.append(users.grad.norm().item())
+    assert slopes[1] < 1e-5 * slopes[0]
+
+
+def test_als_ends_with_users_that_are_solved_on_the_items_it_returns():
+    interactions, _ = checkerboard()
+    model = WmfAls(WmfAlsConfig(width=4, epochs=2, alpha0=ALPHA0, reg=REG)).fit(
+        interactions, Interactions.none(), Start(0, normal_rows(interactions.item_rows().astype(np.uint64), 1, 4))
+    )
+    matrix = interactions.matrix(16, 12)
+    assert_rows_agree(torch.from_numpy(model.users), naive_half_sweep(matrix, torch.from_numpy(model.items), ALPHA0, REG))
+
+
+def test_als_looks_neither_at_the_seed_nor_at_held_out_pairs():
+    interactions, withheld = checkerboard()
+    model, items = WmfAls(WmfAlsConfig(width=4, epochs=2)), normal_rows(interactions.item_rows().astype(np.uint64), 1, 4)
+    plain = model.fit(interactions, Interactions.none(), Start(0, items))
+    assert model.fit(interactions, log_of(withheld.items()), Start(1, items)).same_bits(plain)
+
+
+def test_adagrad_draws_its_users_from_the_seed():
+    interactions, _ = checkerboard()
+    model, items = WmfAdagrad(WmfAdagradConfig(width=4, epochs=2)), normal_rows(np.arange(12, dtype=np.uint64), 1, 4)
+    one, other = (model.fit(interactions, Interactions.none(), Start(seed, items)) for seed in (0, 1))
+    assert not one.same_bits(other)
