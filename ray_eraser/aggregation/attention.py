@@ -1,7 +1,8 @@
 """RecEraser's attentive aggregation: which submodel to trust for which user and item, learned (Chen et al. 2022, eq. 5-8).
 
-K submodels that are not empty, U users and I items that any of them knows, R rows of either side, B users of a batch, D width,
-A width of the scorer.
+K submodels that are not empty, U users and I items that any of them knows, R rows of either side or a batch of it, n vectors
+that the submodels have for these rows (by submodel, then by row), N for all rows, B users of a batch, D width, A width of the
+scorer.
 """
 
 from __future__ import annotations
@@ -68,45 +69,50 @@ class Parameters:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """One side of all submodels, for common rows.
+    """One side of all submodels.
 
     Attributes:
-        rows: (R,) int32 vocabulary rows.
-        vectors: (K, R, D), zero where absent.
-        present: (K, R) booleans, which submodel knows which row.
+        rows: (R,) int32 vocabulary rows that any submodel knows.
+        vectors: (N, D), the submodels' tables below each other.
+        position: (K, R) int64, where the vector of a submodel and row stands in `vectors`; -1 where the row is absent.
     """
 
     rows: np.ndarray
     vectors: Tensor
-    present: Tensor
+    position: Tensor
 
     def aggregated(self, transfer: Transfer, scorer: Scorer, chosen_R: Tensor | None = None) -> Tensor:
         """The aggregated vectors of all or the chosen rows, (R, D)."""
-        vectors_KRD, present_KR = self.vectors, self.present
-        if chosen_R is not None:
-            vectors_KRD, present_KR = vectors_KRD.index_select(1, chosen_R), present_KR.index_select(1, chosen_R)
-        transferred_KRD = transferred(vectors_KRD, transfer)
-        return weighted_sum(transferred_KRD, attention_weights(transferred_KRD, present_KR, scorer))
+        position_KR = self.position if chosen_R is None else self.position.index_select(1, chosen_R)
+        present_KR = position_KR >= 0
+        vectors_nD = self.vectors.index_select(0, position_KR[present_KR])
+        transferred_nD = transferred(vectors_nD, present_KR, transfer)
+        return weighted_sum(transferred_nD, attention_weights(transferred_nD, present_KR, scorer), present_KR)
 
 
-def transferred(vectors_KRD: Tensor, transfer: Transfer) -> Tensor:
-    """Every submodel's vectors in the common space, P_k W_k + b_k, (K, R, D). Eq. 5."""
-    return torch.baddbmm(transfer.bias[:, None, :], vectors_KRD, transfer.weight)
+def transferred(vectors_nD: Tensor, present_KR: Tensor, transfer: Transfer) -> Tensor:
+    """Every present vector in the common space, P_k W_k + b_k, (n, D). Eq. 5."""
+    by_submodel = torch.split(vectors_nD, present_KR.sum(1).tolist())
+    parts = zip(by_submodel, transfer.weight.unbind(), transfer.bias.unbind(), strict=True)
+    return torch.cat([torch.addmm(bias_D, vectors, weight_DD) for vectors, weight_DD, bias_D in parts])
 
 
-def attention_weights(transferred_KRD: Tensor, present_KR: Tensor, scorer: Scorer) -> Tensor:
-    """Weight of every submodel for every row, (K, R): softmax over k of h' ReLU(W_A x + b_A). Eq. 6 and 7.
+def attention_weights(transferred_nD: Tensor, present_KR: Tensor, scorer: Scorer) -> Tensor:
+    """Weight of every present vector in its row, (n,): softmax over k of h' ReLU(W_A x + b_A). Eq. 6 and 7.
 
     Sums to 1 over the submodels that know the row. The authors' code spreads it over all K, whose absent rows are random there.
     """
-    scores_KR = torch.relu(transferred_KRD @ scorer.weight + scorer.bias) @ scorer.out
-    weights_KR: Tensor = torch.softmax(scores_KR.masked_fill(~present_KR, float("-inf")), dim=0)
-    return weights_KR
+    scores_n = torch.relu(transferred_nD @ scorer.weight + scorer.bias) @ scorer.out
+    nothing_KR = scores_n.new_full(present_KR.shape, float("-inf"))
+    scores_KR = nothing_KR.masked_scatter(present_KR, scores_n)
+    return torch.softmax(scores_KR, dim=0).masked_select(present_KR)
 
 
-def weighted_sum(transferred_KRD: Tensor, weights_KR: Tensor) -> Tensor:
+def weighted_sum(transferred_nD: Tensor, weights_n: Tensor, present_KR: Tensor) -> Tensor:
     """The aggregated vectors, sum_k a_k (P_k W_k + b_k), (R, D). Eq. 7."""
-    return torch.einsum("kr,krd->rd", weights_KR, transferred_KRD)
+    row_n = present_KR.nonzero()[:, 1]
+    sums_RD = transferred_nD.new_zeros(present_KR.shape[1], transferred_nD.shape[1])
+    return sums_RD.index_add(0, row_n, weights_n[:, None] * transferred_nD)
 
 
 def attention(submodels: Sequence[Embeddings], interactions: Interactions, config: AggregationConfig, seed: int) -> Embeddings:
@@ -206,10 +212,9 @@ def _spectral_start(submodels: Sequence[Embeddings], width_A: int, generator: to
 
 def _tables(rows: list[np.ndarray], vectors: list[np.ndarray]) -> Tables:
     union = np.unique(np.concatenate(rows))
-    vectors_KRD = np.zeros((len(rows), len(union), vectors[0].shape[1]), np.float32)
-    present_KR = np.zeros((len(rows), len(union)), bool)
-    for k, (rows_k, vectors_k) in enumerate(zip(rows, vectors, strict=True)):
-        positions = np.searchsorted(union, rows_k)
-        vectors_KRD[k, positions] = vectors_k
-        present_KR[k, positions] = True
-    return Tables(union, torch.from_numpy(vectors_KRD), torch.from_numpy(present_KR))
+    position_KR = np.full((len(rows), len(union)), -1, np.int64)
+    first = 0
+    for k, rows_k in enumerate(rows):
+        position_KR[k, np.searchsorted(union, rows_k)] = np.arange(first, first + len(rows_k))
+        first += len(rows_k)
+    return Tables(union, torch.from_numpy(np.concatenate(vectors)), torch.from_numpy(position_KR))

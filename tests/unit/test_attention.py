@@ -7,6 +7,7 @@ import torch
 from ray_eraser.aggregation.attention import (
     Scorer,
     Transfer,
+    _tables,
     attention,
     attention_weights,
     transferred,
@@ -55,7 +56,7 @@ def taste(n_users=20, n_items=12):
 
 
 def parts(seed=0, n_submodels=3, n_rows=6):
-    """Vectors (K, R, D), presence (K, R), a transfer and a scorer; D = 4, A = 2."""
+    """Vectors (K, R, D), of which only the present count, presence (K, R), a transfer and a scorer; D = 4, A = 2."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731 - three words, used eight times
     transfer = Transfer(draw(n_submodels, 4, 4), draw(n_submodels, 4))
@@ -71,8 +72,8 @@ def loss_of(model, pairs, w0=0.2):
 
 def test_transfer_weights_and_sum_are_equations_5_to_7_row_by_row():
     vectors, present, transfer, scorer = parts()
-    moved = transferred(vectors, transfer)
-    aggregated = weighted_sum(moved, attention_weights(moved, present, scorer))
+    moved = transferred(vectors[present], present, transfer)
+    aggregated = weighted_sum(moved, attention_weights(moved, present, scorer), present)
     for row in range(6):
         known = [k for k in range(3) if present[k, row]]
         moved_k = {k: vectors[k, row] @ transfer.weight[k] + transfer.bias[k] for k in known}
@@ -82,23 +83,27 @@ def test_transfer_weights_and_sum_are_equations_5_to_7_row_by_row():
         torch.testing.assert_close(aggregated[row], expected)
 
 
-def test_weights_sum_to_one_and_absent_rows_weigh_nothing():
+def test_weights_are_positive_and_sum_to_one_over_the_submodels_that_know_the_row():
     vectors, present, transfer, scorer = parts(seed=1)
-    weights = attention_weights(transferred(vectors, transfer), present, scorer)
-    torch.testing.assert_close(weights.sum(0), torch.ones(6))
-    assert (weights[~present] == 0).all()
-    assert (weights[present] > 0).all()
+    weights = attention_weights(transferred(vectors[present], present, transfer), present, scorer)
+    sums = torch.zeros(6).index_add(0, present.nonzero()[:, 1], weights)
+    torch.testing.assert_close(sums, torch.ones(6))
+    assert (weights > 0).all()
 
 
-@pytest.mark.parametrize("init", STARTS)
-def test_what_stands_in_an_absent_row_does_not_matter(init):
-    pairs, (left, right) = taste()
-    cut = Embeddings(left.user_rows[3:], left.users[3:], left.item_rows[2:], left.items[2:])
-    model = attention([cut, right], pairs, untrained(init=init), 0)
-    alone = attention([right, cut], pairs, untrained(init=init), 0)
-    assert model.user_rows.tolist() == alone.user_rows.tolist() == list(range(20))
-    assert np.isfinite(model.users).all()
-    assert np.isfinite(model.items).all()
+def test_a_row_that_one_submodel_alone_knows_is_that_submodels_transferred_vector():
+    tables = _tables([np.array([0, 2]), np.array([0, 1])], [np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]])
+    _, _, transfer, scorer = parts(n_submodels=2)
+    aggregated = tables.aggregated(transfer, scorer)
+    torch.testing.assert_close(aggregated[2], transfer.weight[0][1] + transfer.bias[0])
+    torch.testing.assert_close(aggregated[1], transfer.weight[1][3] + transfer.bias[1])
+
+
+def test_a_batch_of_rows_is_aggregated_as_among_all_rows():
+    tables = _tables([np.array([0, 2]), np.array([0, 1])], [np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]])
+    _, _, transfer, scorer = parts(n_submodels=2)
+    chosen = torch.tensor([2, 0])
+    torch.testing.assert_close(tables.aggregated(transfer, scorer, chosen), tables.aggregated(transfer, scorer)[chosen])
 
 
 def test_the_spectral_start_of_one_submodel_scores_as_the_submodel():
