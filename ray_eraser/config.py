@@ -80,11 +80,24 @@ class WmfAlsConfig(Section):
     """D, the length of a vector."""
     epochs: int = Field(8, ge=1)
     """Rounds of users, then items; a last half round of users follows."""
-    alpha0: float = Field(0.3, gt=0)
-    """Weight of an unobserved pair against 1 for an observed one. Tune it for each data set: .1 to .3 on MovieLens, .02 to
-    .03 on sparse logs such as Yelp2018, where .3 ruins the ranking."""
+    alpha0: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Weight of an unobserved pair against 1 for an observed one: about .3 on MovieLens, .02 on sparse logs such as Yelp2018,
+    where .3 ruins the ranking. `auto` tries some on held-out pairs when a deployment is first trained, and keeps the best."""
     reg: float = Field(0.007, ge=0)
     """Ridge, scaled by each row's degree (Rendle et al. 2021)."""
+
+    @property
+    def known_alpha0(self) -> float:
+        """`alpha0`, once it has been chosen.
+
+        Raises:
+            ConfigError: it is still `auto`.
+        """
+        if self.alpha0 == "auto":
+            raise ConfigError(
+                "model.alpha0", "is 'auto' and has not been chosen yet: set a number, or train by Coordinator.fit"
+            )
+        return self.alpha0
 
 
 class WmfAdagradConfig(Section):
@@ -112,12 +125,14 @@ class WmfAdagradConfig(Section):
 
 
 def _model_tag(value: Any) -> str:
-    fields = value if isinstance(value, Mapping) else vars(value)
+    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
     return f"{fields.get('kind', 'wmf')}-{fields.get('solver', 'als')}"
 
 
+_MODEL_TAGS = ("wmf-als", "wmf-adagrad")
+
 ModelConfig = Annotated[
-    Annotated[WmfAlsConfig, Tag("wmf-als")] | Annotated[WmfAdagradConfig, Tag("wmf-adagrad")],
+    Annotated[WmfAlsConfig, Tag(_MODEL_TAGS[0])] | Annotated[WmfAdagradConfig, Tag(_MODEL_TAGS[1])],
     Discriminator(_model_tag),
 ]
 
@@ -151,7 +166,7 @@ class AggregationConfig(Section):
     sweeps: int = Field(1, ge=0, le=2)
     """`foldin`: rounds of items and users after the first solve of the users."""
     foldin_alpha0: float | None = Field(None, gt=0)
-    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or .3 where the model has none."""
+    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or is chosen as that is where the model has none."""
     foldin_reg: float | None = Field(None, ge=0)
     """`foldin`: ridge; None takes the ALS model's, or .007 where the model has none."""
 
@@ -194,11 +209,34 @@ class EraserConfig(Section):
         return "exact-given-partition" if self.partition.is_learned else "exact"
 
     @property
-    def foldin_weights(self) -> tuple[float, float]:
-        """(alpha0, reg) of the fold-in."""
-        als = self.model if isinstance(self.model, WmfAlsConfig) else WmfAlsConfig()
+    def als_settings(self) -> WmfAlsConfig:
+        """The ALS settings of the fold-in and of what a partition is learned from: the model's own, where it has any."""
+        als = self.model if isinstance(self.model, WmfAlsConfig) else WmfAlsConfig(width=self.model.width)
         alpha0, reg = self.aggregation.foldin_alpha0, self.aggregation.foldin_reg
-        return als.alpha0 if alpha0 is None else alpha0, als.reg if reg is None else reg
+        own = {key: value for key, value in (("alpha0", alpha0), ("reg", reg)) if value is not None}
+        return als.model_copy(update=own)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be chosen from the log."""
+        model_is_auto = isinstance(self.model, WmfAlsConfig) and self.model.alpha0 == "auto"
+        return not model_is_auto and self.als_settings.alpha0 != "auto"
+
+    def settled(self, alpha0: float) -> EraserConfig:
+        """The same settings with `alpha0` wherever it was left to be chosen."""
+        if isinstance(self.model, WmfAlsConfig):
+            if self.model.alpha0 != "auto":
+                return self
+            return self.model_copy(update={"model": self.model.model_copy(update={"alpha0": alpha0})})
+        if self.aggregation.foldin_alpha0 is not None:
+            return self
+        return self.model_copy(update={"aggregation": self.aggregation.model_copy(update={"foldin_alpha0": alpha0})})
+
+    def agrees_with(self, trained: EraserConfig) -> bool:
+        """Whether a deployment that was trained with `trained` is what these settings ask for."""
+        alpha0 = trained.als_settings.alpha0
+        mine = self if alpha0 == "auto" else self.settled(alpha0)
+        return mine.fingerprint() == trained.fingerprint()
 
     def fingerprint(self) -> str:
         """A digest of every setting that can change a bit of what is trained."""
@@ -208,10 +246,16 @@ class EraserConfig(Section):
     def to_toml(self) -> str:
         """The whole configuration as a TOML document; settings that are None are left out."""
         settings = self.model_dump(mode="json", exclude_none=True)
-        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, dict)]
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if not isinstance(value, dict)
+        ]
         for name, section in settings.items():
             if isinstance(section, dict):
-                lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+                lines += [
+                    "",
+                    f"[{name}]",
+                    *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items()),
+                ]
         return "\n".join(lines) + "\n"
 
 
@@ -244,8 +288,8 @@ def config_from(settings: Mapping[str, Any]) -> EraserConfig:
         return EraserConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        # The tag of a tagged union stands in the location although nobody wrote it.
-        where = ".".join(str(part) for part in first["loc"] if "-" not in str(part))
+        # The members of unions stand in the location although nobody wrote them; nothing lies deeper than section.key.
+        where = ".".join([str(part) for part in first["loc"] if part not in _MODEL_TAGS][:2])
         problem = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
         raise ConfigError(where, problem) from error
 

@@ -32,6 +32,7 @@ from ray_eraser.recommend import Snapshot
 from ray_eraser.shard import ShardOrder, Trained
 from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, manifest_ref
 from ray_eraser.training.pretrain import pretrain
+from ray_eraser.training.weights import choose_alpha0
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow, default_ledger
 from ray_eraser.unlearning.receipt import Receipt, ShardChange, commitment
 from ray_eraser.unlearning.request import RequestState, Target, UnlearningRequest, resolve
@@ -57,6 +58,7 @@ class FitReport:
     shards_per_user: float
     partition: str
     guarantee: str
+    alpha0: float
     seconds: dict[str, float]
 
 
@@ -129,13 +131,14 @@ class Coordinator:
         published = self._ledger.current()
         if published is not None:
             manifest = self._store.read_manifest(published.digest)
-            if config is not None and config.fingerprint() != manifest.config.fingerprint():
+            if config is not None and not config.agrees_with(manifest.config):
                 raise DeploymentError(deployment, f"{storage_path} was trained with other settings: use them, or another path")
-            config = config or manifest.config
+            config = manifest.config.model_copy(update={} if config is None else {"runtime": config.runtime})
         elif config is None:
             raise DeploymentError(deployment, f"nothing is deployed at {storage_path}: train first")
         self.config = config
         self._epoch = self._ledger.begin_epoch(self._clock())
+        self._make_pool = make_pool
         self.pool = make_pool(config)
         if published is not None:
             self.resume(published)
@@ -159,6 +162,8 @@ class Coordinator:
             self._report("partition", 0, 1)
             key = seeds.secret(self.config.seed, "ids")
             user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
+            self._settle(dataset.train, user_keys, item_keys)
+            settled = time.perf_counter()
             seed, settings = self.config.seed, self.config.partition
             if partition is None:
                 embeddings = self._pretrained(dataset.train, item_keys)
@@ -171,11 +176,11 @@ class Coordinator:
                 data = ShardData(partition.of_shard(dataset.train, ShardId(k)), dataset.valid.take(held_owners == k))
                 written = self._store.write_shard_data(ShardId(k), data)
                 orders[ShardId(k)] = ShardOrder(self._epoch, items, written, Interactions.none())
-            seconds = {"partition": time.perf_counter() - started}
+            divided = time.perf_counter()
 
             trained = self._train(orders)
             records = tuple(trained[ShardId(k)].record for k in range(settings.n_shards))
-            seconds["shards"] = time.perf_counter() - started - seconds["partition"]
+            seconds = {"partition": divided - settled, "shards": time.perf_counter() - divided}
             published, aggregated = self._publish(users, items, records, {}, ())
             seconds |= {"aggregation": aggregated.seconds, "total": time.perf_counter() - started}
             self._serve(self._load(published))
@@ -192,8 +197,19 @@ class Coordinator:
                 shards_per_user=round(partition.shards_per_user(dataset.train), 4),
                 partition=settings.kind,
                 guarantee=self.config.guarantee,
+                alpha0=self.config.als_settings.known_alpha0,
                 seconds={name: round(value, 3) for name, value in seconds.items()},
             )
+
+    def _settle(self, train: Interactions, user_keys: np.ndarray, item_keys: np.ndarray) -> None:
+        """Choose from the log what the settings leave open. Recorded with the generation, and kept by every erasure."""
+        if self.config.is_settled:
+            return
+        alpha0 = choose_alpha0(train, user_keys, item_keys, self.config, self.pool)
+        log.info("alpha0 chosen", extra={"deployment": self.deployment, "alpha0": alpha0})
+        self.pool.close()  # its shards were made with the settings that left it open
+        self.config = self.config.settled(alpha0)
+        self.pool = self._make_pool(self.config)
 
     def _pretrained(self, train: Interactions, item_keys: np.ndarray) -> Embeddings | None:
         """Embeddings of the whole log, for a learned partition; never written, and gone when the partition is made."""

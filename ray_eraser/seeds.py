@@ -42,8 +42,8 @@ def mix(keys: np.ndarray, salt: np.ndarray | int) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray) -> np.ndarray:
-    """Keys as numbers in the open interval (0, 1), float64; the upper 53 bits count."""
-    return ((keys >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    """Keys as numbers in the open interval (0, 1), float64; the upper 52 bits count: with 53 the highest rounds to 1."""
+    return ((keys >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def normal_rows(keys: np.ndarray, seed: int, width: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import InputError, StoreError
+from ray_eraser.errors import ConfigError, InputError, StoreError
 from ray_eraser.ids import ShardId
 
 _FORMAT = 1
@@ -191,7 +191,7 @@ class Store:
         ref = manifest_ref(digest)
         try:
             return Manifest.from_json(self.read(ref))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise StoreError(ref.path, f"is not a manifest ({error})") from error
 
     # ---- files ---------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def tiny_config() -> EraserConfig:
         {
             "data": {"synthetic_users": 60, "synthetic_items": 40, "synthetic_per_user": 8, "synthetic_communities": 3},
             "partition": {"n_shards": 3},
-            "model": {"width": 8, "epochs": 3},
+            "model": {"width": 8, "epochs": 3, "alpha0": 0.3},
             "runtime": {"timeout_seconds": 60},
         }
     )

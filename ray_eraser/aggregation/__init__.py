@@ -85,4 +85,5 @@ def _folded(model: Embeddings, interactions: Interactions, config: EraserConfig,
     from ray_eraser.aggregation.foldin import fold_in
 
     items = np.ascontiguousarray(model.items)
-    return fold_in(model.item_rows, items, interactions, *config.foldin_weights, sweeps)
+    als = config.als_settings
+    return fold_in(model.item_rows, items, interactions, als.known_alpha0, als.reg, sweeps)

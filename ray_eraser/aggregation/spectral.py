@@ -112,7 +112,7 @@ def _iterated(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: i
 def _eigh(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, ascending, and eigenvectors that carry more than rounding."""
     values, vectors = linalg.eigh(symmetric, driver="evd")
-    real = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float32).eps ** 2
+    real = values > values.max(initial=0.0) * len(values) * np.finfo(np.float32).eps ** 2
     return values[real], vectors[:, real]
 
 

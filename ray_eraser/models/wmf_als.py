@@ -40,10 +40,11 @@ class WmfAls:
         by_user = compact.matrix()
         by_item = by_user.T.tocsr()
         items = torch.from_numpy(start.items) * (START_LENGTH / config.width**0.5)
-        users = half_sweep(by_user, items, config.alpha0, config.reg)
+        alpha0 = config.known_alpha0
+        users = half_sweep(by_user, items, alpha0, config.reg)
         for _ in range(config.epochs):
-            items = half_sweep(by_item, users, config.alpha0, config.reg)
-            users = half_sweep(by_user, items, config.alpha0, config.reg)
+            items = half_sweep(by_item, users, alpha0, config.reg)
+            users = half_sweep(by_user, items, alpha0, config.reg)
         return Embeddings(compact.user_rows, users.numpy(), compact.item_rows, items.numpy())
 
 

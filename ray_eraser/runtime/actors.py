@@ -47,10 +47,10 @@ class CoordinatorService:
             return
         threading.Thread(target=self._work, daemon=True, name="process-pending").start()
 
-    def identity(self) -> tuple[str, str]:
-        """(storage path, fingerprint of the settings): what whoever attaches must agree with. Raises what opening raised."""
+    def identity(self) -> tuple[str, EraserConfig]:
+        """(storage path, settings): what whoever attaches must agree with. Raises what opening raised."""
         opened = self._opened()
-        return opened.storage_path, opened.config.fingerprint()
+        return opened.storage_path, opened.config
 
     @ray.method(concurrency_group="work")
     def fit(self, dataset: Dataset) -> FitReport:

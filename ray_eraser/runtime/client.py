@@ -176,12 +176,12 @@ def deploy(
     )
     client = Client(deployment, actor)
     try:
-        uri, fingerprint = client._get(actor.identity.remote(), _START_SECONDS)  # noqa: SLF001 - its own module
+        uri, running = client._get(actor.identity.remote(), _START_SECONDS)  # noqa: SLF001 - its own module
     except Exception:
         ray.kill(actor)  # it could not open; nothing was promised by it
         raise
     if uri != storage_path:
         raise DeploymentError(deployment, f"is running already, at {uri}: choose another name or shut that one down")
-    if config is not None and fingerprint != config.fingerprint():
+    if config is not None and not config.agrees_with(running):
         raise DeploymentError(deployment, "is running already with other settings: choose another name or shut it down")
     return client

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ray_eraser.config import EraserConfig, WmfAlsConfig
+from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
@@ -16,8 +16,7 @@ from ray_eraser.training.submodel import item_start
 
 def pretrain(train: Interactions, item_keys: np.ndarray, config: EraserConfig) -> Embeddings:
     """WMF by ALS on everything, with the model's width; to be thrown away once the partition is made."""
-    model = config.model if isinstance(config.model, WmfAlsConfig) else WmfAlsConfig(width=config.model.width)
-    settings = model.model_copy(update={"epochs": config.partition.pretrain_epochs})
+    settings = config.als_settings.model_copy(update={"epochs": config.partition.pretrain_epochs})
     start = Start(derive(config.seed, "pretrain"), item_start(item_keys[train.item_rows()], config))
     with deterministic(config.runtime.threads):
         return make_model(settings).fit(train, Interactions.none(), start)

@@ -58,6 +58,7 @@ def slow_running(ray_session: None, tmp_path: Path) -> Iterator[Callable[[], Cli
             {
                 "data": {"synthetic_users": 300, "synthetic_items": 100, "synthetic_per_user": 20},
                 "partition": {"n_shards": 2},
+                "aggregation": {"foldin_alpha0": 0.3},
                 "model": {"solver": "adagrad", "width": 16, "epochs": 400},
                 "runtime": {"timeout_seconds": 60},
             }

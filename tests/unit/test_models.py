@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -21,11 +23,11 @@ ALPHA0, REG = 0.3, 0.01
 
 
 class TestWmfAls(ModelContract):
-    model = WmfAls(WmfAlsConfig(width=4, epochs=4))
+    model = WmfAls(WmfAlsConfig(width=4, epochs=4, alpha0=ALPHA0))
 
 
 class TestWmfAlsWiderThanTheShardHasItems(ModelContract):
-    model = WmfAls(WmfAlsConfig(width=24, epochs=4))
+    model = WmfAls(WmfAlsConfig(width=24, epochs=4, alpha0=ALPHA0))
 
 
 class TestWmfAdagrad(ModelContract):
@@ -154,7 +156,7 @@ def test_no_half_sweep_raises_the_loss(width):
         items = half_sweep(transposed, users, ALPHA0, REG)
         losses.append(naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item())
     assert losses[1] < 0.9 * losses[0]
-    assert all(after <= before * (1 + 1e-6) for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
 
 
 @pytest.mark.parametrize("width", [3, 8])
@@ -180,7 +182,10 @@ def test_als_ends_with_users_that_are_solved_on_the_items_it_returns():
 
 def test_als_looks_neither_at_the_seed_nor_at_held_out_pairs():
     interactions, withheld = checkerboard()
-    model, items = WmfAls(WmfAlsConfig(width=4, epochs=2)), normal_rows(interactions.item_rows().astype(np.uint64), 1, 4)
+    model, items = (
+        WmfAls(WmfAlsConfig(width=4, epochs=2, alpha0=ALPHA0)),
+        normal_rows(interactions.item_rows().astype(np.uint64), 1, 4),
+    )
     plain = model.fit(interactions, Interactions.none(), Start(0, items))
     assert model.fit(interactions, log_of(withheld.items()), Start(1, items)).same_bits(plain)
 

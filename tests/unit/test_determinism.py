@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from ray_eraser.determinism import deterministic, environment
+
+
+@pytest.fixture(autouse=True)
+def two_threads_outside():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def state():
+    return torch.get_num_threads(), torch.get_deterministic_debug_mode(), blas_threads()
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def denormals():
+    """Of torch and of NumPy: 0 where they are flushed."""
+    small = np.full(8, 1e-30, np.float32)
+    return float((torch.from_numpy(small) * 1e-10).sum()), float((small * np.float32(1e-10)).sum())
+
+
+def test_inside_there_are_as_many_threads_as_asked_for():
+    with deterministic(1):
+        assert torch.get_num_threads() == 1
+        assert set(blas_threads()) == {1}
+
+
+def test_everything_is_as_before_afterwards():
+    before = state()
+    with deterministic(1):
+        assert state() != before
+    assert state() == before
+
+
+def test_everything_is_as_before_after_an_error_too():
+    before = state()
+    with pytest.raises(ZeroDivisionError), deterministic(1):
+        raise ZeroDivisionError
+    assert state() == before
+    assert all(denormals())
+
+
+def test_an_operation_without_a_deterministic_kernel_is_refused_inside():
+    with deterministic(1):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_denormals_are_flushed_inside_and_kept_outside():
+    assert all(denormals())
+    with deterministic(1):
+        assert denormals() == (0, 0)
+    assert all(denormals())
+
+
+def test_what_the_bits_depend_on_names_the_versions_and_the_threads_in_plain_values():
+    recorded = environment(3)
+    assert json.loads(json.dumps(recorded)) == recorded
+    assert recorded["threads"] == 3
+    assert recorded["torch"] == torch.__version__
+    assert recorded["numpy"] == np.__version__

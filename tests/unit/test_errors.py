@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from ray_eraser import errors
+from ray_eraser.errors import RayEraserError
+
+SAMPLES = {"str": "a name", "int": 3, "float": 1.5, "int | None": 7}
+
+
+def every_class():
+    classes = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, RayEraserError)]
+    assert len(classes) > 10
+    return classes
+
+
+def sample(cls):
+    if "__init__" not in vars(cls):
+        return cls("what is wrong")
+    parameters = list(inspect.signature(cls).parameters.values())
+    return cls(*(SAMPLES[parameter.annotation] for parameter in parameters))
+
+
+@pytest.mark.parametrize("cls", every_class())
+def test_an_error_survives_pickling_with_its_fields_and_its_text(cls):
+    error = sample(cls)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is cls
+    assert vars(again) == vars(error)
+    assert again.args == error.args
+    assert str(again) == str(error)
+
+
+@pytest.mark.parametrize("cls", every_class())
+def test_the_arguments_of_an_error_are_its_fields(cls):
+    error = sample(cls)
+    if "__init__" in vars(cls):
+        assert list(vars(error).values()) == list(error.args)
+
+
+@pytest.mark.parametrize("cls", every_class())
+def test_the_text_of_an_error_is_one_line_that_names_every_field(cls):
+    error = sample(cls)
+    assert str(error)
+    assert "\n" not in str(error)
+    assert all(str(field) in str(error) for field in error.args)
+
+
+def test_a_data_file_error_without_a_line_names_none():
+    assert str(errors.DataFileError("log.csv", "is empty")) == "log.csv: is empty"
+    assert str(errors.DataFileError("log.csv", "no such column", 3)) == "log.csv, line 3: no such column"
+
+
+def test_bad_input_is_told_apart_from_what_went_wrong_inside():
+    inputs = {cls for cls in every_class() if issubclass(cls, errors.InputError)}
+    assert {errors.RequestError, errors.UnknownIdError, errors.ConfigError, errors.DeploymentError} < inputs
+    assert not {errors.StoreError, errors.StaleEpochError, errors.PoolError} & inputs

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.evaluate import evaluate, in_rows_of
+
+SECOND = 1 / np.log2(3)
+
+
+def log_of(*pairs) -> Interactions:
+    users, items = np.array(pairs, np.int32).reshape(-1, 2).T
+    return Interactions.of(users, items)
+
+
+def scores_of(by_user: dict[int, list[float]], item_rows) -> Embeddings:
+    """A model with exactly these scores: users are unit vectors."""
+    table = np.array(list(by_user.values()), np.float32)
+    return Embeddings(
+        np.array(list(by_user), np.int32),
+        np.eye(len(table), dtype=np.float32),
+        np.array(item_rows, np.int32),
+        np.ascontiguousarray(table.T),
+    )
+
+
+# User 0 ranks 1, 2, 3, 4 once item 0 is left out; user 1 likes all alike, so 0, 2, 3, 4 without item 1.
+MODEL = scores_of({0: [5, 4, 3, 2, 1], 1: [7, 7, 7, 7, 7]}, range(5))
+TRAIN = log_of((0, 0), (1, 1))
+
+
+def test_recall_and_ndcg_are_as_worked_out_by_hand():
+    result = evaluate(MODEL, TRAIN, log_of((0, 1), (0, 3)), (1, 2, 3))
+    assert result == pytest.approx(
+        {
+            "recall@1": 1 / 2,
+            "recall@2": 1 / 2,
+            "recall@3": 1,
+            "ndcg@1": 1,
+            "ndcg@2": 1 / (1 + SECOND),
+            "ndcg@3": (1 + 1 / 2) / (1 + SECOND),
+            "n_users": 1,
+        }
+    )
+
+
+def test_items_with_equal_scores_stand_in_the_order_of_their_rows():
+    result = evaluate(MODEL, TRAIN, log_of((1, 2)), (1, 2))
+    assert result == pytest.approx({"recall@1": 0, "ndcg@1": 0, "recall@2": 1, "ndcg@2": SECOND, "n_users": 1})
+
+
+def test_the_result_is_the_mean_over_users_with_test_items():
+    result = evaluate(MODEL, TRAIN, log_of((0, 1), (0, 3), (1, 2)), (2,))
+    assert result == pytest.approx({"recall@2": 3 / 4, "ndcg@2": (1 / (1 + SECOND) + SECOND) / 2, "n_users": 2})
+
+
+def test_users_without_test_items_are_left_out():
+    more = scores_of({**dict(enumerate(MODEL.items.T.tolist())), 2: [0, 0, 0, 0, 9]}, range(5))
+    train = Interactions.union([TRAIN, log_of((2, 0), (3, 0))])
+    assert evaluate(more, train, log_of((1, 0)), (1,)) == {"recall@1": 1, "ndcg@1": 1, "n_users": 1}
+
+
+def test_a_user_whom_the_model_lacks_counts_without_a_hit():
+    assert evaluate(MODEL, TRAIN, log_of((0, 1), (8, 1)), (1,)) == {"recall@1": 1 / 2, "ndcg@1": 1 / 2, "n_users": 2}
+
+
+def test_an_item_that_the_model_lacks_cannot_be_hit_but_counts_among_the_test_items():
+    known = scores_of({0: [5, 4, 3]}, [0, 4, 9])
+    result = evaluate(known, TRAIN, log_of((0, 4), (0, 6), (0, 200)), (1, 5))
+    assert result["recall@1"] == result["recall@5"] == pytest.approx(1 / 3)
+    assert result["ndcg@1"] == 1
+
+
+def test_only_the_users_own_training_items_are_left_out_of_the_list():
+    # What user 1 was trained on stays in the list of user 0 and the other way round.
+    assert evaluate(MODEL, log_of((1, 0)), log_of((0, 0)), (1,))["recall@1"] == 1
+    assert evaluate(MODEL, log_of((0, 0)), log_of((1, 0)), (1,))["recall@1"] == 1
+
+
+def test_other_test_items_are_not_left_out_of_the_list():
+    assert evaluate(MODEL, TRAIN, log_of((0, 1), (0, 2)), (1,))["recall@1"] == 1 / 2
+
+
+def test_where_the_model_has_fewer_items_than_the_list_is_long_the_list_is_shorter():
+    result = evaluate(MODEL, TRAIN, log_of((0, 1), (0, 4), (1, 4)), (3, 50))
+    assert result["recall@3"] == pytest.approx((1 / 2 + 0) / 2)
+    assert result["recall@50"] == 1
+    assert result["ndcg@50"] == pytest.approx(((1 + 1 / np.log2(5)) / (1 + SECOND) + 1 / np.log2(5)) / 2)
+
+
+def test_a_training_item_that_fills_up_a_short_list_is_no_hit():
+    everything = log_of(*((0, item) for item in range(5)))
+    assert evaluate(MODEL, everything, log_of((0, 2)), (5,))["recall@5"] == 0
+
+
+def test_a_model_that_knows_nobody_hits_nothing():
+    assert evaluate(Embeddings.empty(2), TRAIN, log_of((0, 1)), (1, 10))["ndcg@10"] == 0
+
+
+def test_without_test_items_all_figures_are_zero():
+    result = evaluate(MODEL, TRAIN, Interactions.none())
+    assert set(result.values()) == {0}
+    assert set(result) == {f"{name}@{n}" for name in ("recall", "ndcg") for n in (10, 20, 50)} | {"n_users"}
+
+
+def test_users_beyond_the_first_batch_are_ranked_as_well():
+    # The first item is liked by all 1,300 users and wanted by every second.
+    n = 1300
+    items = np.array([[1], [0]], np.float32)
+    model = Embeddings(np.arange(n, dtype=np.int32), np.ones((n, 1), np.float32), np.arange(2, dtype=np.int32), items)
+    result = evaluate(model, Interactions.none(), Interactions.of(np.arange(n), np.arange(n) % 2), (1,))
+    assert result == {"recall@1": 0.5, "ndcg@1": 0.5, "n_users": n}
+
+
+def test_held_out_pairs_find_their_rows_in_other_vocabularies():
+    # There ann's row is 1 and bob's 0, and item 30 stands before item 20's place.
+    held = log_of((0, 0), (1, 1))
+    users, items = Vocabulary("user", ("ann", "bob")), Vocabulary("item", (20, 30))
+    found, left_out = in_rows_of(held, users, items, Vocabulary("user", ("bob", "ann")), Vocabulary("item", (5, 30, 20)))
+    assert list(zip(found.users.tolist(), found.items.tolist(), strict=True)) == [(0, 1), (1, 2)]
+    assert left_out == 0
+
+
+def test_users_unknown_there_are_left_out_and_unknown_items_get_rows_behind_all_others():
+    held = log_of((0, 0), (0, 1), (0, 2), (1, 0), (2, 0))
+    users, items = Vocabulary.of("user", ["ann", "bob", "cy"]), Vocabulary.of("item", [20, 30, 40])
+    found, left_out = in_rows_of(held, users, items, users.without([1]), Vocabulary.of("item", [7, 30]))
+    assert left_out == 1
+    assert found.user_rows().tolist() == [0, 2]
+    known, *unknown = sorted(found.items[found.users == 0].tolist())
+    assert known == 1
+    assert len(set(unknown)) == 2
+    assert min(unknown) >= 2
+    assert found.items[found.users == 2].tolist()[0] in unknown

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ray_eraser.aggregation.foldin import fold_in
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import deterministic
+from ray_eraser.embeddings import Embeddings
+
+ALPHA0, REG = 0.2, 0.02
+ITEM_ROWS = np.array([1, 2, 4, 7, 8, 11], np.int32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with deterministic(1):
+        yield
+
+
+def log_of(*pairs) -> Interactions:
+    users, items = np.array(pairs, np.int32).reshape(-1, 2).T
+    return Interactions.of(users, items)
+
+
+# Users 3 and 6 have pairs, nobody between them has; item 5 has no vector; nobody has item 7.
+REMAINING = log_of((3, 1), (3, 2), (3, 8), (6, 2), (6, 4), (6, 11), (6, 5), (9, 11))
+
+
+def item_vectors(width=3, seed=1):
+    return np.random.default_rng(seed).normal(0, 0.5, (len(ITEM_ROWS), width)).astype(np.float32)
+
+
+def fold(interactions=REMAINING, width=3, sweeps=0):
+    return fold_in(ITEM_ROWS, item_vectors(width), interactions, ALPHA0, REG, sweeps)
+
+
+def ridge(vectors: dict[int, np.ndarray], partners: dict[int, list[int]]) -> dict[int, np.ndarray]:
+    """Each row's vector by dense normal equations in float64, over the vectors of the other side, all by row number."""
+    table = np.array(list(vectors.values()), np.float64)
+    solved = {}
+    for row, own_rows in partners.items():
+        own = np.array([vectors[other] for other in own_rows], np.float64)
+        penalty = REG * (len(own) + ALPHA0 * len(table)) * np.eye(table.shape[1])
+        solved[row] = np.linalg.solve(ALPHA0 * table.T @ table + own.T @ own + penalty, own.sum(0))
+    return solved
+
+
+def naive(width, sweeps):
+    vectors = dict(zip(ITEM_ROWS.tolist(), item_vectors(width), strict=True))
+    items = {row: vectors[row] for row in (1, 2, 4, 8, 11)}
+    of_user = {3: [1, 2, 8], 6: [2, 4, 11], 9: [11]}
+    of_item = {1: [3], 2: [3, 6], 4: [6], 8: [3], 11: [6, 9]}
+    users = ridge(items, of_user)
+    for _ in range(sweeps):
+        items = ridge(users, of_item)
+        users = ridge(items, of_user)
+    return users, items
+
+
+@pytest.mark.parametrize("width", [2, 3, 7])
+@pytest.mark.parametrize("sweeps", [0, 1, 2])
+def test_users_and_with_sweeps_items_are_the_solutions_of_their_ridge_regressions(width, sweeps):
+    model = fold(width=width, sweeps=sweeps)
+    users, items = naive(width, sweeps)
+    assert model.user_rows.tolist() == list(users)
+    assert model.item_rows.tolist() == list(items)
+    # After some sweeps the error of float32 has passed through several systems.
+    np.testing.assert_allclose(model.users, list(users.values()), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(model.items, list(items.values()), rtol=1e-3, atol=1e-4)
+
+
+def test_without_sweeps_items_keep_their_vectors():
+    assert fold().items.tolist() == item_vectors()[[0, 1, 2, 4, 5]].tolist()
+
+
+def test_items_without_a_remaining_pair_leave():
+    assert 7 not in fold().item_rows
+    assert 4 not in fold(REMAINING.without(log_of((6, 4)))).item_rows
+
+
+def test_users_without_a_remaining_pair_are_absent():
+    assert fold(REMAINING.without(log_of((9, 11)))).user_rows.tolist() == [3, 6]
+
+
+def test_users_whose_items_all_lack_a_vector_are_absent():
+    assert fold(Interactions.union([REMAINING, log_of((12, 5), (12, 6))])).same_bits(fold())
+
+
+@pytest.mark.parametrize("sweeps", [0, 1])
+def test_nothing_is_left_of_an_erased_pair(sweeps):
+    erased = log_of((3, 8), (6, 2), (9, 11))
+    remaining = log_of((3, 1), (3, 2), (6, 4), (6, 11), (6, 5))
+    assert fold(REMAINING.without(erased), sweeps=sweeps).same_bits(fold(remaining, sweeps=sweeps))
+    assert not fold(sweeps=sweeps).same_bits(fold(remaining, sweeps=sweeps))
+
+
+def test_what_an_item_without_a_remaining_pair_had_for_a_vector_does_not_matter():
+    other = item_vectors()
+    other[3] = 1000
+    assert fold_in(ITEM_ROWS, other, REMAINING, ALPHA0, REG, 1).same_bits(fold(sweeps=1))
+
+
+def test_another_users_pairs_do_not_move_a_user_while_items_stand_still():
+    alone = fold(log_of((3, 1), (3, 2), (3, 8), (6, 1), (6, 4), (6, 11), (9, 2)))
+    np.testing.assert_allclose(alone.users[0], fold().users[0], rtol=1e-5)
+
+
+def test_a_user_with_every_item_is_solved_too():
+    everything = log_of(*((user, int(item)) for user in (0, 1) for item in ITEM_ROWS))
+    model = fold(everything, sweeps=1)
+    assert model.users[0].tolist() == model.users[1].tolist()
+    assert (model.users @ model.items.T > 0.5).all()
+
+
+def test_rows_with_gaps_between_them_give_the_same_vectors():
+    apart = Interactions.of(REMAINING.users * 9 + 1, REMAINING.items * 4)
+    there = fold_in(ITEM_ROWS * 4, item_vectors(), apart, ALPHA0, REG, 1)
+    assert there.user_rows.tolist() == (fold(sweeps=1).user_rows * 9 + 1).tolist()
+    assert there.users.tobytes() == fold(sweeps=1).users.tobytes()
+    assert there.items.tobytes() == fold(sweeps=1).items.tobytes()
+
+
+def test_the_same_arguments_give_the_same_bits_and_stay_as_they_were():
+    items = item_vectors()
+    first = fold_in(ITEM_ROWS, items, REMAINING, ALPHA0, REG, 1)
+    assert fold_in(ITEM_ROWS, items, REMAINING, ALPHA0, REG, 1).same_bits(first)
+    assert items.tobytes() == item_vectors().tobytes()
+
+
+@pytest.mark.parametrize("interactions", [Interactions.none(), log_of((3, 5), (4, 6))])
+def test_where_no_pair_with_a_known_item_remains_nobody_is_known(interactions):
+    assert fold(interactions, sweeps=1).same_bits(Embeddings.empty(3))
+
+
+def test_where_no_item_has_a_vector_nobody_is_known():
+    assert fold_in(ITEM_ROWS[:0], item_vectors()[:0], REMAINING, ALPHA0, REG, 1).same_bits(Embeddings.empty(3))

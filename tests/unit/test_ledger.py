@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from contracts import ledger_contract
+from contracts.ledger_contract import ANN, BOB, LedgerContract, advance, generation, receipt_of, receive
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from ray_eraser.errors import DeploymentError, IllegalTransitionError, InputError, RequestError, StaleEpochError
+from ray_eraser.ids import Epoch, RequestId
+from ray_eraser.store import Store
+from ray_eraser.unlearning.ledger import Ledger, default_ledger
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+
+LONG_ID = "a-user-id-that-stands-nowhere-else-" + "0123456789" * 3
+
+
+@pytest.fixture
+def open_ledger(tmp_path):
+    opened = []
+
+    def open_it():
+        opened.append(Ledger(f"sqlite:///{tmp_path}/ledger.db"))
+        return opened[-1]
+
+    yield open_it
+    for ledger in opened:
+        ledger.close()
+
+
+class TestSqlite(LedgerContract):
+    pass
+
+
+def bytes_under(folder):
+    return b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file())
+
+
+def pragma(ledger, name):
+    with ledger._engine.connect() as connection:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+
+
+def test_sqlite_writes_ahead_and_waits_for_the_disk_and_zeroes_what_it_frees(open_ledger):
+    ledger = open_ledger()
+    assert pragma(ledger, "journal_mode") == "wal"
+    assert pragma(ledger, "synchronous") == 2  # FULL
+    assert pragma(ledger, "secure_delete") == 1
+    assert pragma(ledger, "busy_timeout") == 30000
+
+
+def test_every_connection_is_set_up_so(open_ledger):
+    ledger = open_ledger()
+    with ledger._engine.connect() as one, ledger._engine.connect() as other:
+        assert [c.exec_driver_sql("PRAGMA synchronous").scalar_one() for c in (one, other)] == [2, 2]
+
+
+@pytest.mark.parametrize("n_pairs", [1, 400], ids=["in a row", "over several pages"])
+def test_after_finishing_the_raw_id_is_in_no_byte_of_the_database(open_ledger, tmp_path, n_pairs):
+    ledger = open_ledger()
+    request = UnlearningRequest(pairs=tuple((LONG_ID, f"item {n}") for n in range(n_pairs)))
+    receive(ledger, "r", request)
+    receive(ledger, "other", BOB)
+    advance(ledger, "r", RequestState.ROUTED)
+    assert LONG_ID.encode() in bytes_under(tmp_path)
+    assert ledger_contract.SALT.encode() in bytes_under(tmp_path)
+    ledger.finish([receipt_of("r")])
+    ledger.request(RequestId("r"))
+    assert LONG_ID.encode() not in bytes_under(tmp_path)
+    assert b"bob" in bytes_under(tmp_path)
+
+
+def test_the_raw_id_is_gone_also_where_another_program_has_the_ledger_open(open_ledger, tmp_path):
+    ledger, other = open_ledger(), open_ledger()
+    receive(ledger, "r", UnlearningRequest(user_id=LONG_ID))
+    other.unfinished()
+    advance(other, "r", RequestState.ROUTED)
+    ledger.finish([receipt_of("r")])
+    assert LONG_ID.encode() not in bytes_under(tmp_path)
+    assert other.request(RequestId("r")).state is RequestState.ERASED
+
+
+def test_a_crash_right_after_finishing_leaves_the_raw_id_no_longer_than_until_the_next_start(open_ledger, tmp_path):
+    program = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from contracts.ledger_contract import *;"
+        "ledger = Ledger(sys.argv[2]); receive(ledger, 'r', UnlearningRequest(user_id=sys.argv[3]));"
+        "advance(ledger, 'r', RequestState.ROUTED);"
+        "ledger._wipe = lambda: os._exit(9); ledger.finish([receipt_of('r')])"
+    )
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), url, LONG_ID]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert LONG_ID.encode() in bytes_under(tmp_path)
+    ledger = open_ledger()
+    assert ledger.request(RequestId("r")).state is RequestState.ERASED
+    ledger.begin_epoch(1.0)
+    assert LONG_ID.encode() not in bytes_under(tmp_path)
+
+
+def test_a_killed_program_loses_nothing_that_it_was_told(open_ledger, tmp_path):
+    program = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from contracts.ledger_contract import *;"
+        "receive(Ledger(sys.argv[2]), 'r', ANN, 'k'); os._exit(9)"
+    )
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), url]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert [row.request for row in open_ledger().unfinished()] == [ANN]
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "ledger.db").write_text("nothing of the kind " * 100)
+    with pytest.raises(InputError, match=r"ledger sqlite:///.*cannot be opened"):
+        Ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle-of-delphi://x", "sqlite:////no/such/folder/ledger.db"])
+def test_a_url_that_leads_nowhere_is_refused_in_one_line(url):
+    with pytest.raises(InputError, match="check unlearning.ledger") as caught:
+        Ledger(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_is_not_shown():
+    with pytest.raises(InputError) as caught:
+        Ledger("postgresql+nodriver://me:hunter2@host/db")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "per%20cent", "question?mark", "hash#tag", "ümlaut", "plus+and&"])
+def test_the_ledger_lies_in_the_storage_folder_whatever_the_folder_is_called(tmp_path, name):
+    folder = tmp_path / name
+    ledger = Ledger(default_ledger(Store(str(folder)), "shop", must_exist=False))
+    ledger.begin_epoch(1.0)
+    assert (folder / "ledger.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    ledger.close()
+
+
+def test_a_ledger_that_must_be_there_is_not_made(tmp_path):
+    with pytest.raises(DeploymentError, match="nothing is deployed at"):
+        default_ledger(Store(str(tmp_path / "none")), "shop", must_exist=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Any order of calls, reopening in between, against a plain dictionary."""
+
+    names = Bundle("names")
+
+    @initialize()
+    def begin(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="ledger")
+        self.url = f"sqlite:///{self.folder.name}/ledger.db"
+        self.ledger = Ledger(self.url)
+        self.epoch = self.ledger.begin_epoch(0.0)
+        self.states: dict[str, RequestState] = {}
+        self.payloads: dict[str, UnlearningRequest] = {}
+        self.keys: dict[str, str] = {}
+        self.current = 0
+
+    @rule(target=names, request=st.sampled_from([ANN, BOB]), key=st.sampled_from([None, "k", "l"]))
+    def receive(self, request, key):
+        name = f"r{len(self.states)}"
+        owner = self.keys.get(key)
+        if owner is None:
+            receive(self.ledger, name, request, key)
+            self.states[name], self.payloads[name] = RequestState.RECEIVED, request
+            if key is not None:
+                self.keys[key] = name
+            return name
+        if self.states[owner] is RequestState.ERASED or self.payloads[owner] == request:
+            assert receive(self.ledger, name, request, key).request_id == owner
+        else:
+            with pytest.raises(RequestError):
+                receive(self.ledger, name, request, key)
+        return multiple()
+
+    @rule(name=names, wanted=st.sampled_from(list(ledger_contract.MOVES)))
+    def move(self, name, wanted):
+        move = ledger_contract.MOVES[wanted]
+        if (self.states[name], wanted) in ledger_contract.LEGAL:
+            move(self.ledger, name)
+            self.states[name] = wanted
+        else:
+            with pytest.raises(IllegalTransitionError):
+                move(self.ledger, name)
+
+    @rule(stale=st.booleans())
+    def publish(self, stale):
+        if stale:
+            with pytest.raises(StaleEpochError):
+                self.ledger.publish(Epoch(self.epoch - 1), generation(self.current + 1), {})
+        else:
+            self.current += 1
+            self.ledger.publish(self.epoch, generation(self.current), {})
+
+    @rule()
+    def reopen(self):
+        self.ledger.close()
+        self.ledger = Ledger(self.url)
+        self.epoch = self.ledger.begin_epoch(0.0)
+
+    @invariant()
+    def the_ledger_says_what_happened(self):
+        pending = {name: self.payloads[name] for name, state in self.states.items() if state is not RequestState.ERASED}
+        assert {row.request_id: row.request for row in self.ledger.unfinished()} == pending
+        assert {name: self.ledger.request(RequestId(name)).state for name in self.states} == self.states
+        current = self.ledger.current()
+        assert (0 if current is None else current.number) == self.current
+
+    def teardown(self):
+        self.ledger.close()
+        self.folder.cleanup()
+
+
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_eraser.aggregation import spectral as module
+from ray_eraser.aggregation.mean import side_by_side
+from ray_eraser.aggregation.spectral import bases, gram, spectral
+from ray_eraser.embeddings import Embeddings
+
+U, I = 30, 25
+
+
+def submodel(seed, user_rows, item_rows, width=3, decay=1.0):
+    """Random vectors; column d is decay^d times as long as the first."""
+    rng = np.random.default_rng(seed)
+    users, items = (
+        (rng.normal(0, 0.5, (len(rows), width)) * decay ** np.arange(width)).astype(np.float32)
+        for rows in (user_rows, item_rows)
+    )
+    return Embeddings(np.array(user_rows, np.int32), users, np.array(item_rows, np.int32), items)
+
+
+def some_submodels(n=4, width=3, decay=1.0):
+    """Each knows a random part of the users and items; some rows are known to nobody."""
+    rng = np.random.default_rng(n)
+    rows = [(np.flatnonzero(rng.random(U) < 0.4), np.flatnonzero(rng.random(I) < 0.5)) for _ in range(n)]
+    return [submodel(k, *rows_k, width, decay) for k, rows_k in enumerate(rows)]
+
+
+def dense(model, factor=1.0):
+    """(U, I) float64 scores, zero where the model lacks the user or the item."""
+    scores = np.zeros((U, I))
+    scores[np.ix_(model.user_rows, model.item_rows)] = factor * model.users.astype(np.float64) @ model.items.T
+    return scores
+
+
+def truncated(scores, rank):
+    left, singular, right = np.linalg.svd(scores)
+    return (left[:, :rank] * singular[:rank]) @ right[:rank], singular
+
+
+def rows_known(submodels, side):
+    return sorted(set().union(*(getattr(one, side).tolist() for one in submodels)))
+
+
+def test_a_rank_as_high_as_the_stack_reproduces_the_sum_of_the_scores():
+    submodels = some_submodels()
+    np.testing.assert_allclose(dense(spectral(submodels, 12, 0)), sum(map(dense, submodels)), atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 11])
+def test_a_lower_rank_gives_the_best_approximation_there_is(rank):
+    submodels = some_submodels()
+    summed = sum(map(dense, submodels))
+    best, singular = truncated(summed, rank)
+    model = spectral(submodels, rank, 0)
+    assert model.width == rank
+    np.testing.assert_allclose(dense(model), best, atol=1e-5)
+    error = np.linalg.norm(dense(model) - summed)
+    assert error == pytest.approx(np.linalg.norm(singular[rank:]), rel=1e-4)  # Eckart and Young 1936
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shards=st.lists(st.tuples(st.sets(st.integers(0, 7)), st.sets(st.integers(0, 6))), min_size=1, max_size=4),
+    rank=st.integers(1, 9),
+)
+def test_no_pattern_of_absent_rows_keeps_it_from_the_best_approximation(shards, rank):
+    submodels = [submodel(k, sorted(users), sorted(items), 2) for k, (users, items) in enumerate(shards)]
+    summed = sum(map(dense, submodels))
+    model = spectral(submodels, rank, 0)
+    _, singular = truncated(summed, 0)
+    assert np.linalg.norm(dense(model) - summed) == pytest.approx(np.linalg.norm(singular[rank:]), abs=1e-4)
+    assert model.user_rows.tolist() == rows_known(submodels, "user_rows")
+    assert model.item_rows.tolist() == rows_known(submodels, "item_rows")
+
+
+def test_one_submodel_no_wider_than_the_rank_is_reproduced():
+    only = submodel(1, range(0, U, 2), range(5, I), 4)
+    for rank in (4, 7):
+        np.testing.assert_allclose(dense(spectral([only], rank, 0)), dense(only), atol=1e-5)
+
+
+def test_a_rank_above_that_of_the_stack_gives_zero_columns():
+    model = spectral([submodel(1, range(9), range(8), 2), submodel(2, range(9), range(8), 2)], 7, 0)
+    assert (model.users.shape, model.items.shape) == ((9, 7), (8, 7))
+    assert model.users[:, :4].any(0).all()
+    assert not model.users[:, 4:].any()
+    assert not model.items[:, 4:].any()
+
+
+def test_submodels_that_say_the_same_have_the_rank_of_one():
+    only = submodel(1, range(9), range(8), 2)
+    model = spectral([only, only, only], 5, 0)
+    np.testing.assert_allclose(dense(model), 3 * dense(only), atol=1e-5)
+    assert not model.users[:, 2:].any()
+
+
+def test_equal_singular_values_and_orthogonal_shards_do_no_harm():
+    # Four shards without a common row, each scoring one pair 1: the singular values are 1, 1, 1, 1.
+    one = np.ones((1, 1), np.float32)
+    shards = [Embeddings(np.array([k], np.int32), one, np.array([k], np.int32), one) for k in range(4)]
+    np.testing.assert_allclose(dense(spectral(shards, 4, 0))[:4, :4], np.eye(4), atol=1e-6)
+    assert np.linalg.norm(dense(spectral(shards, 2, 0))[:4, :4] - np.eye(4)) == pytest.approx(2**0.5, abs=1e-5)
+
+
+def test_users_and_items_share_the_singular_values_equally():
+    # P = U sqrt(S) and Q = V sqrt(S): both Gram matrices are diag(S).
+    model = spectral(some_submodels(), 5, 0)
+    _, singular = truncated(sum(map(dense, some_submodels())), 5)
+    for vectors in (model.users.astype(np.float64), model.items.astype(np.float64)):
+        np.testing.assert_allclose(vectors.T @ vectors, np.diag(singular[:5]), atol=1e-4)
+
+
+def test_weights_scale_the_submodels_scores():
+    submodels, weights = some_submodels(), [0.5, 2.0, 0.0, 1.0]
+    summed = sum(dense(one, weight) for one, weight in zip(submodels, weights, strict=True))
+    np.testing.assert_allclose(dense(spectral(submodels, 12, 0, weights)), summed, atol=1e-5)
+    np.testing.assert_allclose(dense(spectral(submodels, 2, 0, weights)), truncated(summed, 2)[0], atol=1e-5)
+    assert spectral(submodels, 3, 0, [1, 1, 1, 1]).same_bits(spectral(submodels, 3, 0))
+
+
+@pytest.mark.parametrize("rank", [2, 12])
+def test_empty_submodels_change_no_score(rank):
+    submodels, empty = some_submodels(), Embeddings.empty(3)
+    np.testing.assert_allclose(
+        dense(spectral([empty, *submodels[:2], empty, *submodels[2:]], rank, 0)), dense(spectral(submodels, rank, 0)), atol=1e-5
+    )
+
+
+def test_without_a_submodel_that_knows_anybody_nobody_is_known():
+    assert spectral([], 3, 0).same_bits(Embeddings.empty(3))
+    assert spectral([Embeddings.empty(2), Embeddings.empty(2)], 3, 0).same_bits(Embeddings.empty(3))
+
+
+def test_submodels_of_zeros_score_zero():
+    zeros = Embeddings(
+        np.arange(3, dtype=np.int32), np.zeros((3, 2), np.float32), np.arange(4, dtype=np.int32), np.zeros((4, 2), np.float32)
+    )
+    model = spectral([zeros, zeros], 3, 0)
+    assert (model.users.shape, model.items.shape) == ((3, 3), (4, 3))
+    assert not model.users.any()
+    assert not model.items.any()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_very_small_and_very_large_vectors_keep_their_scores(scale):
+    submodels = [Embeddings(one.user_rows, one.users * np.float32(scale), one.item_rows, one.items) for one in some_submodels()]
+    summed = sum(map(dense, submodels))
+    np.testing.assert_allclose(dense(spectral(submodels, 12, 0)), summed, atol=1e-5 * abs(summed).max())
+
+
+@pytest.mark.parametrize("exact_up_to", [1024, 0])
+def test_rows_with_gaps_between_them_give_the_same_vectors(monkeypatch, exact_up_to):
+    monkeypatch.setattr(module, "_EXACT_UP_TO", exact_up_to)
+    submodels = some_submodels()
+    apart = [Embeddings(one.user_rows * 5 + 40, one.users, one.item_rows * 2 + 7, one.items) for one in submodels]
+    here, there = spectral(submodels, 4, 1), spectral(apart, 4, 1)
+    assert there.user_rows.tolist() == (here.user_rows * 5 + 40).tolist()
+    assert there.item_rows.tolist() == (here.item_rows * 2 + 7).tolist()
+    assert there.users.tobytes() == here.users.tobytes()
+    assert there.items.tobytes() == here.items.tobytes()
+
+
+def test_the_order_of_the_submodels_changes_no_score():
+    submodels = some_submodels()
+    np.testing.assert_allclose(dense(spectral(submodels[::-1], 4, 0)), dense(spectral(submodels, 4, 0)), atol=1e-5)
+
+
+@pytest.mark.parametrize("exact_up_to", [1024, 0])
+def test_the_same_arguments_give_the_same_bits_and_leave_the_submodels_as_they_were(monkeypatch, exact_up_to):
+    monkeypatch.setattr(module, "_EXACT_UP_TO", exact_up_to)
+    submodels = some_submodels()
+    first = spectral(submodels, 4, 1)
+    np.random.seed(5)  # noqa: NPY002 - the state that it must not look at
+    assert spectral(submodels, 4, 1).same_bits(first)
+    assert all(now.same_bits(then) for now, then in zip(submodels, some_submodels(), strict=True))
+
+
+def test_vectors_are_contiguous_float32():
+    model = spectral(some_submodels(), 4, 0)
+    assert all(vectors.dtype == np.float32 and vectors.flags.c_contiguous for vectors in (model.users, model.items))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_subspace_iteration_finds_the_same_scores_as_the_eigensolver(seed):
+    # Rank 4 and 16 to spare are a part of the 80 directions, so that the iteration has something to find.
+    tables = some_submodels(4, 20, decay=0.8)
+    sides = ([(one.user_rows, one.users) for one in tables], [(one.item_rows, one.items) for one in tables])
+    stacked_users, stacked_items = side_by_side(tables).users.astype(float), side_by_side(tables).items.astype(float)
+    scores = []
+    for solve in (module._exact, module._iterated):
+        users, items = solve(*map(gram, sides), 4, seed)
+        scores.append((stacked_users @ users) @ (stacked_items @ items).T)
+    assert np.linalg.norm(scores[0] - scores[1]) < 1e-6 * np.linalg.norm(scores[0])
+
+
+def test_subspace_iteration_takes_over_above_the_width_that_the_eigensolver_is_given(monkeypatch):
+    tables, asked = some_submodels(4, 20, decay=0.8), []
+    for name in ("_exact", "_iterated"):
+        solve = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, solve=solve, name=name: asked.append(name) or solve(*args))
+    for exact_up_to in (80, 79):
+        monkeypatch.setattr(module, "_EXACT_UP_TO", exact_up_to)
+        np.testing.assert_allclose(dense(spectral(tables, 4, 0)), truncated(sum(map(dense, tables)), 4)[0], atol=1e-5)
+    assert asked == ["_exact", "_iterated"]
+
+
+def test_subspace_iteration_of_a_stack_of_lower_rank_leaves_zero_columns(monkeypatch):
+    monkeypatch.setattr(module, "_EXACT_UP_TO", 0)
+    only = submodel(1, range(9), range(8), 2)
+    model = spectral([only, only, only], 5, 0)
+    np.testing.assert_allclose(dense(model), 3 * dense(only), atol=1e-5)
+    assert not model.users[:, 2:].any()
+
+
+def test_gram_equals_that_of_the_tables_side_by_side_with_zeros_for_absent_rows():
+    tables = some_submodels(3, 2)
+    stacked = np.zeros((U, 6))
+    for k, one in enumerate(tables):
+        stacked[one.user_rows, 2 * k : 2 * k + 2] = one.users
+    np.testing.assert_allclose(gram([(one.user_rows, one.users) for one in tables]), stacked.T @ stacked, atol=1e-12)
+
+
+def test_a_submodels_vectors_times_its_basis_are_its_part_of_the_sum():
+    submodels = some_submodels()
+    users_basis, items_basis = bases(submodels, 4, 0)
+    model = spectral(submodels, 4, 0)
+    users, items = np.zeros((U, 4)), np.zeros((I, 4))
+    for k, one in enumerate(submodels):
+        users[one.user_rows] += one.users @ users_basis[3 * k : 3 * k + 3]
+        items[one.item_rows] += one.items @ items_basis[3 * k : 3 * k + 3]
+    np.testing.assert_allclose(model.users, users[model.user_rows], atol=1e-6)
+    np.testing.assert_allclose(model.items, items[model.item_rows], atol=1e-6)
