@@ -160,6 +160,7 @@ class Coordinator:
                 raise DeploymentError(self.deployment, f"{self._store.uri} is in use: unlearn from it, or choose another path")
             started = time.perf_counter()
             self._report("partition", 0, 1)
+            self._sweep(wanted=set())  # of a fit that was never finished
             key = seeds.secret(self.config.seed, "ids")
             user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
             self._settle(dataset.train, user_keys, item_keys)
@@ -294,13 +295,15 @@ class Coordinator:
     def resume(self, published: GenerationRow) -> None:
         """Take up the published generation, with everything that was accepted since already left out of what is served."""
         current = self._load(published)
-        # A crash can leave files of a generation that never came to be. Retraining will write them again where they are needed.
-        wanted = {ref.path for ref in current.manifest.files()} | {manifest_ref(current.digest).path}
+        self._sweep({ref.path for ref in current.manifest.files()} | {manifest_ref(current.digest).path})
+        self._serve(current)
+        self._excise()
+
+    def _sweep(self, wanted: set[str]) -> None:
+        """Delete what a crash left of generations that never came to be; what is still needed of them is written again."""
         for path in self._store.files():
             if path not in wanted:
                 self._store.delete(path)
-        self._serve(current)
-        self._excise()
 
     def _check(self, request: UnlearningRequest) -> None:
         snapshot = self._served()
@@ -333,6 +336,10 @@ class Coordinator:
             self._ledger.routed([row.request_id for row in waiting])
             self._step("routed")
         return waiting
+
+    def _waiting_for(self, current: _Current) -> list[RequestRow]:
+        """Requests whose data a generation still holds, be it that a newer one without them is published already."""
+        return [row for row in self._ledger.unfinished() if row.generation is None or row.generation > current.number]
 
     def _erasures(self, current: _Current, rows: list[RequestRow]) -> dict[RequestId, _Erasure]:
         """What each request removes from a generation. A pair that several name counts for the first of them."""
@@ -423,8 +430,7 @@ class Coordinator:
     def _serve(self, current: _Current) -> None:
         """Serve a generation, without whatever accepted requests are still to be erased from it."""
         with self._serving:
-            rows = [row for row in self._ledger.unfinished() if row.generation is None]
-            erasures = self._erasures(current, rows)
+            erasures = self._erasures(current, self._waiting_for(current))
             per_shard = together(erasure.owned for erasure in erasures.values())
             users = current.users.without(row for erasure in erasures.values() for row in erasure.target.user_rows)
             items = current.items.without(row for erasure in erasures.values() for row in erasure.target.item_rows)
@@ -458,8 +464,8 @@ class Coordinator:
     def describe(self) -> dict[str, Any]:
         """The deployment in plain values."""
         current, snapshot = self._loaded(), self._served()
-        pending = [row for row in self._ledger.unfinished() if row.generation is None]
-        excised = together(erasure.owned for erasure in self._erasures(current, pending).values())
+        waiting = self._erasures(current, self._waiting_for(current))
+        excised = together(erasure.owned for erasure in waiting.values())
         return {
             "deployment": self.deployment,
             "storage_path": self._store.uri,

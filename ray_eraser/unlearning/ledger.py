@@ -89,7 +89,7 @@ class Ledger:
         InputError: the database cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         try:
             self._engine = sa.create_engine(url)
             if self._engine.dialect.name == "sqlite":
@@ -97,8 +97,9 @@ class Ledger:
                 event.listen(self._engine, "begin", _begin_immediate)
             _metadata.create_all(self._engine)
         except (SQLAlchemyError, ImportError) as error:
-            where = sa.engine.make_url(url).render_as_string(hide_password=True) if "://" in url else url
-            raise InputError(f"ledger {where} cannot be opened ({_first_line(error)}): check unlearning.ledger") from error
+            raise InputError(
+                f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
+            ) from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -109,7 +110,9 @@ class Ledger:
         """A new coordinator starts; all earlier ones may no longer publish."""
         with self._transaction() as connection:
             inserted = connection.execute(_epochs.insert().values(started_at=at).returning(_epochs.c.epoch))
-            return Epoch(inserted.scalar_one())
+            epoch = Epoch(inserted.scalar_one())
+        self._wipe()  # a crash may have come between the end of a request and its wipe
+        return epoch
 
     # ---- generations ---------------------------------------------------------------------------------------------------
 
@@ -292,11 +295,19 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def _without_password(url: str | sa.URL) -> str:
+    try:
+        return sa.engine.make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        scheme, _, rest = str(url).partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}" if rest else scheme
+
+
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> str:
+def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> sa.URL:
     """The URL of the SQLite ledger under a local storage path.
 
     Raises:
@@ -309,5 +320,8 @@ def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> str:
     if not file.exists():
         if must_exist:
             raise DeploymentError(deployment, f"nothing is deployed at {store.uri}: train first, or check the path")
-        folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{file}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeploymentError(deployment, f"{store.uri} cannot be made a folder ({error}): choose another path") from error
+    return sa.URL.create("sqlite", database=str(file))  # not text: the folder's name may hold what a URL escapes
