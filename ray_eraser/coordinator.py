@@ -24,7 +24,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import DeploymentError, RequestError
+from ray_eraser.errors import DeploymentError, RequestError, StaleEpochError
 from ray_eraser.ids import Generation, RawId, RequestId, ShardId
 from ray_eraser.partition import Partition, divide, place
 from ray_eraser.pool import ShardPool
@@ -287,6 +287,12 @@ class Coordinator:
             self._step("finished")
             self._report("idle", 0, 0)
             return receipts
+
+    def check_in_force(self) -> None:
+        """Raise `StaleEpochError` once another coordinator has started: what this one serves may be erased there."""
+        newest = self._ledger.newest_epoch()
+        if newest != self._epoch:
+            raise StaleEpochError(f"deployment {self.deployment!r}", newest, self._epoch)
 
     def has_pending(self) -> bool:
         """Whether `process_pending` would have something to do."""

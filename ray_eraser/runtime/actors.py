@@ -17,7 +17,7 @@ from ray_eraser.aggregator import Aggregator
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator, FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import RayEraserError
+from ray_eraser.errors import RayEraserError, StaleEpochError
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.runtime.pool import RayShardPool
 from ray_eraser.shard import Shard
@@ -89,7 +89,8 @@ class CoordinatorService:
     @ray.method(concurrency_group="work")
     def close(self) -> None:
         """Stop the shards' processes; what they know is in the store."""
-        self._opened().close()
+        if self._coordinator is not None:
+            self._coordinator.close()
 
     def _opened(self) -> Coordinator:
         if self._coordinator is None:
@@ -105,9 +106,13 @@ class CoordinatorService:
             self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
             try:
+                coordinator.check_in_force()
                 if coordinator.has_pending():
                     coordinator.process_pending()
                     self._last_error = ""
+            except StaleEpochError as error:
+                self._failure, self._coordinator = error, None  # nothing more is served from here
+                return
             except Exception as error:
                 self._last_error = str(error)
                 log.exception("processing failed, it is tried again")

@@ -114,6 +114,11 @@ class Ledger:
         self._wipe()  # a crash may have come between the end of a request and its wipe
         return epoch
 
+    def newest_epoch(self) -> Epoch:
+        """The epoch of the coordinator that may write."""
+        with self._transaction() as connection:
+            return Epoch(connection.execute(sa.select(sa.func.max(_epochs.c.epoch))).scalar_one())
+
     # ---- generations ---------------------------------------------------------------------------------------------------
 
     def current(self) -> GenerationRow | None:

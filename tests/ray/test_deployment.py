@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import ray_eraser
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DeploymentError, RequestError, UnknownIdError, WaitTimeoutError
+from ray_eraser.errors import DeploymentError, RequestError, StaleEpochError, UnknownIdError, WaitTimeoutError
 from ray_eraser.ids import RequestId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.runtime.client import Client
@@ -165,3 +166,15 @@ def test_attaching_with_other_settings_is_refused(running: Client, tiny_config: 
         ray_eraser.deploy(running.deployment, running.describe()["storage_path"], other)
     with pytest.raises(DeploymentError, match="is running already, at"):
         ray_eraser.deploy(running.deployment, str(tmp_path / "elsewhere"))
+
+
+def test_a_coordinator_that_was_replaced_stops_serving(fresh: Client, tiny: Dataset, tmp_path: Path) -> None:
+    place = str(tmp_path / "storage")
+    assert fresh.recommend(tiny.users.ids[0], 3)
+    replacement = Coordinator("elsewhere", place, partial(LocalShardPool, place))
+    deadline = time.monotonic() + 20
+    with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
+        while time.monotonic() < deadline:
+            fresh.recommend(tiny.users.ids[0], 3)
+            time.sleep(0.1)
+    replacement.close()
