@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ray_eraser.config import EraserConfig, load_config
-from ray_eraser.errors import DataFileError, DeploymentError, InputError, RayEraserError
+from ray_eraser.config import EraserConfig, load_config, preset_names
+from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError
 from ray_eraser.ids import RawId
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, default_ledger
@@ -50,6 +50,10 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE.tom
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over the file's; may be repeated."),
+]
+PresetOption = Annotated[
+    list[str] | None,
+    typer.Option("--preset", metavar="NAME", help=f"A method by its name, under --config: {', '.join(preset_names())}."),
 ]
 RayOption = Annotated[
     str | None,
@@ -107,9 +111,16 @@ def _say(error: Exception, debug: bool) -> None:
     sys.stderr.write(f"error: {line}\n")
 
 
-def settings(config: Path | None, changes: list[str] | None) -> EraserConfig:
-    """The job's configuration from --config and --set."""
-    return load_config(config, changes or [])
+def settings(config: Path | None, changes: list[str] | None, presets: list[str] | None = None) -> EraserConfig:
+    """The job's configuration from --preset, --config and --set."""
+    return load_config(config, changes or [], presets or [])
+
+
+def check_known(option: str, given: list[str], known: list[str]) -> None:
+    """Raise `ConfigError` for a name that is not among the known ones."""
+    for name in given:
+        if name not in known:
+            raise ConfigError(option, f"{name!r} is not known: choose from {', '.join(known)}")
 
 
 def place(storage_path: str | None, deployment: str) -> str:

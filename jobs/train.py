@@ -15,6 +15,7 @@ def train(
     data: cli.DataOption = "synthetic",
     storage_path: cli.StorageOption = None,
     deployment: cli.DeploymentOption = "default",
+    preset: cli.PresetOption = None,
     config: cli.ConfigOption = None,
     changes: cli.SetOption = None,
     print_settings: Annotated[
@@ -37,7 +38,7 @@ def train(
     aggregation.sweeps.
     """
     with cli.exit_codes(debug):
-        settings = cli.settings(config, changes)
+        settings = cli.settings(config, changes, preset)
         if print_settings:
             print(settings.to_toml(), end="")
             return

@@ -16,11 +16,17 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from ray_eraser.errors import ConfigError
 
+_PRESETS = Path(__file__).parent / "presets"
+
 
 class Section(BaseModel):
     """A frozen group of settings that refuses what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+LossName = Literal["wmf", "bpr"]
+"""`wmf`: squared errors of all pairs, none of them sampled. `bpr`: own items above others, in sampled triplets."""
 
 
 class DataConfig(Section):
@@ -124,15 +130,53 @@ class WmfAdagradConfig(Section):
     """Epochs between two checks."""
 
 
+class BprConfig(Section):
+    """Matrix factorisation that ranks what a user has above what the user has not (BPR-MF, Rendle et al. 2009)."""
+
+    kind: Literal["bpr"] = "bpr"
+    width: int = Field(64, ge=1, le=1024)
+    """D, the length of a vector."""
+    epochs: int = Field(160, ge=1)
+    """Rounds of as many triplets (user, own item, other item) as there are interactions."""
+    batch: int = Field(256, ge=1)
+    """Triplets a step."""
+    lr: float = Field(0.1, gt=0)
+    """Adagrad's learning rate."""
+    reg: float = Field(0.01, ge=0)
+    """Half of it times the squared lengths of a triplet's three vectors is added to its loss."""
+
+
+class LightGcnConfig(Section):
+    """BPR on vectors that are smoothed over the shard's graph of users and items (LightGCN, He et al. 2020)."""
+
+    kind: Literal["lightgcn"] = "lightgcn"
+    width: int = Field(64, ge=1, le=1024)
+    """D, the length of a vector."""
+    layers: int = Field(3, ge=1)
+    """Steps on the graph; the model is the mean of the vectors after 0 to so many of them."""
+    epochs: int = Field(50, ge=1)
+    """Rounds of as many triplets (user, own item, other item) as there are interactions."""
+    batch: int = Field(16384, ge=1)
+    """Triplets a step. A step costs as much as the whole graph, so the paper's 1024 would make an epoch 16 times as long."""
+    lr: float = Field(0.03, gt=0)
+    """Adam's learning rate; the paper's .001 goes with its smaller batch."""
+    reg: float = Field(0.0005, ge=0)
+    """Half of it times the squared lengths of a triplet's three vectors, before smoothing, is added to its loss."""
+
+
 def _model_tag(value: Any) -> str:
     fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    return f"{fields.get('kind', 'wmf')}-{fields.get('solver', 'als')}"
+    kind = fields.get("kind", "wmf")
+    return f"wmf-{fields.get('solver', 'als')}" if kind == "wmf" else str(kind)
 
 
-_MODEL_TAGS = ("wmf-als", "wmf-adagrad")
+_MODEL_TAGS = ("wmf-als", "wmf-adagrad", "bpr", "lightgcn")
 
 ModelConfig = Annotated[
-    Annotated[WmfAlsConfig, Tag(_MODEL_TAGS[0])] | Annotated[WmfAdagradConfig, Tag(_MODEL_TAGS[1])],
+    Annotated[WmfAlsConfig, Tag(_MODEL_TAGS[0])]
+    | Annotated[WmfAdagradConfig, Tag(_MODEL_TAGS[1])]
+    | Annotated[BprConfig, Tag(_MODEL_TAGS[2])]
+    | Annotated[LightGcnConfig, Tag(_MODEL_TAGS[3])],
     Discriminator(_model_tag),
 ]
 
@@ -146,6 +190,8 @@ class AggregationConfig(Section):
     init: Literal["paper", "spectral"] = "spectral"
     """`attention`: where the transfer matrices start. `spectral`: at the best common basis of the submodels, trained with Adam;
     `paper`: at random, trained with Adagrad (`lr` .05, `reg` .00001), which stays poorer."""
+    loss: Literal["base", "wmf", "bpr"] = "base"
+    """`static` and `attention`: what is learned lowers this loss over the remaining interactions. `base`: the base model's."""
     attention_width: int = Field(32, ge=1)
     """`attention`: A, the width of the scorer."""
     epochs: int = Field(40, ge=1)
@@ -160,7 +206,7 @@ class AggregationConfig(Section):
     keep: float = Field(0.7, gt=0, le=1)
     """`attention`: share of a user's vector that dropout keeps."""
     w0: float = Field(0.2, gt=0, lt=1)
-    """`static` and `attention`: weight of an unobserved pair in the loss."""
+    """`static` and `attention`: weight of an unobserved pair in the loss of `wmf`."""
     foldin: bool = True
     """Solve every user's vector anew on the aggregated items, from the user's remaining interactions."""
     sweeps: int = Field(1, ge=0, le=2)
@@ -207,6 +253,13 @@ class EraserConfig(Section):
     def guarantee(self) -> str:
         """`exact` where no interaction's place depends on another, else `exact-given-partition`."""
         return "exact-given-partition" if self.partition.is_learned else "exact"
+
+    @property
+    def aggregation_loss(self) -> LossName:
+        """The loss that a learned aggregation lowers."""
+        if self.aggregation.loss != "base":
+            return self.aggregation.loss
+        return "wmf" if self.model.kind == "wmf" else "bpr"
 
     @property
     def als_settings(self) -> WmfAlsConfig:
@@ -259,23 +312,44 @@ class EraserConfig(Section):
         return "\n".join(lines) + "\n"
 
 
-def load_config(file: Path | None = None, changes: Sequence[str] = ()) -> EraserConfig:
-    """The defaults, changed by a TOML file and then by `section.key=value` settings, later ones first in force.
+def load_config(file: Path | None = None, changes: Sequence[str] = (), presets: Sequence[str] = ()) -> EraserConfig:
+    """The defaults, changed by named presets, then by a TOML file, then by `section.key=value` settings; the later ones win.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown or a value out of range; names the key.
+        ConfigError: a file cannot be read, a key is unknown or a value out of range; names the key.
     """
     settings: dict[str, Any] = {}
+    for name in presets:
+        if name not in preset_names():
+            raise ConfigError(f"preset {name}", f"is not known: choose from {', '.join(preset_names())}")
+        _merge(settings, _read_toml(_PRESETS / f"{name}.toml"))
     if file is not None:
-        try:
-            settings = tomllib.loads(file.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(str(file), f"cannot be read ({error.strerror}): check the path") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(str(file), f"is not TOML: {error}") from error
+        _merge(settings, _read_toml(file))
     for change in changes:
         _apply(settings, change)
     return config_from(settings)
+
+
+def preset_names() -> list[str]:
+    """The methods of the papers, and ours, as they are called in `presets/`."""
+    return sorted(path.stem for path in _PRESETS.glob("*.toml"))
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(str(file), f"cannot be read ({error.strerror}): check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), f"is not TOML: {error}") from error
+
+
+def _merge(settings: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
+            _merge(settings[key], value)
+        else:
+            settings[key] = value
 
 
 def config_from(settings: Mapping[str, Any]) -> EraserConfig:

@@ -455,6 +455,10 @@ class Coordinator:
         """See `Snapshot.recommend`. Never waits for training."""
         return self._served().recommend(user_id, n)
 
+    def served_model(self) -> Embeddings:
+        """The vectors that recommendations are computed from now."""
+        return self._served().model
+
     def status(self, request_id: RequestId) -> RequestState:
         return self._ledger.request(request_id).state
 

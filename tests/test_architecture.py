@@ -16,6 +16,7 @@ FLOORS = [
     {"partition", "models", "recommend", "metrics", "evaluate", "training", "aggregation"},
     {"store", "shard", "aggregator", "unlearning"},
     {"pool", "coordinator"},
+    {"study"},
     {"runtime"},
 ]
 """From the ground up. A module imports its own floor and those below, never those above."""

@@ -64,11 +64,11 @@ def _combine(submodels: Sequence[Embeddings], interactions: Interactions, config
     elif settings.kind == "static":
         from ray_eraser.aggregation.static import static
 
-        combined = static(submodels, interactions, settings, seed)
+        combined = static(submodels, interactions, settings, seed, config.aggregation_loss)
     else:
         from ray_eraser.aggregation.attention import attention
 
-        return attention(submodels, interactions, settings, seed)
+        return attention(submodels, interactions, settings, seed, config.aggregation_loss)
     if not settings.foldin:
         return combined
     # A ridge in K * D dimensions for every user would cost K^3 times as much: fold in on the best D of them.

@@ -8,19 +8,23 @@ scorer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import linalg
+from scipy import linalg, sparse
 from torch import Tensor
 
 from ray_eraser.aggregation.spectral import gram
-from ray_eraser.config import AggregationConfig
+from ray_eraser.config import AggregationConfig, LossName
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.wmf_adagrad import dropout_mask, non_sampling_loss
+from ray_eraser.seeds import derive
+
+Slopes = Callable[[Tensor, Tensor, sparse.csr_matrix], tuple[Tensor, Tensor]]
+"""From the vectors (B, D) and (I, D) and the pairs (B, I) of a batch of users to the gradients of a loss."""
 
 _CHUNK = 4096
 """Rows aggregated at a time once training is over."""
@@ -115,10 +119,12 @@ def weighted_sum(transferred_nD: Tensor, weights_n: Tensor, present_KR: Tensor) 
     return sums_RD.index_add(0, row_n, weights_n[:, None] * transferred_nD)
 
 
-def attention(submodels: Sequence[Embeddings], interactions: Interactions, config: AggregationConfig, seed: int) -> Embeddings:
+def attention(
+    submodels: Sequence[Embeddings], interactions: Interactions, config: AggregationConfig, seed: int, loss: LossName = "wmf"
+) -> Embeddings:
     """Embeddings of width D: the submodels' vectors transferred, weighted and summed, with what is learned on `interactions`.
 
-    Trained from scratch on the base model's loss over all remaining interactions (eq. 8), the submodels frozen.
+    Trained from scratch on `loss`, the base model's, over all remaining interactions (eq. 8), the submodels frozen.
     """
     present = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not present:
@@ -128,7 +134,7 @@ def attention(submodels: Sequence[Embeddings], interactions: Interactions, confi
     generator = torch.Generator().manual_seed(seed)
     start = _paper_start if config.init == "paper" else _spectral_start
     parameters = start(present, config.attention_width, generator)
-    _train(parameters, users, items, interactions, config, generator)
+    _train(parameters, users, items, interactions, config, generator, _slopes_of(loss, config.w0, seed))
     with torch.no_grad():
         chunks = torch.split(torch.arange(len(users.rows)), _CHUNK)
         users_UD = torch.cat([users.aggregated(parameters.transfer, parameters.users, chunk) for chunk in chunks])
@@ -143,8 +149,9 @@ def _train(
     interactions: Interactions,
     config: AggregationConfig,
     generator: torch.Generator,
+    slopes: Slopes,
 ) -> None:
-    """Change the parameters in place so that the non-sampling loss of the aggregated vectors falls. Eq. 8."""
+    """Change the parameters in place so that the loss of the aggregated vectors falls. Eq. 8."""
     known = interactions.of_users(users.rows).of_items(items.rows)
     observed_UI = Interactions(
         np.searchsorted(users.rows, known.users).astype(np.int32), np.searchsorted(items.rows, known.items).astype(np.int32)
@@ -162,14 +169,33 @@ def _train(
             users_BD = users.aggregated(parameters.transfer, parameters.users, batch_B)
             users_BD = users_BD * dropout_mask(users_BD, config.keep, generator)
             items_ID = items.aggregated(parameters.transfer, parameters.items)
-            _, slope_BD, slope_ID = non_sampling_loss(
-                users_BD.detach(), items_ID.detach(), observed_UI[batch_B.numpy()], config.w0
-            )
+            slope_BD, slope_ID = slopes(users_BD.detach(), items_ID.detach(), observed_UI[batch_B.numpy()])
             optimizer.zero_grad()
             torch.autograd.backward([users_BD, items_ID], [slope_BD, slope_ID])
             optimizer.step()
     for tensor in tensors:
         tensor.requires_grad_(False)
+
+
+def _slopes_of(loss: LossName, w0: float, seed: int) -> Slopes:
+    """The gradients of a base model's loss; the losses themselves stand with the models."""
+    if loss == "wmf":
+        return lambda users_BD, items_ID, observed_BI: non_sampling_loss(users_BD, items_ID, observed_BI, w0)[1:]
+
+    from ray_eraser.models.bpr import bpr_slopes
+    from ray_eraser.training.sampling import draw_triplets
+
+    drawn, sequence = 0, derive(seed, "triplets")
+
+    def slopes(users_BD: Tensor, items_ID: Tensor, observed_BI: sparse.csr_matrix) -> tuple[Tensor, Tensor]:
+        nonlocal drawn
+        # As many triplets as the batch has pairs, as in an epoch of BPR itself, and others at every step.
+        triplets_n3 = draw_triplets(observed_BI, observed_BI.nnz, sequence, first=drawn)
+        drawn += observed_BI.nnz
+        slope_BD, slope_ID = bpr_slopes(users_BD.numpy(), items_ID.numpy(), triplets_n3)
+        return torch.from_numpy(slope_BD), torch.from_numpy(slope_ID)
+
+    return slopes
 
 
 def _paper_start(submodels: Sequence[Embeddings], width_A: int, generator: torch.Generator) -> Parameters:

@@ -5,33 +5,41 @@ K submodels that are not empty, D width, n remaining interactions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
-from scipy import linalg, optimize
+from scipy import linalg, optimize, special
 
 from ray_eraser.aggregation.mean import side_by_side
 from ray_eraser.aggregation.spectral import gram
-from ray_eraser.config import AggregationConfig
+from ray_eraser.config import AggregationConfig, LossName
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.seeds import derive
 
 _BATCH_PAIRS = 1 << 14
+_MOST_TRIPLETS = 1 << 19
+"""Plenty for K numbers."""
 
 
 def static(
     submodels: Sequence[Embeddings],
     interactions: Interactions,
     config: AggregationConfig,
-    seed: int,  # noqa: ARG001 - one signature with the aggregators that draw numbers; this one has a closed form
+    seed: int,
+    loss: LossName = "wmf",
 ) -> Embeddings:
     """Embeddings of width K * D whose inner products are sum_k w_k (p_k . q_k), with w >= 0 and sum 1; absent rows zero."""
     present = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not present:
         return side_by_side(submodels)
     together = side_by_side(present)
-    weights_K = static_weights(present, interactions, config.w0).astype(np.float32)
-    scale_KD = np.repeat(weights_K, [submodel.width for submodel in present])
+    if loss == "wmf":
+        weights_K = static_weights(present, interactions, config.w0)
+    else:
+        weights_K = ranking_weights(present, interactions, derive(seed, "triplets"))
+    scale_KD = np.repeat(weights_K.astype(np.float32), [submodel.width for submodel in present])
     return Embeddings(together.user_rows, together.users * scale_KD, together.item_rows, together.items)
 
 
@@ -56,6 +64,40 @@ def static_weights(submodels: Sequence[Embeddings], interactions: Interactions, 
     return shares_K
 
 
+def ranking_weights(submodels: Sequence[Embeddings], interactions: Interactions, seed: int) -> np.ndarray:
+    """The weights under the loss of BPR, where `static_weights` has that of WMF; its sum is set to 1 for the same reason."""
+    from ray_eraser.training.sampling import draw_triplets
+
+    compact = interactions.compact()
+    triplets_n3 = draw_triplets(compact.matrix(), min(len(interactions), _MOST_TRIPLETS), seed)
+    # Those of users who have every item order nothing.
+    triplets_n3 = triplets_n3[triplets_n3[:, 2] < len(compact.item_rows)]
+    users_n, items_n2 = compact.user_rows[triplets_n3[:, 0]], compact.item_rows[triplets_n3[:, 1:]]
+    present_K = np.array([len(submodel.user_rows) > 0 for submodel in submodels], np.float64)
+    weights_K = present_K
+    if len(triplets_n3):
+        margins_nK = _all_scores(submodels, Interactions(users_n, items_n2[:, 0]))
+        margins_nK -= _all_scores(submodels, Interactions(users_n, items_n2[:, 1]))
+        bounds = optimize.Bounds(np.zeros(len(submodels)), np.full(len(submodels), np.inf))
+        # Convex in the weights, so where it starts decides nothing.
+        found = optimize.minimize(partial(ranking_loss, margins_nK), present_K, jac=True, method="L-BFGS-B", bounds=bounds)
+        weights_K = found.x if found.x.any() else present_K
+    shares_K: np.ndarray = weights_K / weights_K.sum()
+    return shares_K
+
+
+def ranking_loss(margins_nK: np.ndarray, weights_K: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean over triplets of -log sigmoid(sum_k w_k (s_k(u, i) - s_k(u, j))), and its gradient (K,).
+
+    Args:
+        margins_nK: s_k(u, i) - s_k(u, j).
+        weights_K: w.
+    """
+    margins_n = margins_nK @ weights_K
+    slope_K: np.ndarray = -margins_nK.T @ special.expit(-margins_n) / len(margins_n)
+    return float(np.logaddexp(0, -margins_n).mean()), slope_K
+
+
 def static_loss(submodels: Sequence[Embeddings], interactions: Interactions, w0: float) -> tuple[np.ndarray, np.ndarray]:
     """H (K, K) and b (K,), float64, of the loss w'Hw - 2 b'w that the scores s = sum_k w_k s_k have, by non-sampling.
 
@@ -68,12 +110,21 @@ def static_loss(submodels: Sequence[Embeddings], interactions: Interactions, w0:
     items_gram = gram([(submodel.item_rows, submodel.items) for submodel in submodels])
     everywhere_KK = np.add.reduceat(np.add.reduceat(users_gram * items_gram, ends, axis=0), ends, axis=1)
     observed_KK, gain_K = np.zeros((n_submodels, n_submodels)), np.zeros(n_submodels)
-    for first in range(0, len(interactions), _BATCH_PAIRS):
-        batch = interactions.take(np.arange(first, min(first + _BATCH_PAIRS, len(interactions))))
+    for batch in _batches(interactions):
         scores_nK = np.stack([_scores(submodel, batch) for submodel in submodels], axis=1)
         observed_KK += scores_nK.T @ scores_nK
         gain_K += scores_nK.sum(0)
     return w0 * everywhere_KK + (1 - w0) * observed_KK, gain_K
+
+
+def _batches(pairs: Interactions) -> Iterator[Interactions]:
+    for first in range(0, len(pairs), _BATCH_PAIRS):
+        yield pairs.take(np.arange(first, min(first + _BATCH_PAIRS, len(pairs))))
+
+
+def _all_scores(submodels: Sequence[Embeddings], pairs: Interactions) -> np.ndarray:
+    """p.q of every pair in every submodel, (n, K) float64."""
+    return np.concatenate([np.stack([_scores(submodel, batch) for submodel in submodels], axis=1) for batch in _batches(pairs)])
 
 
 def _scores(submodel: Embeddings, pairs: Interactions) -> np.ndarray:

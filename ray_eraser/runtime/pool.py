@@ -37,6 +37,12 @@ class RayTasks:
         done = dict(self.windowed({index: partial(_call.remote, call) for index, call in enumerate(calls)}, "task"))
         return [done[index] for index in range(len(calls))]
 
+    def each(self, function: Callable[[_K], _T], arguments: Sequence[_K]) -> Iterator[tuple[_K, _T]]:
+        """(argument, result) of one function for many arguments, as the results come."""
+        yield from self.windowed(
+            {argument: partial(_call.remote, partial(function, argument)) for argument in arguments}, "task"
+        )
+
     def windowed(self, starts: Mapping[_K, Callable[[], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
         """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout."""
         slots = self._runtime.slots or _cpus() // self._runtime.threads

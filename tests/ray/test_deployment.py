@@ -172,9 +172,13 @@ def test_a_coordinator_that_was_replaced_stops_serving(fresh: Client, tiny: Data
     place = str(tmp_path / "storage")
     assert fresh.recommend(tiny.users.ids[0], 3)
     replacement = Coordinator("elsewhere", place, partial(LocalShardPool, place))
-    deadline = time.monotonic() + 20
     with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
-        while time.monotonic() < deadline:
-            fresh.recommend(tiny.users.ids[0], 3)
-            time.sleep(0.1)
+        _read_for(fresh, tiny.users.ids[0], seconds=20)
     replacement.close()
+
+
+def _read_for(client: Client, user_id: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        client.recommend(user_id, 3)
+        time.sleep(0.1)

@@ -1,0 +1,92 @@
+"""The paper's tables and figures, measured."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import typer
+
+from ray_eraser.config import RuntimeConfig
+from ray_eraser.study.cells import MODELS, measure
+from ray_eraser.study.plans import PLANS
+from ray_eraser.study.tables import markdown, read_results, write_results
+
+_CELL_SECONDS = 6 * 3600.0
+
+
+class What(StrEnum):
+    """A table or figure of Chen et al. 2022."""
+
+    table3 = "table3"
+    table4 = "table4"
+    figure2 = "figure2"
+    figure3 = "figure3"
+    figure4 = "figure4"
+
+
+def reproduce(
+    what: Annotated[
+        What,
+        typer.Argument(
+            help="table3: quality by method. table4: seconds of one request. "
+            "figure2: partitions. figure3: aggregations. figure4: number of shards."
+        ),
+    ],
+    data: cli.DataOption = "synthetic",
+    models: Annotated[str, typer.Option("--models", help=f"Some of {','.join(MODELS)}.")] = ",".join(MODELS),
+    epochs_budget: Annotated[
+        int | None, typer.Option("--epochs-budget", min=1, help="No model trains longer than this; the table says so.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Results, table and figures.")] = Path("results"),
+    changes: cli.SetOption = None,
+    ray_address: cli.RayOption = None,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Measure every cell of a table or figure on a data set, each as a Ray task, and write results, table and figure.
+
+    A cell that is in the results already is not measured again: an interrupted run goes on where it was.
+
+    [bold]Example[/bold]: python jobs/reproduce.py table3 --data ml-1m --models wmf,bpr --output results/ml-1m
+    """
+    with cli.exit_codes(debug):
+        chosen = [name.strip() for name in models.split(",")]
+        cli.check_known("--models", chosen, list(MODELS))
+        where = data if data == "synthetic" else str(Path(data).absolute())
+        cells = PLANS[what](where, chosen, changes or [])
+        if epochs_budget is not None:
+            cells = [cell.within(epochs_budget) for cell in cells]
+        output.mkdir(parents=True, exist_ok=True)
+        file = output / "results.parquet"
+        rows = {row["key"]: row for row in read_results(file)}
+        missing = [cell for cell in cells if cell.key() not in rows]
+
+        from ray_eraser.runtime.pool import RayTasks
+        from ray_eraser.runtime.session import session
+
+        if missing:
+            with session(ray_address):
+                results = RayTasks(RuntimeConfig(timeout_seconds=_CELL_SECONDS)).each(measure, missing)
+                for number, (cell, result) in enumerate(results, len(cells) - len(missing) + 1):
+                    rows[result.key] = result.to_row()
+                    write_results(file, list(rows.values()))
+                    cli.say(f"{number}/{len(cells)} {cell.model} {cell.method} {' '.join(cell.changes)}")
+        shown = [rows[cell.key()] for cell in cells]
+        (output / f"{what}.md").write_text(markdown(shown), "utf-8")
+        files = [str(output / f"{what}.md")]
+        if what.startswith("figure"):
+            from ray_eraser.study.figures import draw
+
+            files += map(str, draw(what, shown, output))
+        if as_json:
+            cli.print_json({"what": what, "cells": shown, "files": files})
+        else:
+            typer.echo(markdown(shown))
+            cli.say(f"written: {', '.join(files)}")
+
+
+if __name__ == "__main__":
+    cli.run(reproduce)

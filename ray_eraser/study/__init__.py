@@ -1,0 +1,1 @@
+"""Comparing methods under one protocol: the paper's tables and figures, measured."""

@@ -1,0 +1,58 @@
+"""Which cells make up which table and figure of the paper (Chen et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray_eraser.study.cells import Cell
+
+METHODS = ("retrain", "sisa", "grapheraser", "receraser", "ours")
+"""Table 3's columns, and ours."""
+
+PARTITIONS = ("random", "user_based", "item_based", "interaction_based")
+AGGREGATIONS = ("mean", "static", "attention", "spectral")
+SHARD_COUNTS = (2, 5, 10, 20, 50)
+
+SHARD_EPOCHS = {"wmf": 100}
+"""Epochs of a shard where a whole training's would overfit it: found on validation (README, Measured)."""
+
+
+def table3(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
+    """Quality of every method with every base model."""
+    return [_cell(data, model, method, changes) for model in models for method in METHODS]
+
+
+def table4(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
+    """Seconds of a full retraining against those of one request, by shard and aggregation; 20 random interactions."""
+    retrained = [_cell(data, model, "retrain", changes) for model in models]
+    return retrained + [_cell(data, model, method, changes, 20) for model in models for method in ("receraser", "ours")]
+
+
+def figure2(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
+    """Quality by partition, aggregated by attention."""
+    return [_cell(data, model, "receraser", [*changes, f"partition.kind={kind}"]) for model in models for kind in PARTITIONS]
+
+
+def figure3(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
+    """Quality by aggregation, on interaction-based shards; fold-in as the last."""
+    kinds = [(f"aggregation.kind={kind}", "aggregation.foldin=false") for kind in AGGREGATIONS]
+    kinds.append(("aggregation.kind=spectral", "aggregation.foldin=true"))
+    return [_cell(data, model, "receraser", [*changes, *kind]) for model in models for kind in kinds]
+
+
+def figure4(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
+    """Quality and seconds of one request by number of shards; three random interactions each."""
+    return [
+        _cell(data, model, method, [*changes, f"partition.n_shards={n}"], 3)
+        for model in models
+        for method in ("receraser", "ours")
+        for n in SHARD_COUNTS
+    ]
+
+
+PLANS = {"table3": table3, "table4": table4, "figure2": figure2, "figure3": figure3, "figure4": figure4}
+
+
+def _cell(data: str, model: str, method: str, changes: Sequence[str], requests: int = 0) -> Cell:
+    own = [f"model.epochs={SHARD_EPOCHS[model]}"] if model in SHARD_EPOCHS and method != "retrain" else []
+    return Cell(data, model, method, (*own, *changes), requests)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from contracts.model_contract import ModelContract, checkerboard, log_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_eraser.config import BprConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.models import make_model
+from ray_eraser.models.base import Start
+from ray_eraser.models.bpr import Bpr, _train_epoch, bpr_slopes
+from ray_eraser.seeds import normal_rows
+from ray_eraser.training.sampling import draw_triplets
+
+PAIRS = log_of([(0, 1), (0, 3), (1, 0), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 2 has none, 4 has all
+TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+
+
+class TestBpr(ModelContract):
+    model = Bpr(BprConfig(width=4, epochs=100, batch=8))
+
+
+class TestBprWithABatchLargerThanTheShard(ModelContract):
+    model = Bpr(BprConfig(width=6, epochs=200, batch=4096))
+
+
+def tables(dtype=np.float64):
+    generator = np.random.default_rng(3)
+    return generator.normal(size=(5, 3)).astype(dtype), generator.normal(size=(4, 3)).astype(dtype)
+
+
+def naive_loss(users, items, triplets, reg=0.0):
+    """Of every user and every pair of items its loss, as often as a triplet names them; item 4 scores 0 and has no length."""
+    loss = torch.zeros((), dtype=torch.float64)
+    items = torch.cat([items, items.new_zeros(1, items.shape[1])])
+    for user in range(len(users)):
+        for one in range(4):
+            for other in range(5):
+                times = sum(triplet == [user, one, other] for triplet in triplets.tolist())
+                p, q_i, q_j = users[user], items[one], items[other]
+                ridge = reg / 2 * (p @ p + q_i @ q_i + q_j @ q_j)
+                loss = loss + times * (torch.log1p(torch.exp(-(p @ q_i - p @ q_j))) + ridge)
+    return loss
+
+
+def naive_slopes(users, items, triplets, reg=0.0):
+    users, items = (torch.from_numpy(table.astype(np.float64)).requires_grad_() for table in (users, items))
+    naive_loss(users, items, triplets, reg).backward()
+    return users.grad.numpy(), items.grad.numpy()
+
+
+def test_the_configuration_chooses_the_model():
+    assert isinstance(make_model(BprConfig()), Bpr)
+
+
+def test_gradients_equal_those_of_a_loop_over_all_triplets():
+    users, items = tables()
+    for slope, expected in zip(bpr_slopes(users, items, TRIPLETS), naive_slopes(users, items, TRIPLETS), strict=True):
+        np.testing.assert_allclose(slope, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e3])
+def test_gradients_of_scores_far_apart_are_one_or_nothing(size):
+    users, items = np.full((1, 1), size, np.float32), np.array([[1.0], [0.0]], np.float32)
+    slope_users, slope_items = bpr_slopes(users, items, np.array([[0, 0, 1]], np.int32))
+    assert slope_users.item() == (0 if size > 0 else -1)
+    assert slope_items.ravel().tolist() == ([0, 0] if size > 0 else [-size, size])
+
+
+def test_a_step_is_adagrads_on_the_gradient_summed_over_the_batch():
+    users, items = tables(np.float32)
+    slopes = naive_slopes(users, items, TRIPLETS, reg=0.3)
+    moved = [users.copy(), items.copy()]
+    squares = [np.full_like(table, 0.5) for table in moved]
+    _train_epoch(TRIPLETS, *moved, *squares, 100, np.float32(0.1), np.float32(0.3))
+    for before, after, square, slope in zip((users, items), moved, squares, slopes, strict=True):
+        np.testing.assert_allclose(square, 0.5 + slope**2, rtol=1e-5)
+        np.testing.assert_allclose(after, before - 0.1 * slope / np.sqrt(0.5 + slope**2), rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_in_batches_equals_their_steps_one_after_another():
+    whole, parts = ([*tables(np.float32), *(np.full_like(table, 0.5) for table in tables(np.float32))] for _ in range(2))
+    _train_epoch(TRIPLETS, *whole, 4, np.float32(0.1), np.float32(0.3))
+    for part in (TRIPLETS[:4], TRIPLETS[4:]):  # the last one is shorter
+        _train_epoch(part, *parts, 4, np.float32(0.1), np.float32(0.3))
+    assert all((one == other).all() for one, other in zip(whole, parts, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=42), seed=st.integers(0, 2**63 - 1))
+def test_a_triplet_has_a_user_of_the_shard_an_item_that_user_has_and_one_that_the_user_has_not(pairs, seed):
+    drawn = draw_triplets(log_of(pairs).matrix(7, 6), 50, seed)
+    assert drawn.shape == (50, 3)
+    for user, positive, negative in drawn.tolist():
+        own = {item for one, item in pairs if one == user}
+        assert positive in own
+        assert negative not in own
+        assert negative < 6 or (negative == 6 and len(own) == 6)
+
+
+def test_users_are_drawn_alike_and_so_are_each_ones_items_and_other_items():
+    drawn = draw_triplets(PAIRS.matrix(5, 4), 40_000, 7)
+    cells, counts = np.unique(drawn, axis=0, return_counts=True)
+    expected = {}
+    for user in (0, 1, 3, 4):
+        own = PAIRS.items[PAIRS.users == user].tolist()
+        others = [item for item in range(4) if item not in own] or [4]
+        expected |= {(user, one, other): 40_000 / 4 / len(own) / len(others) for one in own for other in others}
+    assert {tuple(cell) for cell in cells.tolist()} == set(expected)
+    for cell, count in zip(cells.tolist(), counts.tolist(), strict=True):
+        assert count == pytest.approx(expected[tuple(cell)], abs=5 * expected[tuple(cell)] ** 0.5)
+
+
+def test_a_triplet_depends_on_its_number_and_not_on_how_many_are_drawn_at_once():
+    matrix = PAIRS.matrix(5, 4)
+    together = draw_triplets(matrix, 30, 5)
+    assert np.concatenate([draw_triplets(matrix, 10, 5, first) for first in (0, 10, 20)]).tolist() == together.tolist()
+    assert draw_triplets(matrix, 30, 6).tolist() != together.tolist()
+
+
+def test_where_nobody_has_anything_no_triplet_is_drawn():
+    assert draw_triplets(Interactions.none().matrix(3, 4), 10, 0).shape == (0, 3)
+
+
+def test_negatives_of_a_shard_are_not_spared_because_another_shard_has_them_as_positives():
+    # The user has items 0 to 3, of which this shard holds 0 alone: here, the others may well be negatives.
+    shard = log_of([(0, 0), (1, 1), (1, 2), (1, 3)])
+    drawn = draw_triplets(shard.matrix(2, 4), 200, 1)
+    assert set(drawn[drawn[:, 0] == 0, 2].tolist()) == {1, 2, 3}
+
+
+def test_training_ranks_the_users_own_items_above_the_others():
+    interactions, _ = checkerboard()
+    start = Start(1, normal_rows(interactions.item_rows().astype(np.uint64), 1, 4))
+    model = Bpr(BprConfig(width=4, epochs=200, batch=16)).fit(interactions, Interactions.none(), start)
+    scores_UI = model.users @ model.items.T
+    own_UI = interactions.matrix(16, 12).toarray() > 0
+    assert (np.where(own_UI, scores_UI, np.inf).min(1) > np.where(own_UI, -np.inf, scores_UI).max(1)).all()
+
+
+def test_held_out_pairs_are_not_looked_at_and_the_seed_is():
+    interactions, withheld = checkerboard()
+    model, items = Bpr(BprConfig(width=4, epochs=2)), normal_rows(np.arange(12, dtype=np.uint64), 1, 4)
+    plain = model.fit(interactions, Interactions.none(), Start(0, items))
+    assert model.fit(interactions, log_of(withheld.items()), Start(0, items)).same_bits(plain)
+    assert not model.fit(interactions, Interactions.none(), Start(1, items)).same_bits(plain)
