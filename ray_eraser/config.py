@@ -54,20 +54,47 @@ class DataConfig(Section):
     """Planted groups of users with a taste in common."""
 
 
+_GRAPH_ERASER = ("label_propagation", "embedding_kmeans")
+
+
+def _usual_slack(settings: dict[str, Any]) -> float:
+    return 1 + 0.005 * (settings["n_shards"] - 1) if settings["kind"] in _GRAPH_ERASER else 1.2
+
+
+def _usual_iterations(settings: dict[str, Any]) -> int:
+    return {"label_propagation": 100, "embedding_kmeans": 20, "transport": 10}.get(settings["kind"], 50)
+
+
 class PartitionConfig(Section):
     """How the interactions are divided into shards."""
 
-    kind: Literal["hashed", "random", "user_based", "item_based", "interaction_based"] = "hashed"
+    kind: Literal[
+        "hashed",
+        "random",
+        "user_based",
+        "item_based",
+        "interaction_based",
+        "label_propagation",
+        "embedding_kmeans",
+        "transport",
+    ] = "hashed"
     """`hashed`: keyed hash of the user id, guarantee `exact`. `random`: keyed hash of the pair (SISA), also `exact`. The others
-    are learned from embeddings (RecEraser), guarantee `exact-given-partition`."""
+    are learned from the data, guarantee `exact-given-partition`: `user_based`, `item_based`, `interaction_based` (RecEraser),
+    `label_propagation`, `embedding_kmeans` (GraphEraser's BLPA and BEKM), `transport` (UltraRE)."""
     n_shards: int = Field(10, ge=1, le=10_000)
     """K. One shard is full retraining."""
-    slack: float = Field(1.2, ge=1)
-    """Learned partitions: the capacity of a shard over the mean. The paper leaves it open, its code takes 1.2."""
+    slack: float = Field(default_factory=_usual_slack, ge=1)
+    """Learned partitions: the capacity of a shard over the mean. RecEraser's paper leaves it open, its code takes 1.2, and so do
+    all kinds here but GraphEraser's: 1 + .005 (K - 1), which is its n / K + .005 (n - n / K)."""
     balance: Literal["interactions", "units"] = "interactions"
-    """Learned partitions: what a capacity counts. `units` (users or items) is the paper's; sizes then differ up to 100-fold."""
-    max_iterations: int = Field(50, ge=1)
-    """Learned partitions: rounds of assignment and new anchors; the paper's 50."""
+    """Learned partitions: what a capacity counts. `units` (users or items) is the papers'; sizes then differ up to 100-fold."""
+    max_iterations: int = Field(default_factory=_usual_iterations, ge=1)
+    """Learned partitions: rounds of assignment and new anchors, or of new labels. The papers': RecEraser 50, BLPA 100, BEKM 20,
+    UltraRE 10."""
+    neighbours: int = Field(20, ge=1)
+    """`label_propagation`: how many of the users with the most similar items each user is joined with."""
+    entropy: float = Field(0.01, gt=0)
+    """`transport`: eps, the weight of the plan's entropy, over the mean squared distance of users and anchors."""
     pretrain_epochs: int = Field(8, ge=1)
     """Learned partitions: ALS epochs on the whole log for the embeddings that the distances are taken from."""
 
@@ -75,6 +102,11 @@ class PartitionConfig(Section):
     def is_learned(self) -> bool:
         """Whether where an interaction is put depends on other interactions."""
         return self.kind not in ("hashed", "random")
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether it is made from embeddings of the whole log."""
+        return self.is_learned and self.kind != "label_propagation"
 
 
 class WmfAlsConfig(Section):

@@ -213,8 +213,8 @@ class Coordinator:
         self.pool = self._make_pool(self.config)
 
     def _pretrained(self, train: Interactions, item_keys: np.ndarray) -> Embeddings | None:
-        """Embeddings of the whole log, for a learned partition; never written, and gone when the partition is made."""
-        if not self.config.partition.is_learned:
+        """Embeddings of the whole log, for a partition made from them; never written, and gone when the partition is made."""
+        if not self.config.partition.needs_embeddings:
             return None
         return self.pool.run([partial(pretrain, train, item_keys, self.config)])[0]
 

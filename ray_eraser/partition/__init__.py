@@ -10,7 +10,7 @@ import numpy as np
 from ray_eraser.config import PartitionConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.partition import balanced, hashed
+from ray_eraser.partition import balanced, communities, hashed, transport
 from ray_eraser.partition.assignment import Partition
 
 __all__ = ["Partition", "divide", "place"]
@@ -32,13 +32,19 @@ def divide(
         item_keys: (I,) uint64, the same for items.
         config: the kind and its settings.
         seed: the root seed.
-        embeddings: of the whole log, for the kinds that are learned; `hashed` and `random` pass them over.
+        embeddings: of the whole log, for the kinds made from them (`needs_embeddings`); the others pass them over.
     """
     if config.kind == "hashed":
         return hashed.hashed(interactions, user_keys, config.n_shards)
     if config.kind == "random":
         return hashed.random_pairs(interactions, user_keys, item_keys, config.n_shards, seed)
+    if config.kind == "label_propagation":
+        return communities.label_propagation(interactions, config, seed)
     assert embeddings is not None, f"a {config.kind} partition is learned from embeddings"
+    if config.kind == "embedding_kmeans":
+        return communities.embedding_kmeans(interactions, embeddings, config, seed)
+    if config.kind == "transport":
+        return transport.transport(interactions, embeddings, config, seed)
     return balanced.balanced(interactions, embeddings, config, seed)
 
 

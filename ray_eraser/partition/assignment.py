@@ -1,15 +1,18 @@
 """Which shard owns which interaction.
 
-K shards, n interactions.
+K shards, n interactions, U users, D embedding width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
 
 
@@ -38,6 +41,39 @@ class Partition:
         """How many shards the data of one user sits in, on average: what one erasure costs."""
         pairs = np.unique(interactions.users.astype(np.int64) * self.n_shards + self.owners)
         return len(pairs) / max(1, len(interactions.user_rows()))
+
+    def scatter(self, interactions: Interactions, embeddings: Embeddings) -> float:
+        """How unlike each other the users of a shard are: squares within the shards over all squares, 0 to 1.
+
+        Both are sums of squared distances, from users' vectors to the mean of their shard and to the mean of all. A user counts
+        once an interaction, wherever that is: so the total is the same for every partition of a log, also for those that divide
+        users. A random one comes close to 1; what is missing to 1 is what the shards tell about a user.
+
+        Args:
+            interactions: what was divided.
+            embeddings: vectors of at least every user of `interactions`.
+        """
+        if len(interactions) == 0:
+            return 0.0
+        rows, users = np.unique(interactions.users, return_inverse=True)
+        users_UD = embeddings.users[np.searchsorted(embeddings.user_rows, rows)].astype(np.float64)
+        weights_U = np.bincount(users)
+        users_UD -= (weights_U[:, None] * users_UD).sum(axis=0) / len(users)
+        total = float((weights_U * (users_UD**2).sum(axis=1)).sum())
+        shape = (self.n_shards, len(rows))
+        members_KU = sparse.csr_matrix((np.ones(len(users)), (self.owners, users)), shape=shape)
+        sums_KD = np.asarray(members_KU @ users_UD)
+        between = float(((sums_KD**2).sum(axis=1) / np.maximum(self.sizes(), 1)).sum())
+        return max(0.0, 1 - between / total) if total > 0 else 0.0
+
+    def describe(self, interactions: Interactions, embeddings: Embeddings | None = None) -> dict[str, Any]:
+        """What says how well interactions are divided: `sizes`, `balance`, `shards_per_user`; with embeddings, `scatter`."""
+        figures: dict[str, Any] = {
+            "sizes": self.sizes().tolist(),
+            "balance": self.balance(),
+            "shards_per_user": self.shards_per_user(interactions),
+        }
+        return figures if embeddings is None else {**figures, "scatter": self.scatter(interactions, embeddings)}
 
     def of_shard(self, interactions: Interactions, shard: ShardId) -> Interactions:
         """The part of the divided interactions that a shard owns."""

@@ -74,8 +74,8 @@ def balanced(interactions: Interactions, embeddings: Embeddings, config: Partiti
         return Partition(config.n_shards, np.empty(0, np.int16))
     compact = interactions.compact()
     users, items = compact.interactions.users, compact.interactions.items
-    users_UD = _vectors(embeddings.user_rows, embeddings.users, compact.user_rows)
-    items_ID = _vectors(embeddings.item_rows, embeddings.items, compact.item_rows)
+    users_UD = vectors_of(embeddings.user_rows, embeddings.users, compact.user_rows)
+    items_ID = vectors_of(embeddings.item_rows, embeddings.items, compact.item_rows)
     if config.kind == "user_based":
         owners = whole_units(users_UD, np.bincount(users), config, seed)[users]
     elif config.kind == "item_based":
@@ -252,7 +252,13 @@ def _propose(costs: Costs, free: np.ndarray, limits: np.ndarray) -> list[tuple[i
     return list(zip(present.tolist(), np.split(keys[order], starts[1:]), strict=True))
 
 
-def _vectors(rows: np.ndarray, table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def unit_weights(rows: np.ndarray, config: PartitionConfig) -> np.ndarray:
+    """What each whole user (or item) takes of a capacity: its interactions, or 1 where `units` are balanced. `rows`: (n,)."""
+    counts = np.bincount(rows)
+    return counts if config.balance == "interactions" else np.ones_like(counts)
+
+
+def vectors_of(rows: np.ndarray, table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The vectors of vocabulary rows, float64."""
     positions = np.searchsorted(rows, wanted)
     assert np.array_equal(rows.take(positions, mode="clip"), wanted), "the embeddings do not cover all that is to be divided"

@@ -20,11 +20,11 @@ TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 
 
 
 class TestBpr(ModelContract):
-    model = Bpr(BprConfig(width=4, epochs=100, batch=8))
+    model = Bpr(BprConfig(width=8, epochs=200, batch=8))
 
 
 class TestBprWithABatchLargerThanTheShard(ModelContract):
-    model = Bpr(BprConfig(width=6, epochs=200, batch=4096))
+    model = Bpr(BprConfig(width=12, epochs=300, batch=4096))
 
 
 def tables(dtype=np.float64):
@@ -134,8 +134,8 @@ def test_negatives_of_a_shard_are_not_spared_because_another_shard_has_them_as_p
 
 def test_training_ranks_the_users_own_items_above_the_others():
     interactions, _ = checkerboard()
-    start = Start(1, normal_rows(interactions.item_rows().astype(np.uint64), 1, 4))
-    model = Bpr(BprConfig(width=4, epochs=200, batch=16)).fit(interactions, Interactions.none(), start)
+    start = Start(1, normal_rows(interactions.item_rows().astype(np.uint64), 1, 8))
+    model = Bpr(BprConfig(width=8, epochs=200, batch=16, reg=0)).fit(interactions, Interactions.none(), start)
     scores_UI = model.users @ model.items.T
     own_UI = interactions.matrix(16, 12).toarray() > 0
     assert (np.where(own_UI, scores_UI, np.inf).min(1) > np.where(own_UI, -np.inf, scores_UI).max(1)).all()

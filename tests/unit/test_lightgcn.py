@@ -114,7 +114,7 @@ def test_steps_are_those_of_torchs_adam():
 
 
 def test_training_ranks_the_users_own_items_above_the_others():
-    # One layer and no ridge: three would make neighbours of a kind alike, withheld items among them, which is what they are for.
+    # One layer, no ridge: three make neighbours of a kind alike, withheld items among them, which is what they are for.
     interactions, _ = checkerboard()
     start = Start(1, normal_rows(interactions.item_rows().astype(np.uint64), 1, 8))
     config = LightGcnConfig(width=8, layers=1, epochs=300, batch=16, reg=0)

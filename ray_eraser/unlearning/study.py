@@ -1,0 +1,431 @@
+"""The membership inference study: attack what unlearning leaves, what never saw the data, and what was unlearned badly.
+
+For researchers, on a log and a configuration; it touches no deployment. The models are made by the functions that make a
+deployment's, in the same order, and equal a deployment's bit for bit. Erased is a share of the training pairs or of the users;
+compared are
+
+- `before`: the model that saw the erased pairs,
+- `unlearned`: the owning shards trained anew on what remains, in the partition that was there,
+- `oracle`: everything from the beginning on a log that never had the pairs, alpha0 and a learned partition included,
+- `broken`: the owning shards trained on from the weights that saw the pairs. It shows what the attacks would notice.
+
+Unlearning and oracle repeated with other seeds say how much an AUC moves by chance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from ray_eraser import seeds
+from ray_eraser.aggregation import aggregate
+from ray_eraser.compute import Compute
+from ray_eraser.config import EraserConfig, WmfAdagradConfig, WmfAlsConfig
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import deterministic
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.errors import ConfigError
+from ray_eraser.ids import ShardId
+from ray_eraser.partition import divide, place
+from ray_eraser.store import ShardData
+from ray_eraser.training.pretrain import pretrain
+from ray_eraser.training.submodel import train_submodel
+from ray_eraser.training.weights import choose_alpha0
+from ray_eraser.unlearning.attack import (
+    Against,
+    Auc,
+    Comparison,
+    MemberClassifier,
+    Probe,
+    Signals,
+    auc,
+    auc_difference,
+    draw_erasure,
+    draw_probe,
+    fit_classifier,
+    signals,
+)
+
+AttackName = Literal["threshold", "shadow", "score drop", "rank drop", "list entry"]
+"""`threshold` and `shadow` ask one version, the others compare what is served before and after."""
+
+_LEAST = 20  # pairs of each kind, for an interval to mean anything
+_SHADOW_SHARE = 0.8  # of the remaining pairs, for a shadow model; the others are what it never saw
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """How a study is made.
+
+    Attributes:
+        share: of the training pairs, or of the users, that is erased.
+        whole_users: erase users with all that they have, not single pairs.
+        shadows: shadow models to learn from.
+        other_seeds: how many times the unlearning and the oracle are repeated, each time with another root seed.
+        warm_epochs: that the broken unlearner trains on.
+        most: erased pairs to ask about.
+    """
+
+    share: float = 0.01
+    whole_users: bool = False
+    shadows: int = 2
+    other_seeds: int = 2
+    warm_epochs: int = 1
+    most: int = 10_000
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack found.
+
+    Attributes:
+        attack: which.
+        against: the pairs that the erased ones are told apart from.
+        before: the AUC before the erasure; None for attacks that need two versions.
+        unlearned, oracle, broken: the AUC on each.
+        others: the AUCs (unlearned, oracle) with other seeds.
+        excess: unlearned less oracle, on the same pairs. 0 exactly where the two are the same bits.
+        broken_excess: broken less oracle: what a failure looks like to this attack, if it can see one.
+    """
+
+    attack: AttackName
+    against: Against
+    before: Auc | None
+    unlearned: Auc
+    oracle: Auc
+    broken: Auc
+    others: tuple[tuple[float, float], ...]
+    excess: Auc
+    broken_excess: Auc
+
+
+@dataclass(frozen=True)
+class AttackReport:
+    """What a study found.
+
+    Attributes:
+        unit: `pairs` or `users`: what was erased.
+        erased_pairs: interactions erased.
+        compared: how many of them are told apart from as many others, by kind of pairs.
+        guarantee: the level that the configuration claims.
+        alpha0, oracle_alpha0: as chosen from the log with and without the erased pairs, or as configured.
+        same_bits: whether the unlearned model and the oracle agree in every bit.
+        popularity: the AUC of the items' popularity alone, by kind of pairs; near .5 if the pairs are well matched.
+        results: one for each attack and kind of pairs.
+    """
+
+    unit: str
+    erased_pairs: int
+    compared: dict[Against, int]
+    guarantee: str
+    alpha0: float
+    oracle_alpha0: float
+    same_bits: bool
+    popularity: dict[Against, float]
+    results: tuple[AttackResult, ...]
+
+    def result(self, attack: AttackName, against: Against) -> AttackResult:
+        (found,) = (result for result in self.results if (result.attack, result.against) == (attack, against))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return fields
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a deployment would consist of, in memory.
+
+    Attributes:
+        config: with what was left open chosen.
+        item_keys: (I,) keyed hash of every item's id.
+        shards: every shard's data.
+        submodels: and submodel.
+        model: the aggregate.
+    """
+
+    config: EraserConfig
+    item_keys: np.ndarray
+    shards: tuple[ShardData, ...]
+    submodels: tuple[Embeddings, ...]
+    model: Embeddings
+
+    @property
+    def seen(self) -> Interactions:
+        """What nobody is recommended, because they have it."""
+        return Interactions.union([part for data in self.shards for part in (data.train, data.valid)])
+
+
+def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
+    """As `Coordinator.fit` does."""
+    key = seeds.secret(config.seed, "ids")
+    user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
+    if not config.is_settled:
+        config = config.settled(choose_alpha0(dataset.train, user_keys, item_keys, config, compute))
+    settings = config.partition
+    embeddings = compute.run([partial(pretrain, dataset.train, item_keys, config)])[0] if settings.is_learned else None
+    partition = divide(dataset.train, user_keys, item_keys, settings, config.seed, embeddings)
+    held_owners = place(dataset.valid, dataset.train, partition, user_keys, item_keys, settings, config.seed)
+    shards = [
+        ShardData(partition.of_shard(dataset.train, ShardId(k)), dataset.valid.take(held_owners == k))
+        for k in range(settings.n_shards)
+    ]
+    return _trained(config, item_keys, shards, {}, compute)
+
+
+def unlearn(before: Learned, erased: Interactions, compute: Compute) -> Learned:
+    """As `Coordinator.process_pending` does: the owning shards from scratch on what remains, the others as they are."""
+    shards = [data.without(erased) for data in before.shards]
+    kept = {k: before.submodels[k] for k, data in enumerate(shards) if len(data) == len(before.shards[k])}
+    return _trained(before.config, before.item_keys, shards, kept, compute)
+
+
+def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: Compute) -> Learned:
+    """What must never be done: the owning shards trained on, for some epochs, from weights that saw the erased pairs.
+
+    For calibration. All else is done rightly: the aggregation and the fold-in see only what remains.
+    """
+    shards = [data.without(erased) for data in before.shards]
+    calls = [
+        partial(_trained_on, submodel, data.train, before.config, epochs, ShardId(k))
+        for k, (submodel, data) in enumerate(zip(before.submodels, shards, strict=True))
+    ]
+    return _trained(before.config, before.item_keys, shards, dict(enumerate(compute.run(calls))), compute)
+
+
+def _trained(
+    config: EraserConfig,
+    item_keys: np.ndarray,
+    shards: list[ShardData],
+    kept: Mapping[int, Embeddings],
+    compute: Compute,
+) -> Learned:
+    """The submodels that are not kept, and the aggregate."""
+    missing = [k for k in range(len(shards)) if k not in kept]
+    calls = [partial(train_submodel, shards[k].train, shards[k].valid, item_keys, config, ShardId(k)) for k in missing]
+    made = {**kept, **dict(zip(missing, compute.run(calls), strict=True))}
+    submodels = tuple(made[k] for k in range(len(shards)))
+    remaining = Interactions.union([data.train for data in shards])
+    (model,) = compute.run([partial(aggregate, submodels, remaining, config)])
+    return Learned(config, item_keys, tuple(shards), submodels, model)
+
+
+def _trained_on(old: Embeddings, remaining: Interactions, config: EraserConfig, epochs: int, shard: ShardId) -> Embeddings:
+    """A submodel that starts where the old one ended. WMF is trained on; of other models the old vectors are kept."""
+    compact = remaining.compact()
+    users = old.users[np.searchsorted(old.user_rows, compact.user_rows)]
+    items = old.items[np.searchsorted(old.item_rows, compact.item_rows)]
+    with deterministic(config.runtime.threads):
+        if isinstance(config.model, WmfAlsConfig):
+            users, items = _als_on(items, compact.interactions, config.model, epochs)
+        elif isinstance(config.model, WmfAdagradConfig):
+            seed = seeds.derive(config.seed, "shard", shard, "attack")
+            users, items = _adagrad_on(users, items, compact.interactions, config.model, epochs, seed)
+    return Embeddings(compact.user_rows, users, compact.item_rows, items)
+
+
+def _als_on(items_ID: np.ndarray, pairs: Interactions, config: WmfAlsConfig, epochs: int) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    from ray_eraser.models.wmf_als import half_sweep
+
+    by_user = pairs.matrix(1 + int(pairs.users.max(initial=-1)), len(items_ID))
+    by_item = by_user.T.tocsr()
+    items = torch.from_numpy(items_ID)
+    users = half_sweep(by_user, items, config.known_alpha0, config.reg)
+    for _ in range(epochs):
+        items = half_sweep(by_item, users, config.known_alpha0, config.reg)
+        users = half_sweep(by_user, items, config.known_alpha0, config.reg)
+    return users.numpy(), items.numpy()
+
+
+def _adagrad_on(
+    users_UD: np.ndarray, items_ID: np.ndarray, pairs: Interactions, config: WmfAdagradConfig, epochs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    from ray_eraser.models.wmf_adagrad import adagrad_step, dropout_mask, non_sampling_loss
+
+    observed_UI = pairs.matrix(len(users_UD), len(items_ID))
+    generator = torch.Generator().manual_seed(seed)
+    users, items = torch.from_numpy(users_UD), torch.from_numpy(items_ID)
+    # The sums of squares are not stored with the weights. From 1, the first step is as long as one late in the training.
+    users_squares, items_squares = torch.ones_like(users), torch.ones_like(items)
+    for _ in range(epochs):
+        for batch_B in torch.split(torch.randperm(len(users), generator=generator), config.batch):
+            before_BD, squares_BD = users[batch_B], users_squares[batch_B]
+            dropped_BD = dropout_mask(before_BD, config.keep, generator)
+            _, slope_BD, slope_ID = non_sampling_loss(before_BD * dropped_BD, items, observed_UI[batch_B.numpy()], config.w0)
+            adagrad_step(before_BD, slope_BD * dropped_BD, squares_BD, config.lr)
+            users[batch_B], users_squares[batch_B] = before_BD, squares_BD
+            adagrad_step(items, slope_ID, items_squares, config.lr)
+    return users.numpy(), items.numpy()
+
+
+def attack_study(
+    dataset: Dataset,
+    config: EraserConfig,
+    compute: Compute,
+    plan: StudyPlan = StudyPlan(),
+    on_done: Callable[[str], None] = lambda _: None,
+) -> AttackReport:
+    """Erase a share of a log and attack the four models.
+
+    Args:
+        dataset: the log; what is held out of it is asked about too.
+        config: of everything that is trained.
+        compute: where to train.
+        plan: what to erase, and how much to compare it with.
+        on_done: hears what was trained.
+
+    Raises:
+        ConfigError: so little is erased that no interval would mean anything.
+    """
+    erased = draw_erasure(dataset, plan.share, config.seed, whole_users=plan.whole_users)
+    probe = draw_probe(dataset, erased, config.seed, whole_users=plan.whole_users, most=plan.most)
+    comparisons = {against: pairs for against, pairs in probe.comparisons.items() if len(pairs.members) >= _LEAST}
+    if not comparisons:
+        raise ConfigError("attack share", f"{plan.share:g} erases {len(erased)} pairs, too few to compare: erase more")
+    remaining = _without(dataset, erased)
+    before = learn(dataset, config, compute)
+    on_done("before")
+    unlearned = unlearn(before, erased, compute)
+    on_done("unlearned")
+    oracle = learn(remaining, config, compute)
+    on_done("oracle")
+    broken = unlearn_badly(before, erased, plan.warm_epochs, compute)
+    on_done("broken")
+
+    asked = {
+        name: _asked(learned, probe, compute)
+        for name, learned in {"before": before, "unlearned": unlearned, "oracle": oracle, "broken": broken}.items()
+    }
+    others = []
+    for number in range(plan.other_seeds):
+        other = config.model_copy(update={"seed": seeds.derive(config.seed, "attack", "other", number)})
+        start = learn(dataset, other, compute)
+        versions = start, unlearn(start, erased, compute), learn(remaining, other, compute)
+        others.append([_asked(version, probe, compute) for version in versions])
+        on_done(f"other seed {number}")
+    known = []
+    for number in range(plan.shadows):
+        known.append(_shadow(remaining, config, plan, number, compute))
+        on_done(f"shadow {number}")
+
+    popularity_I = np.bincount(remaining.train.items, minlength=len(dataset.items))
+    return AttackReport(
+        unit="users" if plan.whole_users else "pairs",
+        erased_pairs=len(erased),
+        compared={against: len(pairs.members) for against, pairs in comparisons.items()},
+        guarantee=config.guarantee,
+        alpha0=before.config.als_settings.known_alpha0,
+        oracle_alpha0=oracle.config.als_settings.known_alpha0,
+        same_bits=unlearned.model.same_bits(oracle.model),
+        popularity={
+            against: auc(popularity_I[pairs.members.items], popularity_I[pairs.others.items]).value
+            for against, pairs in comparisons.items()
+        },
+        results=tuple(
+            result
+            for against, pairs in comparisons.items()
+            for result in _attacked(asked, others, known, against, pairs, lists=not plan.whole_users)
+        ),
+    )
+
+
+def _without(dataset: Dataset, erased: Interactions) -> Dataset:
+    """The log as it would be if the erased pairs had never been in it."""
+    return replace(dataset, train=dataset.train.without(erased), valid=dataset.valid.without(erased))
+
+
+def _asked(learned: Learned, probe: Probe, compute: Compute) -> Signals:
+    config = learned.config
+    call = partial(signals, learned.model, probe, learned.seen, config.als_settings, config.runtime.threads)
+    return compute.run([call])[0]
+
+
+def _shadow(remaining: Dataset, config: EraserConfig, plan: StudyPlan, number: int, compute: Compute) -> tuple[Signals, Probe]:
+    """A model whose members are known, trained on a part of what remains: the attacker is given the log, but no erased pair.
+
+    Its members are drawn as the erased ones were, what it is not trained on stands for the held-out pairs.
+    """
+    seed = seeds.derive(config.seed, "attack", "shadow", number)
+    chosen = np.random.default_rng(seed).random(len(remaining.train)) < _SHADOW_SHARE
+    part = replace(remaining, train=remaining.train.take(chosen), test=remaining.train.take(~chosen))
+    members = draw_erasure(part, plan.share, seed, whole_users=plan.whole_users)
+    probe = draw_probe(part, members, seed, whole_users=plan.whole_users, most=plan.most)
+    learned = learn(part, config.model_copy(update={"seed": seed}), compute)
+    return _asked(learned, probe, compute), probe
+
+
+def _attacked(
+    asked: Mapping[str, Signals],
+    others: list[list[Signals]],
+    known: list[tuple[Signals, Probe]],
+    against: Against,
+    pairs: Comparison,
+    *,
+    lists: bool,
+) -> list[AttackResult]:
+    """The results against one kind of pairs. An attack is a function from two versions to a signal for every pair.
+
+    `lists`: whether the users are still recommended something; those that were erased are not.
+    """
+    attacks: dict[AttackName, Callable[[Signals, Signals], np.ndarray]] = {"threshold": lambda _, after: after.percentile}
+    classifier = _classifier(known, against)
+    if classifier is not None:
+        attacks["shadow"] = lambda _, after: classifier.logits(after.features())
+    attacks["score drop"] = lambda before, after: before.score - after.score
+    attacks["rank drop"] = lambda before, after: before.percentile - after.percentile
+    if lists:
+        attacks["list entry"] = lambda before, after: after.listed.astype(float) - before.listed
+
+    results = []
+    for name, attack in attacks.items():
+
+        def split(
+            before: Signals, after: Signals, attack: Callable[[Signals, Signals], np.ndarray] = attack
+        ) -> tuple[np.ndarray, np.ndarray]:
+            return (
+                attack(before.of(pairs.members), after.of(pairs.members)),
+                attack(before.of(pairs.others), after.of(pairs.others)),
+            )
+
+        first = asked["before"]
+        unlearned, oracle, broken = (split(first, asked[model]) for model in ("unlearned", "oracle", "broken"))
+        results.append(
+            AttackResult(
+                attack=name,
+                against=against,
+                before=auc(*split(first, first)) if name in ("threshold", "shadow") else None,
+                unlearned=auc(*unlearned),
+                oracle=auc(*oracle),
+                broken=auc(*broken),
+                others=tuple(
+                    (auc(*split(start, anew)).value, auc(*split(start, never)).value) for start, anew, never in others
+                ),
+                excess=auc_difference(unlearned, oracle),
+                broken_excess=auc_difference(broken, oracle),
+            )
+        )
+    return results
+
+
+def _classifier(known: list[tuple[Signals, Probe]], against: Against) -> MemberClassifier | None:
+    """What tells the shadow models' members from pairs of the same kind; None without shadows."""
+    members, others = [], []
+    for found, probe in known:
+        pairs = probe.comparisons[against]
+        members.append(found.of(pairs.members).features())
+        others.append(found.of(pairs.others).features())
+    if not known or not sum(map(len, others)):
+        return None
+    return fit_classifier(np.concatenate(members), np.concatenate(others))

@@ -1,0 +1,158 @@
+"""Killed after any step and started again, a coordinator ends where it would have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Deployments, audited, digest_of
+
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.errors import StaleEpochError, UnknownIdError
+from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.request import UnlearningRequest
+
+STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing in the way may catch it."""
+
+
+def dies_at(step: str) -> Callable[[str], None]:
+    def on_step(name: str) -> None:
+        if name == step:
+            raise Killed(step)
+
+    return on_step
+
+
+def asked(dataset: Dataset) -> list[UnlearningRequest]:
+    user, item = dataset.users.ids, dataset.items.ids
+    pair = (user[dataset.train.users[0]], item[dataset.train.items[0]])
+    return [UnlearningRequest(user_id=user[8]), UnlearningRequest(item_id=item[9]), UnlearningRequest(pairs=(pair,))]
+
+
+def carried_out(coordinator: Coordinator, requests: list[UnlearningRequest]) -> None:
+    """Submit each under a key of its own, as a careful client does, and carry them out together."""
+    for number, request in enumerate(requests):
+        coordinator.submit(request, f"key {number}")
+    coordinator.process_pending()
+
+
+def receipts_of(coordinator: Coordinator) -> list[Receipt]:
+    """All receipts, times apart."""
+    connection = coordinator._ledger._engine.raw_connection()
+    names = [name for (name,) in connection.cursor().execute("SELECT request_id FROM requests ORDER BY sequence").fetchall()]
+    connection.close()
+    found = [coordinator.receipt(name) for name in names]
+    assert None not in found
+    return [replace(receipt, received_at=0.0, excised_at=0.0, erased_at=0.0) for receipt in found if receipt is not None]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("which", ["a user", "an item", "a pair", "all three in one batch"])
+def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
+    deployments: Deployments, trained: Path, tiny: Dataset, counted: Callable[[], None], step: str, which: str
+) -> None:
+    user, item, pair = asked(tiny)
+    requests = {"a user": [user], "an item": [item], "a pair": [pair]}.get(which, [user, item, pair])
+    counted()
+    undisturbed = deployments.copy(trained, "undisturbed")
+    carried_out(undisturbed, requests)
+
+    counted()
+    first = deployments.copy(trained, "killed", on_step=dies_at(step))
+    with pytest.raises(Killed):
+        carried_out(first, requests)
+    # The client, who had no answer, asks again under the same keys.
+    second = deployments.open("killed")
+    carried_out(second, requests)
+
+    assert digest_of(second) == digest_of(undisturbed)
+    assert receipts_of(second) == receipts_of(undisturbed)
+    assert second.describe()["requests"] == undisturbed.describe()["requests"]
+    assert second.process_pending() == []
+
+
+@pytest.mark.parametrize("second_step", STEPS[1:])
+def test_a_second_kill_while_resuming_changes_nothing_either(
+    deployments: Deployments, trained: Path, tiny: Dataset, counted: Callable[[], None], second_step: str
+) -> None:
+    request = asked(tiny)[:1]
+    counted()
+    undisturbed = deployments.copy(trained, "undisturbed")
+    carried_out(undisturbed, request)
+    counted()
+    with pytest.raises(Killed):
+        carried_out(deployments.copy(trained, "killed", on_step=dies_at("received")), request)
+    with pytest.raises(Killed):
+        deployments.open("killed", on_step=dies_at(second_step)).process_pending()
+    third = deployments.open("killed")
+    third.process_pending()
+    assert digest_of(third) == digest_of(undisturbed)
+    assert receipts_of(third) == receipts_of(undisturbed)
+
+
+@pytest.mark.parametrize("step", ["received", "excised", "routed", "retrained", "written"])
+def test_after_a_restart_an_accepted_user_is_not_served_again(
+    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+) -> None:
+    user = tiny.users.ids[8]
+    first = deployments.copy(trained, "killed", on_step=dies_at(step))
+    with pytest.raises(Killed):
+        carried_out(first, [UnlearningRequest(user_id=user)])
+    with pytest.raises(UnknownIdError):
+        deployments.open("killed").recommend(user)
+
+
+@pytest.mark.parametrize("step", ["retrained", "written", "published", "purged"])
+def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
+    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+) -> None:
+    first, second = tiny.users.ids[8], tiny.users.ids[9]
+    served = []
+
+    def on_step(name: str) -> None:
+        if name == step:
+            on_step_of_second()
+
+    def on_step_of_second() -> None:
+        coordinator.submit(UnlearningRequest(user_id=second))
+        for user in (first, second):
+            with pytest.raises(UnknownIdError):
+                coordinator.recommend(user)
+        served.append(coordinator.served_model())
+
+    coordinator = deployments.copy(trained, "busy", on_step=on_step)
+    coordinator.submit(UnlearningRequest(user_id=first))
+    coordinator.process_pending()
+    rows = [tiny.users.row(user) for user in (first, second)]
+    assert not set(rows) & set(served[0].user_rows.tolist())
+    with pytest.raises(UnknownIdError):
+        coordinator.recommend(second)
+    coordinator._on_step = lambda _: None
+    assert len(coordinator.process_pending()) == 1
+    assert audited(coordinator).exact
+
+
+def test_a_coordinator_that_was_replaced_can_no_longer_publish(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
+    old = deployments.copy(trained, "shared")
+    old.submit(UnlearningRequest(user_id=tiny.users.ids[8]))
+    new = deployments.open("shared")
+    with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
+        old.process_pending()
+    assert len(new.process_pending()) == 1
+    assert audited(new).exact
+
+
+def test_an_unfinished_fit_leaves_nothing_to_the_next(deployments: Deployments, tiny: Dataset, tiny_config) -> None:
+    first = deployments.open("fit", tiny_config, on_step=dies_at("written"))
+    with pytest.raises(Killed):
+        first.fit(tiny)
+    other = tiny_config.model_copy(update={"seed": 5})
+    second = deployments.fit("fit", other, tiny)
+    assert audited(second).exact

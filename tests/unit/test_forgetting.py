@@ -1,0 +1,206 @@
+"""Erasing is never having known: the same bits as training from scratch on what remains, for every way of doing either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Deployments, audited, digest_of
+
+from ray_eraser import seeds
+from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.partition import Partition
+from ray_eraser.unlearning.audit import Erased
+from ray_eraser.unlearning.request import UnlearningRequest
+
+LEARNED = ("user_based", "item_based", "interaction_based")
+PARTITIONS = ("hashed", "random", *LEARNED)
+MODELS = {
+    "als": {"solver": "als", "epochs": 2, "alpha0": 0.3},
+    "adagrad": {"solver": "adagrad", "epochs": 4, "batch": 16},
+    "adagrad, stopping early": {"solver": "adagrad", "epochs": 6, "batch": 16, "patience": 1, "check_every": 1},
+}
+AGGREGATIONS = {
+    "mean": {"kind": "mean", "foldin": False},
+    "mean, folded in": {"kind": "mean", "sweeps": 0},
+    "static": {"kind": "static", "foldin": False},
+    "attention": {"kind": "attention", "foldin": False, "epochs": 2},
+    "attention, as the paper starts": {"kind": "attention", "init": "paper", "foldin": False, "epochs": 2},
+    "attention, folded in": {"kind": "attention", "sweeps": 1, "epochs": 2},
+    "spectral": {"kind": "spectral", "foldin": False},
+    "spectral, two sweeps": {"kind": "spectral", "sweeps": 2},
+}
+
+
+def configured(partition: str, model: str, aggregation: str) -> EraserConfig:
+    return config_from(
+        {
+            "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
+            "partition": {"kind": partition, "n_shards": 3},
+            "model": {"width": 6, **MODELS[model]},
+            "aggregation": {"foldin_alpha0": 0.3, **AGGREGATIONS[aggregation]},
+        }
+    )
+
+
+def owners_of(coordinator: Coordinator, train: Interactions) -> Partition:
+    """Which shard owns each interaction, read from the shards' files."""
+    manifest = coordinator._loaded().manifest
+    owners = np.full(len(train), -1, np.int16)
+    for record in manifest.shards:
+        owned = coordinator._store.read_shard_data(record.interactions).train
+        owners[np.isin(train.codes(), owned.codes())] = record.shard
+    return Partition(len(manifest.shards), owners)
+
+
+def remaining(dataset: Dataset, coordinator: Coordinator) -> Dataset:
+    """The log as it would be had the erased never been in it, in the rows that the others have kept."""
+    current = coordinator._loaded()
+    train = Interactions.union([data.train for data in current.shards.values()])
+    valid = Interactions.union([data.valid for data in current.shards.values()])
+    return replace(dataset, users=current.users, items=current.items, train=train, valid=valid)
+
+
+def a_pair(dataset: Dataset, position: int, *, held_out: bool = False) -> tuple[int, int]:
+    part = dataset.valid if held_out else dataset.train
+    return dataset.users.ids[part.users[position]], dataset.items.ids[part.items[position]]
+
+
+@pytest.mark.parametrize(
+    ("partition", "model", "aggregation"),
+    list(product(PARTITIONS, MODELS, AGGREGATIONS)),
+)
+def test_erasing_a_user_and_a_pair_equals_training_from_scratch_on_the_rest(
+    deployments: Deployments, partition: str, model: str, aggregation: str
+) -> None:
+    config = configured(partition, model, aggregation)
+    dataset = read_dataset("synthetic", config.data, config.seed)
+    coordinator = deployments.fit("kept", config, dataset)
+    user, pair = dataset.users.ids[4], a_pair(dataset, -1)
+    coordinator.submit(UnlearningRequest(user_id=user))
+    coordinator.submit(UnlearningRequest(pairs=(pair,)))
+    receipts = coordinator.process_pending()
+    assert [receipt.guarantee for receipt in receipts] == [config.guarantee] * 2
+
+    rest = remaining(dataset, coordinator)
+    same = owners_of(coordinator, rest.train) if partition in LEARNED else None
+    if partition == "hashed" or not len(rest.valid):
+        fresh = deployments.fit("fresh", config, rest, same)
+        assert digest_of(fresh) == digest_of(coordinator)
+    report = audited(coordinator, Erased(user_ids=(user,), pairs=(pair,)))
+    assert report.exact, report.mismatches
+    assert report.compared == 2 * 3 + 1
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_one_after_the_other_together_and_from_scratch_end_in_the_same_bits(deployments: Deployments, partition: str) -> None:
+    config = configured(partition, "als", "spectral, two sweeps")
+    dataset = read_dataset("synthetic", config.data, config.seed)
+    requests = [
+        UnlearningRequest(user_id=dataset.users.ids[1]),
+        UnlearningRequest(item_id=dataset.items.ids[2]),
+        UnlearningRequest(pairs=(a_pair(dataset, 0), a_pair(dataset, len(dataset.train) // 2))),
+        UnlearningRequest(pairs=(a_pair(dataset, -1, held_out=True),)),
+        UnlearningRequest(user_id=dataset.users.ids[20]),
+        UnlearningRequest(user_id=dataset.users.ids[39]),
+    ]
+    one_by_one = deployments.fit("one by one", config, dataset)
+    for request in requests:
+        one_by_one.submit(request)
+        one_by_one.process_pending()
+    together = deployments.fit("together", config, dataset)
+    for request in requests:
+        together.submit(request)
+    assert len(together.process_pending()) == len(requests)
+    assert digest_of(together) == digest_of(one_by_one)
+
+    rest = remaining(dataset, together)
+    same = owners_of(together, rest.train) if partition in LEARNED else None
+    fresh = deployments.open("fresh", config)
+    fresh.fit(rest, same)
+    after = {record.shard: record.submodel for record in together._loaded().manifest.shards}
+    assert {record.shard: record.submodel for record in fresh._loaded().manifest.shards} == after
+    assert fresh._loaded().manifest.aggregate == together._loaded().manifest.aggregate
+    assert audited(together).exact
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_log_that_never_had_the_user_gives_the_same_vectors_id_by_id(
+    deployments: Deployments, tmp_path: Path, model: str
+) -> None:
+    """Without any help from the deployment: the lines are taken out of the files, which are read and numbered anew."""
+    config = configured("hashed", model, "spectral, two sweeps")
+    rng = np.random.default_rng(1)
+    lines = {f"user{u:02}": sorted({f"item{i:02}" for i in rng.integers(0, 25, 9)}) for u in range(40)}
+    erased = ("user07", "user31")
+    folders = []
+    for name, users in (("all", lines), ("rest", {u: items for u, items in lines.items() if u not in erased})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train.txt").write_text("".join(f"{user} {' '.join(items)}\n" for user, items in users.items()))
+        folders.append(str(folder))
+    unlearned = deployments.fit("unlearned", config, read_dataset(folders[0], config.data, config.seed))
+    for user in erased:
+        unlearned.submit(UnlearningRequest(user_id=user))
+    unlearned.process_pending()
+    never = deployments.fit("never", config, read_dataset(folders[1], config.data, config.seed))
+
+    for shard in range(3):
+        assert _by_id(unlearned, shard) == _by_id(never, shard)
+    assert _by_id(unlearned) == _by_id(never)
+
+
+def _by_id(coordinator: Coordinator, shard: int | None = None) -> dict[tuple[str, str], bytes]:
+    """The bytes of every user's and item's vector in a submodel or the aggregate, by raw id."""
+    current = coordinator._loaded()
+    manifest = current.manifest
+    model: Embeddings = coordinator._store.read_embeddings(
+        manifest.aggregate if shard is None else manifest.shards[shard].submodel
+    )
+    users = zip(current.users.raw(model.user_rows), model.users, strict=True)
+    items = zip(current.items.raw(model.item_rows), model.items, strict=True)
+    return {("user", u): v.tobytes() for u, v in users} | {("item", i): v.tobytes() for i, v in items}
+
+
+@pytest.mark.parametrize(("partition", "model"), list(product(PARTITIONS, MODELS)))
+def test_no_other_shard_changes_by_a_bit(deployments: Deployments, partition: str, model: str) -> None:
+    config = configured(partition, model, "mean")
+    dataset = read_dataset("synthetic", config.data, config.seed)
+    coordinator = deployments.fit("shards", config, dataset)
+    before = coordinator._loaded().manifest.shards
+    coordinator.submit(UnlearningRequest(pairs=(a_pair(dataset, 5),)))
+    (receipt,) = coordinator.process_pending()
+    after = coordinator._loaded().manifest.shards
+    assert len(receipt.shards_touched) == 1
+    for old, new in zip(before, after, strict=True):
+        assert (old == new) == (old.shard not in receipt.shards_touched)
+
+
+def test_what_is_served_from_the_acceptance_on_knows_nothing_of_the_user(deployments: Deployments) -> None:
+    """Two logs that differ in the erased user's interactions alone serve the same bits between acceptance and restoration."""
+    config = configured("hashed", "als", "spectral, two sweeps")
+    dataset = read_dataset("synthetic", config.data, config.seed)
+    user = 4
+    key = seeds.secret(config.seed, "ids")
+    assert len(dataset.users.keys(key)) == 40
+    other_items = np.setdiff1d(dataset.train.item_rows(), dataset.train.of_users(np.array([user])).items)[:5]
+    others = dataset.train.take(dataset.train.users != user)
+    changed = replace(
+        dataset,
+        train=Interactions.union([others, Interactions.of(np.full(len(other_items), user), other_items)]),
+    )
+    served = []
+    for name, log in (("one", dataset), ("two", changed)):
+        coordinator = deployments.fit(name, config, log)
+        coordinator.submit(UnlearningRequest(user_id=dataset.users.ids[user]))
+        served.append(coordinator.served_model())
+    assert served[0].same_bits(served[1])
+    assert len(served[0].user_rows) > 0
