@@ -84,16 +84,16 @@ class PartitionConfig(Section):
     n_shards: int = Field(10, ge=1, le=10_000)
     """K. One shard is full retraining."""
     slack: float = Field(default_factory=_usual_slack, ge=1)
-    """Learned partitions: the capacity of a shard over the mean. RecEraser's paper leaves it open, its code takes 1.2, and so do
-    all kinds here but GraphEraser's: 1 + .005 (K - 1), which is its n / K + .005 (n - n / K)."""
+    """Learned partitions: the capacity of a shard over the mean. The usual 1.2 is what RecEraser's code takes, its paper leaves
+    it open; for GraphEraser's kinds it is 1 + .005 (K - 1), which is that paper's n / K + .005 (n - n / K)."""
     balance: Literal["interactions", "units"] = "interactions"
     """Learned partitions: what a capacity counts. `units` (users or items) is the papers'; sizes then differ up to 100-fold."""
     max_iterations: int = Field(default_factory=_usual_iterations, ge=1)
     """Learned partitions: rounds of assignment and new anchors, or of new labels. The papers': RecEraser 50, BLPA 100, BEKM 20,
     UltraRE 10."""
-    neighbours: int = Field(20, ge=1)
+    neighbours: int = Field(10, ge=1)
     """`label_propagation`: how many of the users with the most similar items each user is joined with."""
-    entropy: float = Field(0.01, gt=0)
+    entropy: float = Field(0.02, gt=0)
     """`transport`: eps, the weight of the plan's entropy, over the mean squared distance of users and anchors."""
     pretrain_epochs: int = Field(8, ge=1)
     """Learned partitions: ALS epochs on the whole log for the embeddings that the distances are taken from."""

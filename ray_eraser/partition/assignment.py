@@ -56,7 +56,9 @@ class Partition:
         if len(interactions) == 0:
             return 0.0
         rows, users = np.unique(interactions.users, return_inverse=True)
-        users_UD = embeddings.users[np.searchsorted(embeddings.user_rows, rows)].astype(np.float64)
+        positions = np.searchsorted(embeddings.user_rows, rows)
+        assert np.array_equal(embeddings.user_rows.take(positions, mode="clip"), rows), "the embeddings do not cover all users"
+        users_UD = embeddings.users[positions].astype(np.float64)
         weights_U = np.bincount(users)
         users_UD -= (weights_U[:, None] * users_UD).sum(axis=0) / len(users)
         total = float((weights_U * (users_UD**2).sum(axis=1)).sum())

@@ -2,9 +2,9 @@
 
 n users, K shards, I items.
 
-GraphEraser divides the nodes of a graph. In the graph of users and items only the users own interactions: an item's node cannot
-be in one shard without taking its interactions from their users, or losing them. So users are what is divided, each whole in one
-shard, as RecEraser's paper has it where it compares with GraphEraser. An edge of our graph joins users with items in common.
+GraphEraser divides the nodes of a graph. In the graph of users and items an item's node cannot be in one shard without taking
+its interactions from their users, or losing them. So users are what is divided, each whole in one shard, as RecEraser's paper
+has it where it compares with GraphEraser. An edge of our graph joins users with items in common.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def label_propagation(interactions: Interactions, config: PartitionConfig, seed:
 def embedding_kmeans(interactions: Interactions, embeddings: Embeddings, config: PartitionConfig, seed: int) -> Partition:
     """BEKM: balanced k-means on the users' vectors.
 
-    RecEraser's user-based algorithm grew out of it: the same greedy assignment and the same anchors, begun at random users. What
+    RecEraser's user-based algorithm grew out of it: the same greedy assignment, the same anchors, begun at random users. What
     differs is the capacity and the number of rounds, which `config` has by its kind.
 
     Args:
@@ -85,8 +85,8 @@ def embedding_kmeans(interactions: Interactions, embeddings: Embeddings, config:
 def similarity_graph(matrix_nI: sparse.csr_matrix, n_neighbours: int) -> sparse.csr_matrix:
     """Who is like whom: an edge where one is among the other's most similar users, (n, n) int32, symmetric, no loops.
 
-    Similarity is the cosine of the two users' item sets, common / sqrt(degree degree'); ties go to the lower user. Users without
-    a common item are never joined.
+    Similarity is the cosine of the two users' item sets, common / sqrt(degree degree'); ties go to the lower user. Users
+    without a common item are never joined.
 
     Args:
         matrix_nI: ones where a user has an item.
@@ -136,9 +136,7 @@ def dealt_out(weights: np.ndarray, n_shards: int, seed: int) -> np.ndarray:
     return labels
 
 
-def propagate(
-    graph: sparse.csr_matrix, labels: np.ndarray, weights: np.ndarray, capacity: int, n_shards: int
-) -> np.ndarray:
+def propagate(graph: sparse.csr_matrix, labels: np.ndarray, weights: np.ndarray, capacity: int, n_shards: int) -> np.ndarray:
     """One round of BLPA, algorithm 1 of the paper: the labels after it, (n,) int16.
 
     Each user wishes the label that most neighbours have; its gain is their number. Users are visited by descending gain (ties:
@@ -162,9 +160,10 @@ def propagate(
     used = np.zeros(n_shards, np.int64)
     np.add.at(used, labels, weights)
     room, moved = (capacity - used).tolist(), labels.copy()
-    targets, sources = dict(zip(movers.tolist(), wishes[movers].tolist(), strict=True)), labels.tolist()
+    targets: dict[int, int] = dict(zip(movers.tolist(), wishes[movers].tolist(), strict=True))
     queues: list[deque[int]] = [deque() for _ in range(n_shards)]
-    sizes = weights.tolist()
+    sources: list[int] = labels.tolist()
+    sizes: list[int] = weights.tolist()
 
     def move(user: int) -> int:
         """The shard that was left."""

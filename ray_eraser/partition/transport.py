@@ -22,6 +22,7 @@ from ray_eraser.seeds import derive
 log = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-4  # mass in the wrong column, of 1: what is repaired afterwards anyway
+_ON_THE_WAY = 1e-2  # the same at a larger eps, whose prices are but where the next begins
 _MAX_STEPS = 2000  # of Sinkhorn, at one eps
 
 
@@ -47,7 +48,8 @@ def transport(interactions: Interactions, embeddings: Embeddings, config: Partit
     # With fewer users than shards the last shards stay empty.
     n_anchors = min(len(users_nD), config.n_shards)
     mass, columns = weights / weights.sum(), np.full(n_anchors, 1 / n_anchors)
-    anchors_KD = users_nD[np.random.default_rng(derive(seed, "partition", "anchors")).choice(len(mass), n_anchors, replace=False)]
+    generator = np.random.default_rng(derive(seed, "partition", "anchors"))
+    anchors_KD = users_nD[generator.choice(len(mass), n_anchors, replace=False)]
     owners = np.full(len(mass), -1, np.int16)
     settled, iteration = False, 0
     while not settled and iteration < config.max_iterations:
@@ -92,9 +94,10 @@ def sinkhorn(
     prices, log_columns = np.zeros(len(columns)), np.log(columns)
     halvings = max(0, math.ceil(math.log2(costs_nK.max() / eps))) if costs_nK.any() else 0
     for step_eps in eps * 2.0 ** np.arange(halvings, -1, -1):
+        near = tolerance if step_eps == eps else max(tolerance, _ON_THE_WAY)
         for _ in range(max_steps):
             log_carried = _log_sums(log_plan(costs_nK, rows, prices, step_eps), axis=0)
-            if np.abs(np.exp(log_carried) - columns).sum() <= tolerance:
+            if np.abs(np.exp(log_carried) - columns).sum() <= near:
                 break
             prices = prices + step_eps * (log_columns - log_carried)
     return prices
@@ -102,7 +105,7 @@ def sinkhorn(
 
 def log_plan(costs_nK: np.ndarray, rows: np.ndarray, prices: np.ndarray, eps: float) -> np.ndarray:
     """Logarithms of the plan with these prices, (n, K): each row's mass by the softmax of (price - cost) / eps."""
-    logits_nK = (prices - costs_nK) / eps
+    logits_nK: np.ndarray = (prices - costs_nK) / eps
     logits_nK += np.log(rows)[:, None] - _log_sums(logits_nK, axis=1)[:, None]
     return logits_nK
 
@@ -134,6 +137,7 @@ def rounded(net_costs_nK: np.ndarray, weights: np.ndarray, capacity: int) -> np.
 
 def _weighted_means(users_nD: np.ndarray, weights: np.ndarray, owners: np.ndarray, anchors_KD: np.ndarray) -> np.ndarray:
     """Mean vector of each shard's users by weight, (K, D); a shard without users keeps its anchor."""
-    members_Kn = sparse.csr_matrix((weights.astype(np.float64), (owners, np.arange(len(owners)))), (len(anchors_KD), len(owners)))
+    shape = (len(anchors_KD), len(owners))
+    members_Kn = sparse.csr_matrix((weights.astype(np.float64), (owners, np.arange(len(owners)))), shape)
     loads_K1 = np.bincount(owners, weights, minlength=len(anchors_KD))[:, None]
     return np.where(loads_K1 > 0, (members_Kn @ users_nD) / np.maximum(loads_K1, 1), anchors_KD)

@@ -77,10 +77,10 @@ def digest_of(coordinator: Coordinator) -> str:
     return coordinator.describe()["digest"]
 
 
-def audited(coordinator: Coordinator, erased: Erased = Erased()) -> AuditReport:
+def audited(coordinator: Coordinator, erased: Erased | None = None) -> AuditReport:
     published = coordinator._ledger.current()
     assert published is not None
-    return audit(coordinator._store, published, coordinator.pool, erased)
+    return audit(coordinator._store, published, coordinator.pool, erased or Erased())
 
 
 @pytest.fixture

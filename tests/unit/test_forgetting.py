@@ -21,11 +21,20 @@ from ray_eraser.partition import Partition
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.request import UnlearningRequest
 
-LEARNED = ("user_based", "item_based", "interaction_based")
+LEARNED = (
+    "user_based",
+    "item_based",
+    "interaction_based",
+    "label_propagation",
+    "embedding_kmeans",
+    "transport",
+)
 PARTITIONS = ("hashed", "random", *LEARNED)
 MODELS = {
     "als": {"solver": "als", "epochs": 2, "alpha0": 0.3},
     "adagrad": {"solver": "adagrad", "epochs": 4, "batch": 16},
+    "bpr": {"kind": "bpr", "epochs": 2, "batch": 16},
+    "lightgcn": {"kind": "lightgcn", "epochs": 2, "batch": 32},
     "adagrad, stopping early": {"solver": "adagrad", "epochs": 6, "batch": 16, "patience": 1, "check_every": 1},
 }
 AGGREGATIONS = {

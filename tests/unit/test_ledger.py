@@ -123,7 +123,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
 
 @pytest.mark.parametrize("url", ["nonsense", "oracle-of-delphi://x", "sqlite:////no/such/folder/ledger.db"])
 def test_a_url_that_leads_nowhere_is_refused_in_one_line(url):
-    with pytest.raises(InputError, match="check unlearning.ledger") as caught:
+    with pytest.raises(InputError, match=r"check unlearning\.ledger") as caught:
         Ledger(url)
     assert "\n" not in str(caught.value)
 

@@ -7,7 +7,8 @@ compared are
 - `before`: the model that saw the erased pairs,
 - `unlearned`: the owning shards trained anew on what remains, in the partition that was there,
 - `oracle`: everything from the beginning on a log that never had the pairs, alpha0 and a learned partition included,
-- `broken`: the owning shards trained on from the weights that saw the pairs. It shows what the attacks would notice.
+- `broken`: the owning shards trained on from the weights that saw the pairs, and `stale`: the old submodels aggregated anew,
+  without any training. They show what the attacks would notice.
 
 Unlearning and oracle repeated with other seeds say how much an AUC moves by chance.
 """
@@ -34,10 +35,7 @@ from ray_eraser.errors import ConfigError
 from ray_eraser.ids import ShardId
 from ray_eraser.partition import divide, place
 from ray_eraser.store import ShardData
-from ray_eraser.training.pretrain import pretrain
-from ray_eraser.training.submodel import train_submodel
-from ray_eraser.training.weights import choose_alpha0
-from ray_eraser.unlearning.attack import (
+from ray_eraser.study.attack import (
     Against,
     Auc,
     Comparison,
@@ -51,10 +49,15 @@ from ray_eraser.unlearning.attack import (
     fit_classifier,
     signals,
 )
+from ray_eraser.training.pretrain import pretrain
+from ray_eraser.training.submodel import train_submodel
+from ray_eraser.training.weights import choose_alpha0
 
 AttackName = Literal["threshold", "shadow", "score drop", "rank drop", "list entry"]
-"""`threshold` and `shadow` ask one version, the others compare what is served before and after."""
+"""`threshold` and `shadow` ask one version, the others compare what is served before and after. Of those exact unlearning is no
+defence: the better a pair is forgotten, the more has changed, and a model that was unlearned badly can betray less."""
 
+_ATTACKED = ("unlearned", "oracle", "broken", "stale")
 _LEAST = 20  # pairs of each kind, for an interval to mean anything
 _SHADOW_SHARE = 0.8  # of the remaining pairs, for a shadow model; the others are what it never saw
 
@@ -68,7 +71,7 @@ class StudyPlan:
         whole_users: erase users with all that they have, not single pairs.
         shadows: shadow models to learn from.
         other_seeds: how many times the unlearning and the oracle are repeated, each time with another root seed.
-        warm_epochs: that the broken unlearner trains on.
+        warm_share: of the model's epochs, for which the broken unlearner trains on.
         most: erased pairs to ask about.
     """
 
@@ -76,7 +79,7 @@ class StudyPlan:
     whole_users: bool = False
     shadows: int = 2
     other_seeds: int = 2
-    warm_epochs: int = 1
+    warm_share: float = 0.125
     most: int = 10_000
 
 
@@ -88,10 +91,11 @@ class AttackResult:
         attack: which.
         against: the pairs that the erased ones are told apart from.
         before: the AUC before the erasure; None for attacks that need two versions.
-        unlearned, oracle, broken: the AUC on each.
+        unlearned, oracle, broken, stale: the AUC on each.
         others: the AUCs (unlearned, oracle) with other seeds.
-        excess: unlearned less oracle, on the same pairs. 0 exactly where the two are the same bits.
-        broken_excess: broken less oracle: what a failure looks like to this attack, if it can see one.
+        excess: unlearned less oracle, on the same pairs. 0 exactly where the two are the same bits. Its interval takes both
+            models as they are; how much such a difference varies with the seed, `others` says.
+        broken_excess, stale_excess: those less oracle: what a failure looks like to this attack, if it can see one.
     """
 
     attack: AttackName
@@ -100,9 +104,11 @@ class AttackResult:
     unlearned: Auc
     oracle: Auc
     broken: Auc
+    stale: Auc
     others: tuple[tuple[float, float], ...]
     excess: Auc
     broken_excess: Auc
+    stale_excess: Auc
 
 
 @dataclass(frozen=True)
@@ -219,14 +225,17 @@ def _trained(
 
 
 def _trained_on(old: Embeddings, remaining: Interactions, config: EraserConfig, epochs: int, shard: ShardId) -> Embeddings:
-    """A submodel that starts where the old one ended. WMF is trained on; of other models the old vectors are kept."""
+    """A submodel that starts where the old one ended. WMF is trained on; of other models the old vectors are kept.
+
+    Without epochs nothing is done but to leave out the users and items that have nothing left.
+    """
     compact = remaining.compact()
     users = old.users[np.searchsorted(old.user_rows, compact.user_rows)]
     items = old.items[np.searchsorted(old.item_rows, compact.item_rows)]
     with deterministic(config.runtime.threads):
-        if isinstance(config.model, WmfAlsConfig):
+        if epochs and isinstance(config.model, WmfAlsConfig):
             users, items = _als_on(items, compact.interactions, config.model, epochs)
-        elif isinstance(config.model, WmfAdagradConfig):
+        elif epochs and isinstance(config.model, WmfAdagradConfig):
             seed = seeds.derive(config.seed, "shard", shard, "attack")
             users, items = _adagrad_on(users, items, compact.interactions, config.model, epochs, seed)
     return Embeddings(compact.user_rows, users, compact.item_rows, items)
@@ -301,19 +310,18 @@ def attack_study(
     on_done("unlearned")
     oracle = learn(remaining, config, compute)
     on_done("oracle")
-    broken = unlearn_badly(before, erased, plan.warm_epochs, compute)
+    broken = unlearn_badly(before, erased, max(1, round(plan.warm_share * config.model.epochs)), compute)
+    stale = unlearn_badly(before, erased, 0, compute)
     on_done("broken")
 
-    asked = {
-        name: _asked(learned, probe, compute)
-        for name, learned in {"before": before, "unlearned": unlearned, "oracle": oracle, "broken": broken}.items()
-    }
+    versions = {"before": before, "unlearned": unlearned, "oracle": oracle, "broken": broken, "stale": stale}
+    asked = {name: _asked(learned, probe, compute) for name, learned in versions.items()}
     others = []
     for number in range(plan.other_seeds):
         other = config.model_copy(update={"seed": seeds.derive(config.seed, "attack", "other", number)})
         start = learn(dataset, other, compute)
-        versions = start, unlearn(start, erased, compute), learn(remaining, other, compute)
-        others.append([_asked(version, probe, compute) for version in versions])
+        repeated = start, unlearn(start, erased, compute), learn(remaining, other, compute)
+        others.append([_asked(learned, probe, compute) for learned in repeated])
         on_done(f"other seed {number}")
     known = []
     for number in range(plan.shadows):
@@ -400,7 +408,7 @@ def _attacked(
             )
 
         first = asked["before"]
-        unlearned, oracle, broken = (split(first, asked[model]) for model in ("unlearned", "oracle", "broken"))
+        unlearned, oracle, broken, stale = (split(first, asked[model]) for model in _ATTACKED)
         results.append(
             AttackResult(
                 attack=name,
@@ -409,11 +417,13 @@ def _attacked(
                 unlearned=auc(*unlearned),
                 oracle=auc(*oracle),
                 broken=auc(*broken),
+                stale=auc(*stale),
                 others=tuple(
                     (auc(*split(start, anew)).value, auc(*split(start, never)).value) for start, anew, never in others
                 ),
                 excess=auc_difference(unlearned, oracle),
                 broken_excess=auc_difference(broken, oracle),
+                stale_excess=auc_difference(stale, oracle),
             )
         )
     return results

@@ -259,7 +259,7 @@ def signals(model: Embeddings, probe: Probe, seen: Interactions, als: WmfAlsConf
         probe: the pairs.
         seen: what its users are not recommended, because they have it.
         als: `alpha0` and `reg` of folding in, where whole users were erased.
-        threads: of BLAS; decides how ties round.
+        threads: of BLAS; another count rounds otherwise.
     """
     pairs = probe.pairs()
     with deterministic(threads):
@@ -312,7 +312,8 @@ def _deviation(vectors_nD: np.ndarray, others_CD: np.ndarray) -> np.ndarray:
     """Of the scores of each vector with all others, (n,), from their covariance: no score is computed."""
     covariance_DD = np.atleast_2d(np.cov(others_CD, rowvar=False, bias=True))
     variance_n = np.einsum("nd,de,ne->n", vectors_nD, covariance_DD, vectors_nD)
-    deviation_n: np.ndarray = np.sqrt(np.maximum(variance_n, np.finfo(float).tiny))
+    # A vector of zeros scores everything alike: no score of it deviates, however it is rounded.
+    deviation_n: np.ndarray = np.sqrt(np.maximum(variance_n, np.finfo(float).eps))
     return deviation_n
 
 
