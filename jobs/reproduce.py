@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +11,23 @@ import cli
 import typer
 
 from ray_eraser.config import RuntimeConfig
-from ray_eraser.study.cells import MODELS, measure
+from ray_eraser.study.cells import MODELS
 from ray_eraser.study.plans import PLANS
-from ray_eraser.study.tables import markdown, read_results, write_results
+from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
 
 _CELL_SECONDS = 6 * 3600.0
 
 
 class What(StrEnum):
-    """A table or figure of Chen et al. 2022."""
+    """A table or figure of Chen et al. 2022, or a protocol of erasures."""
 
     table3 = "table3"
     table4 = "table4"
     figure2 = "figure2"
     figure3 = "figure3"
     figure4 = "figure4"
+    cure4rec = "cure4rec"
+    sequence = "sequence"
 
 
 def reproduce(
@@ -32,7 +35,8 @@ def reproduce(
         What,
         typer.Argument(
             help="table3: quality by method. table4: seconds of one request. "
-            "figure2: partitions. figure3: aggregations. figure4: number of shards."
+            "figure2: partitions. figure3: aggregations. figure4: number of shards. "
+            "cure4rec: 5 % of the users erased, and the quality of those who stay. sequence: a stream of small requests."
         ),
     ],
     data: cli.DataOption = "synthetic",
@@ -60,7 +64,8 @@ def reproduce(
         if epochs_budget is not None:
             cells = [cell.within(epochs_budget) for cell in cells]
         output.mkdir(parents=True, exist_ok=True)
-        file = output / "results.parquet"
+        erasures = what in (What.cure4rec, What.sequence)
+        file = output / ("protocols.parquet" if erasures else "results.parquet")
         rows = {row["key"]: row for row in read_results(file)}
         missing = [cell for cell in cells if cell.key() not in rows]
 
@@ -69,13 +74,14 @@ def reproduce(
 
         if missing:
             with session(ray_address):
-                results = RayTasks(RuntimeConfig(timeout_seconds=_CELL_SECONDS)).each(measure, missing)
-                for number, (cell, result) in enumerate(results, len(cells) - len(missing) + 1):
-                    rows[result.key] = result.to_row()
+                results = RayTasks(RuntimeConfig(timeout_seconds=_CELL_SECONDS)).each(methodcaller("row"), missing)
+                for number, (cell, row) in enumerate(results, len(cells) - len(missing) + 1):
+                    rows[row["key"]] = row
                     write_results(file, list(rows.values()))
-                    cli.say(f"{number}/{len(cells)} {cell.model} {cell.method} {' '.join(cell.changes)}")
+                    cli.say(f"{number}/{len(cells)} {cell.label()}")
         shown = [rows[cell.key()] for cell in cells]
-        (output / f"{what}.md").write_text(markdown(shown), "utf-8")
+        table = plain_markdown(shown) if erasures else markdown(shown)
+        (output / f"{what}.md").write_text(table, "utf-8")
         files = [str(output / f"{what}.md")]
         if what.startswith("figure"):
             from ray_eraser.study.figures import draw
@@ -84,7 +90,7 @@ def reproduce(
         if as_json:
             cli.print_json({"what": what, "cells": shown, "files": files})
         else:
-            typer.echo(markdown(shown))
+            typer.echo(table)
             cli.say(f"written: {', '.join(files)}")
 
 

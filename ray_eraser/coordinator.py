@@ -455,6 +455,10 @@ class Coordinator:
         """See `Snapshot.recommend`. Never waits for training."""
         return self._served().recommend(user_id, n)
 
+    def shard_data(self) -> dict[ShardId, ShardData]:
+        """What every shard of the current generation holds."""
+        return dict(self._loaded().shards)
+
     def served_model(self) -> Embeddings:
         """The vectors that recommendations are computed from now."""
         return self._served().model

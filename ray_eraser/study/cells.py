@@ -70,6 +70,14 @@ class Cell:
         named = [Path(self.data).name, self.model, self.method, self.config().fingerprint(), self.requests]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
+    def label(self) -> str:
+        """For people who wait."""
+        return " ".join((self.model, self.method, *self.changes))
+
+    def row(self) -> dict[str, Any]:
+        """Measure it: one flat row."""
+        return measure(self).to_row()
+
 
 @dataclass(frozen=True)
 class Result:

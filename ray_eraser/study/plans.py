@@ -1,16 +1,18 @@
-"""Which cells make up which table and figure of the paper (Chen et al. 2022)."""
+"""Which cells make up which table and figure of the paper (Chen et al. 2022), and the protocols of erasures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ray_eraser.study.cells import Cell
+from ray_eraser.study.protocols import Protocol, Who
 
 METHODS = ("retrain", "sisa", "grapheraser", "receraser", "ours")
 """Table 3's columns, and ours."""
 
 PARTITIONS = ("random", "user_based", "item_based", "interaction_based")
 AGGREGATIONS = ("mean", "static", "attention", "spectral")
+_WHO: tuple[Who, ...] = ("most_active", "least_active", "random")
 SHARD_COUNTS = (2, 5, 10, 20, 50)
 
 SHARD_EPOCHS = {"wmf": 100}
@@ -50,7 +52,36 @@ def figure4(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Ce
     ]
 
 
-PLANS = {"table3": table3, "table4": table4, "figure2": figure2, "figure3": figure3, "figure4": figure4}
+def cure4rec(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
+    """The most active, the least active, and random 5 % of the users erased at once."""
+    return [
+        Protocol(_cell(data, model, method, changes), who)
+        for model in models
+        for method in ("sisa", "receraser", "ours")
+        for who in _WHO
+    ]
+
+
+def sequence(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
+    """One percent of the users, in a stream of ten small batches."""
+    return [
+        Protocol(_cell(data, model, method, changes), "random", 0.01, 10)
+        for model in models
+        for method in ("sisa", "receraser", "ours")
+    ]
+
+
+Plan = Callable[[str, Sequence[str], Sequence[str]], Sequence[Cell] | Sequence[Protocol]]
+
+PLANS: Mapping[str, Plan] = {
+    "table3": table3,
+    "table4": table4,
+    "figure2": figure2,
+    "figure3": figure3,
+    "figure4": figure4,
+    "cure4rec": cure4rec,
+    "sequence": sequence,
+}
 
 
 def _cell(data: str, model: str, method: str, changes: Sequence[str], requests: int = 0) -> Cell:

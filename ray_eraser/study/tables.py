@@ -70,3 +70,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             f"| {row[f'recall@{n}']:.4f} | {row[f'ndcg@{n}']:.4f} | {quoted} | {share} | {training} | {request} | {touched} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def plain_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Every column but the key, a line a row; numbers to four digits."""
+    names = [name for name in rows[0] if name != "key"] if rows else []
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for row in rows:
+        shown = [f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,161 @@
+"""Cells, protocols and tables: the comparison measures what deployments do."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_eraser import seeds
+from ray_eraser.config import load_config, preset_names
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.evaluate import evaluate
+from ray_eraser.pool import LocalShardPool
+from ray_eraser.study.cells import MODELS, Cell, measure
+from ray_eraser.study.plans import METHODS, PLANS
+from ray_eraser.study.protocols import Protocol, chosen_users
+from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
+from ray_eraser.training.weights import CANDIDATES, choose_alpha0
+from ray_eraser.unlearning.request import UnlearningRequest
+
+SMALL = (
+    "data.synthetic_users=60",
+    "data.synthetic_items=40",
+    "data.synthetic_per_user=8",
+    "model.width=6",
+    "model.epochs=2",
+    "aggregation.foldin_alpha0=0.3",
+)
+THREE = (*SMALL, "partition.n_shards=3", "model.alpha0=0.3")
+
+
+def test_a_cell_measures_what_a_deployment_with_its_settings_gives(tmp_path: Path) -> None:
+    cell = Cell("synthetic", "wmf-als", "sisa", THREE, requests=4)
+    result = measure(cell)
+    config = cell.config()
+    dataset = read_dataset("synthetic", config.data, config.seed)
+    coordinator = Coordinator("same", str(tmp_path), partial(LocalShardPool, str(tmp_path)), config)
+    coordinator.fit(dataset)
+    expected = evaluate(coordinator.served_model(), dataset.train, dataset.test)
+    coordinator.close()
+    assert result.quality == {name: value for name, value in expected.items() if "@" in name}
+    assert result.touched == 1  # a pair sits in one shard
+    assert result.n_shards == 3
+    assert result.key == cell.key()
+
+
+@pytest.mark.parametrize("method", preset_names())
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_runs_with_every_model(method: str, model: str) -> None:
+    changes = [*SMALL, *(["model.alpha0=0.3"] if model == "wmf-als" else [])]
+    changes += [] if method == "retrain" else ["partition.n_shards=3"]
+    quality = measure(Cell("synthetic", model, method, tuple(changes))).quality
+    assert all(0 <= value <= 1 for value in quality.values())
+    assert quality["recall@50"] > 0
+
+
+def test_another_setting_is_another_cell_and_a_path_is_not() -> None:
+    first = Cell("/a/ml-1m", "wmf", "sisa")
+    assert first.key() == Cell("/b/ml-1m", "wmf", "sisa").key()
+    others = [Cell("/a/ml-1m", "wmf", "ours"), Cell("/a/ml-1m", "bpr", "sisa"), Cell("/a/ml-1m", "wmf", "sisa", ("seed=1",))]
+    assert len({cell.key() for cell in [first, *others]}) == 4
+
+
+def test_a_budget_caps_the_epochs_and_the_cell_says_so() -> None:
+    capped = Cell("synthetic", "wmf", "retrain").within(7)
+    assert capped.config().model.epochs == 7
+    assert "model.epochs=7" in capped.changes
+    assert Cell("synthetic", "wmf-als", "retrain").within(1000).changes == ()
+
+
+def test_table_three_has_every_method_once_for_each_model() -> None:
+    cells = PLANS["table3"]("synthetic", ["wmf", "bpr"], [])
+    assert sorted((cell.model, cell.method) for cell in cells) == sorted((m, k) for m in ("wmf", "bpr") for k in METHODS)
+
+
+def test_the_papers_methods_are_what_their_presets_say() -> None:
+    sisa, receraser = load_config(presets=["sisa"]), load_config(presets=["receraser"])
+    assert (sisa.partition.kind, sisa.aggregation.kind, sisa.aggregation.foldin) == ("random", "mean", False)
+    assert (receraser.partition.kind, receraser.aggregation.kind) == ("interaction_based", "attention")
+    assert load_config(presets=["retrain"]).partition.n_shards == 1
+
+
+def test_active_users_are_those_with_most_interactions() -> None:
+    users = np.repeat([0, 1, 2, 3], [5, 1, 3, 2])
+    items = np.concatenate([np.arange(n) for n in (5, 1, 3, 2)])
+    empty = Interactions.none()
+    users_of, items_of = Vocabulary.of("user", range(4)), Vocabulary.of("item", range(5))
+    dataset = Dataset("four", users_of, items_of, Interactions.of(users, items), empty, empty)
+    assert chosen_users(dataset, "most_active", 0.5, 0).tolist() in ([0, 2], [2, 0])
+    assert chosen_users(dataset, "least_active", 0.25, 0).tolist() == [1]
+    assert len(chosen_users(dataset, "random", 0.5, 0)) == 2
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_protocol_erases_its_users_and_reports_on_the_others(batches: int) -> None:
+    row = Protocol(Cell("synthetic", "wmf-als", "ours", THREE), "most_active", 0.1, batches).row()
+    assert row["users_erased"] == 6
+    assert 1 <= row["shards_retrained"] <= 3 * batches
+    assert 0 < row["recall@10"] < 1
+    assert row["seconds"] >= row["seconds_shards"]
+
+
+def test_results_are_kept_and_tables_name_the_papers_figure(tmp_path: Path) -> None:
+    row = measure(Cell("synthetic", "wmf", "sisa", (*SMALL, "partition.n_shards=3"))).to_row() | {"data": "ml-1m"}
+    write_results(tmp_path / "r.parquet", [row])
+    assert read_results(tmp_path / "r.parquet") == [row]
+    assert read_results(tmp_path / "none.parquet") == []
+    assert "0.0759 / 0.2058" in markdown([row])
+    assert plain_markdown([{"key": "x", "a": 1, "b": 0.12345}]) == "| a | b |\n|---|---|\n| 1 | 0.1235 |\n"
+
+
+def _log(n_users: int, n_items: int, per_user: int) -> tuple[Interactions, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    # Two kinds of users, each with half of the items.
+    items = rng.integers(0, n_items // 2, (n_users, per_user)) + (np.arange(n_users) % 2 * (n_items // 2))[:, None]
+    train = Interactions.of(np.repeat(np.arange(n_users), per_user), items.ravel())
+    user_keys = seeds.hash_ids([b"u%d" % u for u in range(n_users)], b"key")
+    return train, user_keys, seeds.hash_ids([b"i%d" % i for i in range(n_items)], b"key")
+
+
+def test_alpha0_is_chosen_alike_twice_and_from_the_candidates() -> None:
+    train, user_keys, item_keys = _log(60, 40, 8)
+    config = load_config(changes=["model.width=6"])
+    pool = LocalShardPool("/nowhere", config)
+    chosen = choose_alpha0(train, user_keys, item_keys, config, pool)
+    assert chosen in CANDIDATES
+    assert choose_alpha0(train, user_keys, item_keys, config, pool) == chosen
+    assert choose_alpha0(Interactions.none(), user_keys, item_keys, config, pool) == 0.3
+
+
+def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> None:
+    config = load_config(changes=[*SMALL, "partition.n_shards=2"])
+    dataset = read_dataset("synthetic", config.data, config.seed)
+    coordinator = Coordinator("auto", str(tmp_path), partial(LocalShardPool, str(tmp_path)), config)
+    report = coordinator.fit(dataset)
+    assert config.model.alpha0 == "auto"
+    assert coordinator.config.model.alpha0 == report.alpha0
+    coordinator.submit(UnlearningRequest(user_id=dataset.users.ids[0]))
+    coordinator.process_pending()
+    coordinator.close()
+    # The settings that left it open still open what was trained with them.
+    again = Coordinator("auto", str(tmp_path), partial(LocalShardPool, str(tmp_path)), config)
+    assert again.config.model.alpha0 == report.alpha0
+    again.close()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "best"), [("ml-1m", 0.3), ("yelp2018", 0.02)])
+def test_the_weight_of_the_unobserved_is_found_on_both_of_the_papers_logs(data_folder: Path, name: str, best: float) -> None:
+    config = load_config()
+    dataset = read_dataset(str(data_folder / name), config.data, config.seed)
+    key = seeds.secret(config.seed, "ids")
+    pool = LocalShardPool("/nowhere", config)
+    assert choose_alpha0(dataset.train, dataset.users.keys(key), dataset.items.keys(key), config, pool) == best
