@@ -121,7 +121,7 @@ class WmfAlsConfig(Section):
     alpha0: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Weight of an unobserved pair against 1 for an observed one: about .3 on MovieLens, .02 on sparse logs such as Yelp2018,
     where .3 ruins the ranking. `auto` tries some on held-out pairs when a deployment is first trained, and keeps the best."""
-    reg: float = Field(0.007, ge=0)
+    reg: float = Field(0.007, ge=1e-5, le=10)
     """Ridge, scaled by each row's degree (Rendle et al. 2021)."""
 
     @property
@@ -245,19 +245,19 @@ class AggregationConfig(Section):
     """`foldin`: rounds of items and users after the first solve of the users."""
     foldin_alpha0: float | None = Field(None, gt=0)
     """`foldin`: weight of an unobserved pair; None takes the ALS model's, or is chosen as that is where the model has none."""
-    foldin_reg: float | None = Field(None, ge=0)
+    foldin_reg: float | None = Field(None, ge=1e-5, le=10)
     """`foldin`: ridge; None takes the ALS model's, or .007 where the model has none."""
 
 
 class RuntimeConfig(Section):
-    """Where and how wide computations run. `threads` changes the bits; the others do not."""
+    """Where and how wide computations run. `threads` changes the bits."""
 
     threads: int = Field(1, ge=1)
     """BLAS and torch threads of a training process. The same count gives the same bits, another does not."""
     slots: int = Field(0, ge=0)
     """Shards that train at the same time; 0: as many as the cluster has CPUs for."""
     gpus_per_shard: float = Field(0, ge=0)
-    """GPU that a shard holds; a fraction lets several share one."""
+    """GPU that a shard's process reserves; a fraction lets several share one. The models of this version compute on the CPU."""
     timeout_seconds: float = Field(3600, gt=0)
     """The longest that one shard's training or one aggregation may take."""
 

@@ -128,20 +128,28 @@ class Coordinator:
         self._progress: dict[str, Any] = {"stage": "idle", "done": 0, "total": 0}
         self._current: _Current | None = None
         self._snapshot: Snapshot | None = None
-        published = self._ledger.current()
-        if published is not None:
-            manifest = self._store.read_manifest(published.digest)
-            if config is not None and not config.agrees_with(manifest.config):
-                raise DeploymentError(deployment, f"{storage_path} was trained with other settings: use them, or another path")
-            config = manifest.config.model_copy(update={} if config is None else {"runtime": config.runtime})
-        elif config is None:
-            raise DeploymentError(deployment, f"nothing is deployed at {storage_path}: train first")
-        self.config = config
+        self._agreed(config)  # a start that is refused leaves the coordinator that runs in force
         self._epoch = self._ledger.begin_epoch(self._clock())
+        # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
+        published, self.config = self._agreed(config)
         self._make_pool = make_pool
-        self.pool = make_pool(config)
+        self.pool = make_pool(self.config)
         if published is not None:
             self.resume(published)
+
+    def _agreed(self, config: EraserConfig | None) -> tuple[GenerationRow | None, EraserConfig]:
+        """The published generation, if there is one, and the settings: those it was trained with, or those given."""
+        published = self._ledger.current()
+        if published is None:
+            if config is None:
+                raise DeploymentError(self.deployment, f"nothing is deployed at {self.storage_path}: train first")
+            return None, config
+        trained = self._store.read_manifest(published.digest).config
+        if config is not None and not config.agrees_with(trained):
+            raise DeploymentError(
+                self.deployment, f"{self.storage_path} was trained with other settings: use them, or another path"
+            )
+        return published, trained.model_copy(update={} if config is None else {"runtime": config.runtime})
 
     # ---- learn ---------------------------------------------------------------------------------------------------------
 
@@ -156,6 +164,7 @@ class Coordinator:
             DeploymentError: something is deployed here already.
         """
         with self._working:
+            self.check_in_force()  # what another coordinator has trained here since is none of this one's to sweep
             if self._current is not None:
                 raise DeploymentError(self.deployment, f"{self._store.uri} is in use: unlearn from it, or choose another path")
             started = time.perf_counter()
@@ -232,6 +241,7 @@ class Coordinator:
         Raises:
             UnknownIdError: an id is not here (any more).
             RequestError: a pair is not among the data, or the key belongs to another request.
+            StaleEpochError: another coordinator has taken over: ask that one.
         """
         received_at = self._clock()
         with self._serving:
@@ -239,7 +249,7 @@ class Coordinator:
             if row is None:
                 self._check(request)
                 name = RequestId(secrets.token_hex(16))
-                row = self._ledger.receive(name, request, secrets.token_hex(32), idempotency_key, received_at)
+                row = self._ledger.receive(self._epoch, name, request, secrets.token_hex(32), idempotency_key, received_at)
                 self._step("received", row.request_id)
             self._excise()
         return Submitted(row.request_id, self._ledger.request(row.request_id).state, row.salt)

@@ -25,6 +25,7 @@ def deterministic(threads: int) -> Iterator[None]:
     import torch  # here, so that processes that never train do not pay for the import
 
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    flushed_before = bool(torch.tensor(1e-30) * 1e-10 == 0)  # torch can set this, but does not tell it
     with threadpool_limits(limits=threads):
         torch.set_num_threads(threads)
         # The same switch as use_deterministic_algorithms(True), which would import the compiler as well: 0.8 s a process.
@@ -33,7 +34,7 @@ def deterministic(threads: int) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.set_flush_denormal(False)
+            torch.set_flush_denormal(flushed_before)
             torch.set_deterministic_debug_mode(before[1])
             torch.set_num_threads(before[0])
 

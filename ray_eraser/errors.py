@@ -107,6 +107,17 @@ class StaleEpochError(RayEraserError):
         )
 
 
+class TrainingError(RayEraserError):
+    """A submodel came out of training as nonsense. Nothing of it was stored."""
+
+    def __init__(self, shard_id: int, problem: str) -> None:
+        super().__init__(shard_id, problem)
+        self.shard_id, self.problem = shard_id, problem
+
+    def __str__(self) -> str:
+        return f"training of shard {self.shard_id}: {self.problem}"
+
+
 class IllegalTransitionError(RayEraserError):
     """A request was moved to a state that does not follow its present one."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.errors import InputError
 from ray_eraser.ids import Generation, RawId
 
 
@@ -55,7 +56,10 @@ class Snapshot:
 
         Raises:
             UnknownIdError: the user was never here or has been erased.
+            InputError: `n` is less than 1.
         """
+        if n < 1:
+            raise InputError(f"n is {n}: ask for at least one item")
         row = self.users.row(user_id)
         first, last = np.searchsorted(self.seen.users, [row, row + 1])
         position = self.model.position_of_user(row)

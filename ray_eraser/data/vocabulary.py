@@ -80,8 +80,6 @@ class Vocabulary:
 
     def _parsed(self, raw: RawId) -> RawId:
         if self._integers and isinstance(raw, str):
-            try:
-                return int(raw)
-            except ValueError:
-                return raw
+            # Only as the id is written: "1_0", "+10" and " 10" are read as 10 by int(), and would hit another user.
+            return int(raw) if raw.removeprefix("-").isdecimal() and str(int(raw)) == raw else raw
         return raw if self._integers else str(raw)

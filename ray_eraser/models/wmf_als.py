@@ -63,7 +63,9 @@ def half_sweep(matrix: sparse.csr_matrix, others_CD: Tensor, alpha0: float, reg:
     # One more row of zeros, so that short rows of a batch can be padded with it.
     padded_CD = torch.cat([others_CD, others_CD.new_zeros(1, width)])
     spectrum_D, basis_DD = torch.linalg.eigh(gram_DD)
-    rotated_CD = padded_CD @ basis_DD
+    # Where there are fewer columns than D, or alike ones, the other directions hold nothing but rounding.
+    real_D = spectrum_D > spectrum_D[-1] * width * torch.finfo(spectrum_D.dtype).eps
+    rotated_CD = padded_CD @ basis_DD * real_D
     base_DD = alpha0 * gram_DD
     solved_RD = others_CD.new_zeros(len(degrees), width)
     for rows, columns_BL in _batches(matrix, degrees, n_columns):
@@ -100,11 +102,12 @@ def _batches(matrix: sparse.csr_matrix, degrees: np.ndarray, padding: int) -> It
     """Rows of similar degree together, with their columns (B, L) padded to the longest; rows without columns are left out."""
     order = np.argsort(degrees, kind="stable")
     order = order[degrees[order] > 0]
+    ordered = degrees[order]
     first = 0
     while first < len(order):
-        shortest = degrees[order[first]]
+        shortest = ordered[first]
         # A batch ends where a row is more than an eighth longer than its first, or where the cache is full.
-        longer = np.searchsorted(degrees[order], shortest + max(1, shortest // 8), side="right")
+        longer = np.searchsorted(ordered, shortest + max(1, shortest // 8), side="right")
         last = min(int(longer), first + max(1, _BATCH_CELLS // int(shortest + max(1, shortest // 8))))
         rows = order[first:last]
         longest = int(degrees[rows[-1]])

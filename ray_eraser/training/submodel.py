@@ -12,6 +12,7 @@ from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.errors import TrainingError
 from ray_eraser.ids import ShardId
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
@@ -29,10 +30,16 @@ def train_submodel(
         item_keys: (I,) keyed hash of every item's raw id; gives each item one start in all shards.
         config: `model`, `seed` and `runtime.threads` count.
         shard: whose seeds to draw from.
+
+    Raises:
+        TrainingError: it diverged.
     """
     start = item_start(item_keys[train.item_rows()], config)
     with deterministic(config.runtime.threads):
-        return make_model(config.model).fit(train, valid, Start(derive(config.seed, "shard", shard, "train"), start))
+        submodel = make_model(config.model).fit(train, valid, Start(derive(config.seed, "shard", shard, "train"), start))
+    if not (np.isfinite(submodel.users).all() and np.isfinite(submodel.items).all()):
+        raise TrainingError(shard, "vectors are not finite, it has diverged: lower model.lr or raise model.reg")
+    return submodel
 
 
 def item_start(keys: np.ndarray, config: EraserConfig) -> np.ndarray:

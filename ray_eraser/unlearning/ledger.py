@@ -117,7 +117,17 @@ class Ledger:
     def newest_epoch(self) -> Epoch:
         """The epoch of the coordinator that may write."""
         with self._transaction() as connection:
-            return Epoch(connection.execute(sa.select(sa.func.max(_epochs.c.epoch))).scalar_one())
+            return self._newest_epoch(connection)
+
+    @staticmethod
+    def _newest_epoch(connection: Connection) -> Epoch:
+        return Epoch(connection.execute(sa.select(sa.func.max(_epochs.c.epoch))).scalar_one())
+
+    def _refuse_stale(self, connection: Connection, epoch: Epoch) -> None:
+        """Within the transaction that writes, so that nobody can take over in between."""
+        newest = self._newest_epoch(connection)
+        if newest != epoch:
+            raise StaleEpochError("the ledger", newest, epoch)
 
     # ---- generations ---------------------------------------------------------------------------------------------------
 
@@ -141,9 +151,7 @@ class Ledger:
             StaleEpochError: another coordinator has started since.
         """
         with self._transaction() as connection:
-            newest = connection.execute(sa.select(sa.func.max(_epochs.c.epoch))).scalar_one()
-            if newest != epoch:
-                raise StaleEpochError("the ledger", newest, epoch)
+            self._refuse_stale(connection, epoch)
             values = {
                 "number": generation.number,
                 "digest": generation.digest,
@@ -161,14 +169,22 @@ class Ledger:
     # ---- requests ------------------------------------------------------------------------------------------------------
 
     def receive(
-        self, request_id: RequestId, request: UnlearningRequest, salt: str, idempotency_key: str | None, at: float
+        self,
+        epoch: Epoch,
+        request_id: RequestId,
+        request: UnlearningRequest,
+        salt: str,
+        idempotency_key: str | None,
+        at: float,
     ) -> RequestRow:
         """Record a request; from here on it cannot be lost. A known idempotency key gives the request recorded under it.
 
         Raises:
             RequestError: the key belongs to another request.
+            StaleEpochError: another coordinator has started since. It would go on serving what this request is about.
         """
         with self._transaction() as connection:
+            self._refuse_stale(connection, epoch)
             known = self._recorded(connection, idempotency_key, request)
             if known is not None:
                 return known

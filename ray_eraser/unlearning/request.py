@@ -45,7 +45,7 @@ class UnlearningRequest:
     """A user, an item, or some interactions: exactly one of the three.
 
     Raises:
-        RequestError: none or several are given, or no pair.
+        RequestError: none or several are given, or no pair, or what is none.
     """
 
     user_id: RawId | None = None
@@ -56,8 +56,14 @@ class UnlearningRequest:
         given = [name for name in ("user_id", "item_id", "pairs") if getattr(self, name) is not None]
         if len(given) != 1:
             raise RequestError(f"give exactly one of user_id, item_id and pairs, got {' and '.join(given) or 'none'}")
-        if self.pairs is not None and not self.pairs:
-            raise RequestError("pairs is empty: name at least one (user id, item id)")
+        if self.pairs is not None:
+            if not self.pairs:
+                raise RequestError("pairs is empty: name at least one (user id, item id)")
+            for pair in self.pairs:
+                if isinstance(pair, str) or len(pair) != 2:
+                    raise RequestError(f"{pair!r} is no pair: name each as (user id, item id)")
+            # Lists, as JSON has them, become tuples: what the ledger gives back must equal what was asked.
+            object.__setattr__(self, "pairs", tuple((user, item) for user, item in self.pairs))
 
     @property
     def kind(self) -> str:

@@ -49,7 +49,7 @@ def generation(number: int, to_purge: tuple[str, ...] = ()) -> GenerationRow:
 
 
 def receive(ledger: Ledger, name: str, request: UnlearningRequest = ANN, key: str | None = None) -> RequestRow:
-    return ledger.receive(RequestId(name), request, SALT, key, 10.0)
+    return ledger.receive(ledger.newest_epoch(), RequestId(name), request, SALT, key, 10.0)
 
 
 def advance(ledger: Ledger, name: str, state: RequestState) -> None:
@@ -212,6 +212,13 @@ class LedgerContract:
         assert ledger.current() == generation(1)
         assert ledger.request(RequestId("r")) == before
         ledger.publish(new, generation(2), {})
+
+    def test_a_coordinator_that_was_replaced_can_receive_nothing(self, ledger: Ledger) -> None:
+        old = ledger.begin_epoch(1.0)
+        new = ledger.begin_epoch(2.0)
+        with pytest.raises(StaleEpochError, match=f"obeys epoch {new} and refuses epoch {old}"):
+            ledger.receive(old, RequestId("r"), ANN, SALT, None, 10.0)
+        assert ledger.unfinished() == []
 
     def test_publishing_happens_whole_or_not_at_all(self, ledger: Ledger) -> None:
         class PowerCut(BaseException):

@@ -32,7 +32,7 @@ def run(job: str, *arguments: str, folder: Path, ray_address: str | None = None)
     if ray_address is not None:
         environment["RAY_ADDRESS"] = ray_address
     command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
 
 
 def result(job: str, *arguments: str, folder: Path, ray_address: str | None = None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_a_configuration_written_as_toml_reads_back_the_same(config, tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f")), st.floats(1e-300, 1e300))
 def test_any_text_and_any_number_survive_toml(text, number):
-    config = EraserConfig(data=DataConfig(user_column=text), model=WmfAlsConfig(reg=number))
+    config = EraserConfig(data=DataConfig(user_column=text, min_rating=number))
     assert config_from(tomllib.loads(config.to_toml())) == config
 
 
@@ -185,7 +185,7 @@ def test_a_learned_partition_is_exact_given_the_partition(kind):
         ({}, (0.05, 0.02)),
         ({"foldin_alpha0": 0.1}, (0.1, 0.02)),
         ({"foldin_reg": 0.5}, (0.05, 0.5)),
-        ({"foldin_alpha0": 0.1, "foldin_reg": 0}, (0.1, 0)),
+        ({"foldin_alpha0": 0.1, "foldin_reg": 0.00001}, (0.1, 0.00001)),
     ],
 )
 def test_the_fold_in_takes_its_own_weights_and_else_those_of_the_als_model(own, expected):

@@ -72,3 +72,11 @@ def test_what_the_bits_depend_on_names_the_versions_and_the_threads_in_plain_val
     assert recorded["threads"] == 3
     assert recorded["torch"] == torch.__version__
     assert recorded["numpy"] == np.__version__
+
+
+def test_an_inner_block_does_not_end_the_flushing_of_the_outer_one():
+    with deterministic(1):
+        with deterministic(1):
+            pass
+        assert float(torch.tensor(1e-30) * 1e-10) == 0
+    assert float(torch.tensor(1e-30) * 1e-10) > 0

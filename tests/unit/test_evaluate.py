@@ -67,6 +67,12 @@ def test_a_user_whom_the_model_lacks_counts_without_a_hit():
     assert evaluate(MODEL, TRAIN, log_of((0, 1), (8, 1)), (1,)) == {"recall@1": 1 / 2, "ndcg@1": 1 / 2, "n_users": 2}
 
 
+def test_the_hits_of_others_are_not_given_to_a_user_whom_the_model_lacks():
+    known = scores_of({5: [0, 9, 0, 0]}, range(4))
+    test = log_of((2, 0), (2, 1), (2, 2), (2, 3), (5, 1))
+    assert evaluate(known, Interactions.none(), test, (1,)) == {"recall@1": 1 / 2, "ndcg@1": 1 / 2, "n_users": 2}
+
+
 def test_an_item_that_the_model_lacks_cannot_be_hit_but_counts_among_the_test_items():
     known = scores_of({0: [5, 4, 3]}, [0, 4, 9])
     result = evaluate(known, TRAIN, log_of((0, 4), (0, 6), (0, 200)), (1, 5))

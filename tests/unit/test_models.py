@@ -195,3 +195,15 @@ def test_adagrad_draws_its_users_from_the_seed():
     model, items = WmfAdagrad(WmfAdagradConfig(width=4, epochs=2)), normal_rows(np.arange(12, dtype=np.uint64), 1, 4)
     one, other = (model.fit(interactions, Interactions.none(), Start(seed, items)) for seed in (0, 1))
     assert not one.same_bits(other)
+
+
+def test_a_training_that_diverges_is_said_to_and_not_stored():
+    from ray_eraser.config import load_config
+    from ray_eraser.errors import TrainingError
+    from ray_eraser.ids import ShardId
+    from ray_eraser.training.submodel import train_submodel
+
+    config = load_config(changes=["model.solver=adagrad", "model.lr=1e30", "model.epochs=3", "model.width=4"])
+    train = Interactions.of(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]))
+    with pytest.raises(TrainingError, match=r"training of shard 1: vectors are not finite.*lower model\.lr"):
+        train_submodel(train, Interactions.none(), np.arange(3, dtype=np.uint64), config, ShardId(1))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import UnknownIdError
+from ray_eraser.errors import InputError, UnknownIdError
 from ray_eraser.ids import Generation
 from ray_eraser.recommend import Snapshot, top_items
 
@@ -103,3 +103,11 @@ def test_an_erased_user_is_as_unknown_as_one_who_was_never_here():
     with pytest.raises(UnknownIdError, match="'bob'"):
         snapshot(users=USERS.without([1])).recommend("bob", 1)
     assert snapshot(users=USERS.without([1])).recommend("ann", 1) == [13]
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_fewer_than_one_item_cannot_be_asked_for(n):
+    users, items = Vocabulary.of("user", [1]), Vocabulary.of("item", [1])
+    snapshot = Snapshot(Embeddings.empty(2), users, items, Interactions.none(), Generation(1))
+    with pytest.raises(InputError, match="at least one item"):
+        snapshot.recommend(1, n)

@@ -101,3 +101,12 @@ def test_nothing_is_left_of_an_erased_ids_key_and_the_others_keep_theirs():
 
 def test_an_empty_vocabulary_has_no_keys():
     assert Vocabulary.of("user", []).keys(KEY).shape == (0,)
+
+
+@pytest.mark.parametrize("lookalike", ["1_0", "+10", " 10", "10\n", "010", "1e1", "\uff11\uff10"])
+def test_an_id_that_only_looks_like_a_number_of_another_user_is_unknown(lookalike):
+    vocabulary = Vocabulary.of("user", [7, 10])
+    assert lookalike not in vocabulary
+    with pytest.raises(UnknownIdError):
+        vocabulary.row(lookalike)
+    assert vocabulary.row("10") == 1

@@ -1,0 +1,610 @@
+"""What one coordinator accepts, refuses and serves. What a kill does to it is in test_crashes.py."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Deployments, audited, digest_of, files_of
+
+from ray_eraser import seeds
+from ray_eraser.aggregation import excise
+from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.errors import DeploymentError, PoolError, RequestError, StaleEpochError, UnknownIdError, UnknownRequestError
+from ray_eraser.pool import LocalShardPool
+from ray_eraser.training.submodel import item_start
+from ray_eraser.unlearning.ledger import Ledger
+from ray_eraser.unlearning.receipt import commitment
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+
+
+@pytest.fixture
+def coordinator(deployments: Deployments, trained: Path) -> Coordinator:
+    return deployments.copy(trained, "shop")
+
+
+def changed(config: EraserConfig, section: str, **settings) -> EraserConfig:
+    fields = config.model_dump()
+    return config_from(fields | {section: fields[section] | settings})
+
+
+def pair_of(dataset: Dataset, position: int = 0) -> tuple[int, int]:
+    return dataset.users.ids[dataset.train.users[position]], dataset.items.ids[dataset.train.items[position]]
+
+
+def erase(coordinator: Coordinator, **about):
+    coordinator.submit(UnlearningRequest(**about))
+    (receipt,) = coordinator.process_pending()
+    return receipt
+
+
+def everything(coordinator: Coordinator) -> Interactions:
+    return Interactions.union([part for data in coordinator.shard_data().values() for part in (data.train, data.valid)])
+
+
+# ---- learn
+
+
+def test_a_fit_reports_what_it_made(deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig) -> None:
+    coordinator = deployments.open("shop", tiny_config)
+    report = coordinator.fit(tiny)
+    assert (report.generation, report.n_shards, report.guarantee) == (1, 3, "exact")
+    assert (report.n_users, report.n_items, report.n_interactions) == (len(tiny.users), len(tiny.items), len(tiny.train))
+    assert sum(report.shard_sizes) == len(tiny.train)
+    assert report.shards_per_user == 1  # hashed: whole users
+    assert report.digest == digest_of(coordinator)
+
+
+def test_shards_hold_the_training_and_validation_sets_and_no_test_pair(
+    deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig
+) -> None:
+    held = deployments.fit("shop", tiny_config, tiny)
+    parts = held.shard_data().values()
+    assert Interactions.union([data.train for data in parts]).codes().tolist() == tiny.train.codes().tolist()
+    assert Interactions.union([data.valid for data in parts]).codes().tolist() == tiny.valid.codes().tolist()
+    assert sum(map(len, parts)) == len(tiny.train) + len(tiny.valid)
+
+
+def test_a_second_fit_is_refused_and_changes_nothing(coordinator: Coordinator, tiny: Dataset) -> None:
+    before = (digest_of(coordinator), coordinator._store.everything())
+    with pytest.raises(DeploymentError, match="is in use"):
+        coordinator.fit(tiny)
+    assert (digest_of(coordinator), coordinator._store.everything()) == before
+
+
+@pytest.mark.parametrize(
+    "call", [lambda c: c.recommend(1), lambda c: c.submit(UnlearningRequest(user_id=1)), lambda c: c.describe()]
+)
+def test_before_the_first_fit_there_is_nothing_to_ask(deployments: Deployments, tiny_config: EraserConfig, call) -> None:
+    with pytest.raises(DeploymentError, match="call fit first"):
+        call(deployments.open("shop", tiny_config))
+
+
+def test_before_the_first_fit_nothing_is_pending(deployments: Deployments, tiny_config: EraserConfig) -> None:
+    assert deployments.open("shop", tiny_config).process_pending() == []
+
+
+# ---- open
+
+
+def test_a_deployment_is_opened_without_its_settings_and_with_the_same(
+    deployments: Deployments, coordinator: Coordinator, tiny_config: EraserConfig
+) -> None:
+    digest = digest_of(coordinator)
+    assert digest_of(deployments.open("shop")) == digest
+    assert digest_of(deployments.open("shop", tiny_config)) == digest
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"), [("model", {"width": 9}), ("partition", {"n_shards": 4}), ("runtime", {"threads": 2})]
+)
+def test_other_settings_are_refused_and_the_running_coordinator_stays_in_force(
+    deployments: Deployments, coordinator: Coordinator, tiny: Dataset, tiny_config: EraserConfig, section: str, settings
+) -> None:
+    with pytest.raises(DeploymentError, match="other settings"):
+        deployments.open("shop", changed(tiny_config, section, **settings))
+    assert erase(coordinator, user_id=tiny.users.ids[0]).generation == 2
+
+
+def test_settings_that_say_only_where_things_run_may_change(
+    deployments: Deployments, coordinator: Coordinator, tiny_config: EraserConfig
+) -> None:
+    opened = deployments.open("shop", changed(tiny_config, "runtime", slots=7, timeout_seconds=9.0))
+    assert opened.config.runtime.slots == 7
+    assert digest_of(opened) == digest_of(coordinator)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "an empty folder"])
+def test_opening_a_path_without_a_deployment_creates_no_file(deployments: Deployments, tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "shop").mkdir()
+    with pytest.raises(DeploymentError, match="nothing is deployed"):
+        deployments.open("shop")
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "shop"] if there else [])
+
+
+def test_a_file_in_the_place_of_the_storage_folder_is_refused(
+    deployments: Deployments, tmp_path: Path, tiny_config: EraserConfig
+) -> None:
+    (tmp_path / "shop").write_text("here first")
+    with pytest.raises(DeploymentError, match="cannot be made a folder"):
+        deployments.open("shop", tiny_config)
+
+
+def test_a_generation_published_while_another_coordinator_starts_is_not_swept(
+    deployments: Deployments, coordinator: Coordinator, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[0]))
+    begin_epoch = Ledger.begin_epoch
+
+    def late(ledger: Ledger, at: float):
+        monkeypatch.undo()
+        coordinator.process_pending()  # the last thing that the old one may do
+        return begin_epoch(ledger, at)
+
+    monkeypatch.setattr(Ledger, "begin_epoch", late)
+    opened = deployments.open("shop")
+    assert opened.describe()["generation"] == 2
+    assert audited(opened).exact
+
+
+def test_a_fit_by_a_coordinator_that_was_replaced_touches_no_file_of_the_other(
+    deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig
+) -> None:
+    old = deployments.open("shop", tiny_config)
+    new = deployments.fit("shop", tiny_config, tiny)
+    with pytest.raises(StaleEpochError):
+        old.fit(tiny)
+    assert audited(new).exact
+
+
+# ---- refusals
+
+REFUSED = {
+    "an unknown user": ({"user_id": 5}, UnknownIdError, "no user '5'"),
+    "an unknown item": ({"item_id": "sofa"}, UnknownIdError, "no item 'sofa'"),
+    "a pair of an unknown user": ({"pairs": ((5, 1),)}, UnknownIdError, "no user '5'"),
+}
+
+
+@pytest.mark.parametrize(
+    "which", [*REFUSED, "a pair that is not there", "one such pair among others", "none", "two kinds", "no pairs"]
+)
+def test_a_refused_request_changes_nothing(coordinator: Coordinator, tiny: Dataset, which: str) -> None:
+    known = pair_of(tiny)
+    absent = (known[0], next(i for i in tiny.items.ids if not len(everything(coordinator).common(rows_of(tiny, known[0], i)))))
+    about, error, says = {
+        **REFUSED,
+        "a pair that is not there": ({"pairs": (absent,)}, RequestError, "1 of 1 pairs are not among the data"),
+        "one such pair among others": ({"pairs": (known, absent)}, RequestError, f"1 of 2 pairs .*{absent[1]}"),
+        "none": ({}, RequestError, "exactly one of"),
+        "two kinds": ({"user_id": known[0], "item_id": known[1]}, RequestError, "exactly one of"),
+        "no pairs": ({"pairs": ()}, RequestError, "pairs is empty"),
+    }[which]
+    before = (coordinator.describe(), coordinator._store.files(), coordinator.recommend(known[0]))
+    with pytest.raises(error, match=says):
+        coordinator.submit(UnlearningRequest(**about), "key")
+    assert (coordinator.describe(), coordinator._store.files(), coordinator.recommend(known[0])) == before
+    assert coordinator.process_pending() == []
+    # Nor was the key used up.
+    assert coordinator.submit(UnlearningRequest(user_id=known[0]), "key").state is RequestState.EXCISED
+    coordinator.process_pending()
+
+
+def rows_of(dataset: Dataset, user: int, item: int) -> Interactions:
+    return Interactions.of(np.array([dataset.users.row(user)]), np.array([dataset.items.row(item)]))
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["while it is pending", "when it is done"])
+@pytest.mark.parametrize("kind", ["user_id", "item_id", "pairs"])
+def test_what_is_erased_cannot_be_erased_again(coordinator: Coordinator, tiny: Dataset, kind: str, done: bool) -> None:
+    user, item = pair_of(tiny)
+    about = {"user_id": user, "item_id": item, "pairs": ((user, item),)}[kind]
+    coordinator.submit(UnlearningRequest(**{kind: about}))
+    if done:
+        coordinator.process_pending()
+    before = coordinator.describe()
+    with pytest.raises(RequestError if kind == "pairs" else UnknownIdError):
+        coordinator.submit(UnlearningRequest(**{kind: about}))
+    with pytest.raises(RequestError if kind == "pairs" else UnknownIdError):
+        coordinator.submit(UnlearningRequest(pairs=((user, item),)))
+    assert coordinator.describe() == before
+    coordinator.process_pending()
+
+
+def test_a_request_that_nobody_made_has_no_status(coordinator: Coordinator) -> None:
+    for ask in (coordinator.status, coordinator.receipt):
+        with pytest.raises(UnknownRequestError):
+            ask("nobody")
+
+
+# ---- idempotency
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before it is finished", "after it is finished"])
+def test_a_key_that_is_repeated_is_the_same_request(coordinator: Coordinator, tiny: Dataset, done: bool) -> None:
+    request = UnlearningRequest(user_id=tiny.users.ids[3])
+    first = coordinator.submit(request, "key")
+    if done:
+        coordinator.process_pending()
+    again = coordinator.submit(request, "key")
+    assert again.request_id == first.request_id
+    assert (again.state, again.salt) == ((RequestState.ERASED, None) if done else (RequestState.EXCISED, first.salt))
+    assert len(coordinator.process_pending()) == (0 if done else 1)
+    assert coordinator.describe()["generation"] == 2
+
+
+def test_a_key_of_another_request_is_refused(coordinator: Coordinator, tiny: Dataset) -> None:
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[3]), "key")
+    with pytest.raises(RequestError, match="'key' belongs to another request"):
+        coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[4]), "key")
+    assert len(coordinator.process_pending()) == 1
+
+
+def test_pairs_given_as_json_lists_are_the_same_request_under_one_key(coordinator: Coordinator, tiny: Dataset) -> None:
+    first = coordinator.submit(UnlearningRequest(pairs=[list(pair_of(tiny))]), "key")
+    assert coordinator.submit(UnlearningRequest(pairs=[list(pair_of(tiny))]), "key") == first
+    coordinator.process_pending()
+
+
+# ---- receipts
+
+
+def test_a_receipt_says_what_was_done_and_nothing_of_to_whom(coordinator: Coordinator, tiny: Dataset) -> None:
+    row = 6
+    request = UnlearningRequest(user_id=tiny.users.ids[row])
+    n_pairs = int((everything(coordinator).users == row).sum())
+    files, old = coordinator._store.files(), coordinator._loaded()
+    submitted = coordinator.submit(request)
+    assert coordinator.receipt(submitted.request_id) is None
+    (receipt,) = coordinator.process_pending()
+    assert coordinator.receipt(submitted.request_id) == receipt
+    assert receipt.commitment == commitment(request, submitted.salt)
+    assert (receipt.kind, receipt.guarantee, receipt.pairs_erased, receipt.generation) == ("user", "exact", n_pairs, 2)
+    assert receipt.generation_digest == digest_of(coordinator)
+    (shard,) = receipt.shards_touched
+    assert receipt.changes[0].submodel_before == old.manifest.shards[shard].submodel.digest
+    assert receipt.changes[0].submodel_after == coordinator._loaded().manifest.shards[shard].submodel.digest
+    assert set(receipt.purged) == set(files) - set(coordinator._store.files())
+    assert len(receipt.purged) == 5  # users' vocabulary, interactions, submodel, aggregate, manifest
+
+
+def test_of_two_requests_for_the_same_pair_the_first_counts_it(coordinator: Coordinator, tiny: Dataset) -> None:
+    user, item = pair_of(tiny)
+    n_pairs = int((everything(coordinator).users == tiny.users.row(user)).sum())
+    coordinator.submit(UnlearningRequest(pairs=((user, item),)))
+    coordinator.submit(UnlearningRequest(user_id=user))
+    assert [receipt.pairs_erased for receipt in coordinator.process_pending()] == [1, n_pairs - 1]
+
+
+def test_times_are_those_of_the_clock(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
+    ticks = iter(range(100, 200))
+    receipt = erase(deployments.copy(trained, "shop", clock=lambda: float(next(ticks))), user_id=tiny.users.ids[0])
+    assert 100 < receipt.received_at < receipt.excised_at < receipt.erased_at
+    assert receipt.seconds["to_forget"] == 1
+
+
+# ---- excision
+
+
+def expected_excision(coordinator: Coordinator, owning: set[int], remaining: Interactions) -> Embeddings:
+    """The model of a deployment whose owning submodels never existed."""
+    config, current = coordinator.config, coordinator._loaded()
+    submodels = [coordinator._store.read_embeddings(r.submodel) for r in current.manifest.shards if r.shard not in owning]
+    rows, width = remaining.item_rows(), config.model.width
+    keys = current.items.keys(seeds.secret(config.seed, "ids"))
+    vectors = item_start(keys[rows], config) * np.float32(0.1 / width**0.5)
+    none = Embeddings.empty(width)
+    return excise(submodels, remaining, Embeddings(none.user_rows, none.users, rows, vectors), config)
+
+
+@pytest.mark.parametrize("kind", ["user", "item", "a pair", "several"])
+def test_from_the_acceptance_on_the_model_served_is_that_of_the_other_submodels_on_the_rest(
+    coordinator: Coordinator, tiny: Dataset, kind: str
+) -> None:
+    user, item = 7, 4
+    pair = rows_of(tiny, *pair_of(tiny))
+    log = everything(coordinator)
+    parts = {"user": log.of_users(np.array([user])), "item": log.of_items(np.array([item])), "a pair": pair}
+    requests = {
+        "user": UnlearningRequest(user_id=tiny.users.ids[user]),
+        "item": UnlearningRequest(item_id=tiny.items.ids[item]),
+        "a pair": UnlearningRequest(pairs=(pair_of(tiny),)),
+    }
+    chosen = list(requests) if kind == "several" else [kind]
+    gone = Interactions.union([parts[name] for name in chosen])
+    shards = coordinator.shard_data()
+    owning = {k for k, data in shards.items() if len(data.train.common(gone)) + len(data.valid.common(gone))}
+    remaining = Interactions.union([data.train for data in shards.values()]).without(gone)
+    for name in chosen:
+        assert coordinator.submit(requests[name]).state is RequestState.EXCISED
+    assert coordinator.served_model().same_bits(expected_excision(coordinator, owning, remaining))
+    assert coordinator.describe()["serving"] == "excision"
+    assert {shard["shard"] for shard in coordinator.describe()["shards"] if shard["excised"]} == owning
+    coordinator.process_pending()
+    assert coordinator.describe()["serving"] == "generation"
+
+
+def test_an_erased_user_is_unknown_at_once_and_for_ever(
+    deployments: Deployments, coordinator: Coordinator, tiny: Dataset
+) -> None:
+    user = tiny.users.ids[7]
+    coordinator.submit(UnlearningRequest(user_id=user))
+    for _ in range(2):
+        with pytest.raises(UnknownIdError, match=f"no user '{user}'"):
+            coordinator.recommend(user)
+        coordinator.process_pending()
+    with pytest.raises(UnknownIdError):
+        deployments.open("shop").recommend(user)
+
+
+def test_an_erased_item_is_recommended_to_nobody_from_the_acceptance_on(coordinator: Coordinator, tiny: Dataset) -> None:
+    item, n = tiny.items.ids[4], len(tiny.items)
+    assert any(item in coordinator.recommend(user, n) for user in tiny.users.ids)
+    coordinator.submit(UnlearningRequest(item_id=item))
+    for _ in range(2):
+        assert not any(item in coordinator.recommend(user, n) for user in tiny.users.ids)
+        coordinator.process_pending()
+
+
+def test_the_item_of_an_erased_pair_may_be_recommended_again(coordinator: Coordinator, tiny: Dataset) -> None:
+    # An item that somebody else has too, so that something is known of it afterwards.
+    popular = int(np.bincount(tiny.train.items).argmax())
+    row = int(tiny.train.users[tiny.train.items == popular][0])
+    user, item, n = tiny.users.ids[row], tiny.items.ids[popular], len(tiny.items)
+    assert item not in coordinator.recommend(user, n)
+    coordinator.submit(UnlearningRequest(pairs=((user, item),)))
+    for _ in range(2):
+        assert item in coordinator.recommend(user, n)
+        coordinator.process_pending()
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_the_others_are_served_while_a_user_is_excised(
+    deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig, n_shards: int
+) -> None:
+    coordinator = deployments.fit("shop", changed(tiny_config, "partition", n_shards=n_shards), tiny)
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[7]))
+    everyone = everything(coordinator)
+    for row, user in enumerate(tiny.users.ids):
+        if row != 7:
+            listed = coordinator.recommend(user, 5)
+            assert len(listed) == 5
+            assert not set(listed) & {tiny.items.ids[i] for i in everyone.items[everyone.users == row]}
+    coordinator.process_pending()
+    assert audited(coordinator).exact
+
+
+def test_a_user_without_a_remaining_pair_is_given_what_most_others_have(coordinator: Coordinator, tiny: Dataset) -> None:
+    row = 7
+    own = everything(coordinator).of_users(np.array([row]))
+    user = tiny.users.ids[row]
+    coordinator.submit(UnlearningRequest(pairs=tuple((user, tiny.items.ids[i]) for i in own.items)))
+    rest = everything(coordinator).without(own)
+    counts = np.bincount(rest.items, minlength=len(tiny.items))
+    best = [tiny.items.ids[i] for i in np.lexsort((np.arange(len(counts)), -counts))[:4]]
+    for _ in range(2):
+        assert coordinator.recommend(user, 4) == best
+        coordinator.process_pending()
+
+
+@pytest.mark.parametrize("n", [1, 10_000])
+def test_a_list_is_as_long_as_asked_for_or_as_there_are_items_left(coordinator: Coordinator, tiny: Dataset, n: int) -> None:
+    known = len(coordinator.served_model().item_rows)
+    own = len(np.intersect1d(everything(coordinator).of_users(np.array([0])).items, coordinator.served_model().item_rows))
+    assert len(coordinator.recommend(tiny.users.ids[0], n)) == min(n, known - own)
+
+
+# ---- edges
+
+
+def test_one_shard_is_full_retraining(deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig) -> None:
+    coordinator = deployments.fit("shop", changed(tiny_config, "partition", n_shards=1), tiny)
+    assert erase(coordinator, user_id=tiny.users.ids[7]).shards_touched == (0,)
+    assert audited(coordinator).exact
+
+
+@pytest.mark.parametrize("kind", ["hashed", "random", "user_based", "item_based", "interaction_based"])
+def test_more_shards_than_users_leave_some_empty(
+    deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig, kind: str
+) -> None:
+    few = tiny.train.take(tiny.train.users < 4)
+    dataset = Dataset("few", tiny.users, tiny.items, few, Interactions.none(), Interactions.none())
+    coordinator = deployments.fit("shop", changed(tiny_config, "partition", n_shards=50, kind=kind), dataset)
+    assert any(len(data) == 0 for data in coordinator.shard_data().values())
+    erase(coordinator, user_id=tiny.users.ids[1])
+    assert audited(coordinator).exact
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("kind", ["mean", "static", "attention", "spectral"])
+def test_everyone_can_be_erased(
+    deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig, kind: str, one_by_one: bool
+) -> None:
+    few = tiny.train.take(tiny.train.users < 5)
+    users, items = (type(tiny.users)(name, ids) for name, ids in (("user", tiny.users.ids[:5]), ("item", tiny.items.ids)))
+    dataset = Dataset("few", users, items, few, Interactions.none(), Interactions.none())
+    coordinator = deployments.fit("shop", changed(tiny_config, "aggregation", kind=kind, epochs=1), dataset)
+    for user in users.ids:
+        coordinator.submit(UnlearningRequest(user_id=user))
+        if one_by_one:
+            coordinator.process_pending()
+    coordinator.process_pending()
+    described = coordinator.describe()
+    assert (described["n_users"], described["n_interactions"]) == (0, 0)
+    assert len(coordinator.served_model().item_rows) == 0
+    assert audited(coordinator).exact
+    assert digest_of(deployments.open("shop")) == described["digest"]
+
+
+def test_the_last_item_can_be_erased(deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig) -> None:
+    items = type(tiny.items)("item", tiny.items.ids[:2])
+    few = tiny.train.take(tiny.train.items < 2)
+    dataset = Dataset("few", tiny.users, items, few, Interactions.none(), Interactions.none())
+    coordinator = deployments.fit("shop", tiny_config, dataset)
+    for item in items.ids:
+        coordinator.submit(UnlearningRequest(item_id=item))
+        assert coordinator.recommend(tiny.users.ids[0]) in ([], [items.ids[1]])
+        coordinator.process_pending()
+    assert coordinator.recommend(tiny.users.ids[0]) == []
+    assert audited(coordinator).exact
+
+
+def test_a_user_whose_pairs_are_all_gone_can_still_be_erased(coordinator: Coordinator, tiny: Dataset) -> None:
+    own = everything(coordinator).of_users(np.array([7]))
+    user = tiny.users.ids[7]
+    erase(coordinator, pairs=tuple((user, tiny.items.ids[i]) for i in own.items))
+    coordinator.submit(UnlearningRequest(user_id=user))
+    with pytest.raises(UnknownIdError):
+        coordinator.recommend(user)
+    assert coordinator.describe()["serving"] == "generation"
+    (receipt,) = coordinator.process_pending()
+    assert (receipt.pairs_erased, receipt.shards_touched, receipt.generation) == (0, (), 3)
+    assert receipt.aggregate_before == receipt.aggregate_after
+    assert audited(coordinator).exact
+
+
+def test_erasing_a_held_out_pair_leaves_the_submodels_of_a_model_without_stopping_as_they_are(
+    coordinator: Coordinator, tiny: Dataset
+) -> None:
+    before = coordinator._loaded().manifest
+    pair = (tiny.users.ids[tiny.valid.users[0]], tiny.items.ids[tiny.valid.items[0]])
+    receipt = erase(coordinator, pairs=(pair,))
+    after = coordinator._loaded().manifest
+    assert receipt.pairs_erased == 1
+    assert [record.submodel for record in after.shards] == [record.submodel for record in before.shards]
+    assert after.aggregate == before.aggregate
+    assert audited(coordinator).exact
+
+
+# ---- when something goes wrong
+
+
+class FailsOnce(LocalShardPool):
+    """A pool whose process dies once."""
+
+    def __init__(self, failing: list[str], *arguments) -> None:
+        super().__init__(*arguments)
+        self._failing = failing
+
+    def _fail(self, call: str) -> None:
+        if call in self._failing:
+            self._failing.remove(call)
+            raise PoolError("shard 1", "its process died")
+
+    def erase(self, *arguments):
+        done = super().erase(*arguments)
+        self._fail("erase")
+        return done
+
+    def aggregate(self, order):
+        self._fail("aggregate")
+        return super().aggregate(order)
+
+    def excise(self, order):
+        self._fail("excise")
+        return super().excise(order)
+
+
+@pytest.mark.parametrize("call", ["erase", "aggregate"])
+def test_what_failed_is_done_by_the_next_try_in_the_same_process(
+    deployments: Deployments, trained: Path, tiny: Dataset, call: str
+) -> None:
+    undisturbed = deployments.copy(trained, "undisturbed")
+    erase(undisturbed, user_id=tiny.users.ids[7])
+    coordinator = deployments.copy(trained, "shop")
+    coordinator.pool = FailsOnce([call], coordinator.storage_path, coordinator.config)
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[7]))
+    with pytest.raises(PoolError):
+        coordinator.process_pending()
+    with pytest.raises(UnknownIdError):
+        coordinator.recommend(tiny.users.ids[7])
+    assert len(coordinator.process_pending()) == 1
+    assert digest_of(coordinator) == digest_of(undisturbed)
+
+
+def test_a_request_whose_excision_failed_is_kept_and_excised_by_the_next_try(
+    deployments: Deployments, trained: Path, tiny: Dataset
+) -> None:
+    coordinator = deployments.copy(trained, "shop")
+    coordinator.pool = FailsOnce(["excise"], coordinator.storage_path, coordinator.config)
+    request = UnlearningRequest(user_id=tiny.users.ids[7])
+    with pytest.raises(PoolError):
+        coordinator.submit(request, "key")
+    assert coordinator.submit(request, "key").state is RequestState.EXCISED
+    with pytest.raises(UnknownIdError):
+        coordinator.recommend(tiny.users.ids[7])
+    assert len(coordinator.process_pending()) == 1
+
+
+@pytest.mark.parametrize("step", ["retrained", "published"])
+def test_requests_of_a_second_batch_wait_for_the_first(
+    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+) -> None:
+    """The first batch fails at a step, more requests come, and both batches are carried out in their order."""
+    failing = [step]
+
+    def on_step(name: str) -> None:
+        if name in failing:
+            failing.remove(name)
+            raise PoolError("shard 1", "its process died")
+
+    first, second = tiny.users.ids[7], tiny.users.ids[8]
+    one_by_one = deployments.copy(trained, "one by one")
+    for user in (first, second):
+        erase(one_by_one, user_id=user)
+    coordinator = deployments.copy(trained, "shop", on_step=on_step)
+    coordinator.submit(UnlearningRequest(user_id=first))
+    with pytest.raises(PoolError):
+        coordinator.process_pending()
+    coordinator.submit(UnlearningRequest(user_id=second))
+    for user in (first, second):
+        with pytest.raises(UnknownIdError):
+            coordinator.recommend(user)
+    assert [receipt.generation for receipt in coordinator.process_pending()] == [2]
+    assert [receipt.generation for receipt in coordinator.process_pending()] == [3]
+    assert digest_of(coordinator) == digest_of(one_by_one)
+    assert coordinator._store.files() == files_of(coordinator._store, digest_of(coordinator))
+
+
+def test_a_coordinator_that_was_replaced_accepts_nothing(
+    deployments: Deployments, coordinator: Coordinator, tiny: Dataset
+) -> None:
+    """What it would accept, the one that serves would not leave out of what it serves."""
+    new = deployments.open("shop")
+    with pytest.raises(StaleEpochError):
+        coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[7]))
+    assert new.describe()["requests"]["excised"] == 0
+
+
+def test_requests_from_many_threads_are_each_carried_out_once(coordinator: Coordinator, tiny: Dataset) -> None:
+    users = tiny.users.ids[:12]
+    failures: list[BaseException] = []
+    receipts = []
+
+    def submit(some: tuple[int, ...]) -> None:
+        try:
+            for user in some:
+                coordinator.submit(UnlearningRequest(user_id=user))
+                with pytest.raises(UnknownIdError):
+                    coordinator.recommend(user)
+        except BaseException as error:  # noqa: BLE001 - a thread's failure would be lost
+            failures.append(error)
+
+    threads = [threading.Thread(target=partial(submit, users[k::3])) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        receipts += coordinator.process_pending()
+    receipts += coordinator.process_pending()
+    assert failures == []
+    assert len({receipt.request_id for receipt in receipts}) == len(receipts) == 12
+    assert coordinator.describe()["n_users"] == len(tiny.users) - 12
+    assert audited(coordinator).exact

@@ -1,0 +1,226 @@
+"""What an erasure leaves alone and what it leaves behind. That it equals training from scratch: see test_forgetting.py too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from conftest import Deployments, audited, digest_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_eraser import seeds
+from ray_eraser.aggregation import aggregate
+from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import environment
+from ray_eraser.ids import ShardId
+from ray_eraser.store import Manifest, ShardData, ShardRecord, Store, embeddings_bytes
+from ray_eraser.training.submodel import train_submodel
+from ray_eraser.unlearning.audit import Erased
+from ray_eraser.unlearning.request import UnlearningRequest
+
+PARTITIONS = ("hashed", "random", "user_based", "item_based", "interaction_based")
+MODELS = {
+    "als": {"solver": "als", "epochs": 2, "alpha0": 0.3},
+    "adagrad": {"solver": "adagrad", "epochs": 4, "batch": 16, "patience": 1, "check_every": 1},
+    "bpr": {"kind": "bpr", "epochs": 2, "batch": 16},
+    "lightgcn": {"kind": "lightgcn", "epochs": 2, "batch": 32},
+}
+AGGREGATIONS = {
+    "mean": {"kind": "mean", "sweeps": 1},
+    "static": {"kind": "static", "foldin": False},
+    "attention": {"kind": "attention", "sweeps": 0, "epochs": 2},
+    "spectral": {"kind": "spectral", "sweeps": 1},
+}
+WAYS = [
+    *((partition, model, "spectral") for partition, model in product(PARTITIONS, MODELS)),
+    *(("hashed", "als", aggregation) for aggregation in AGGREGATIONS if aggregation != "spectral"),
+]
+
+
+def configured(partition: str, model: str, aggregation: str = "spectral") -> EraserConfig:
+    return config_from(
+        {
+            "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
+            "partition": {"kind": partition, "n_shards": 3},
+            "model": {"width": 6, **MODELS[model]},
+            "aggregation": {"foldin_alpha0": 0.3, **AGGREGATIONS[aggregation]},
+        }
+    )
+
+
+def generated(config: EraserConfig) -> Dataset:
+    return read_dataset("synthetic", config.data, config.seed)
+
+
+def pair_at(dataset: Dataset, part: Interactions, position: int) -> tuple[int, int]:
+    return dataset.users.ids[part.users[position]], dataset.items.ids[part.items[position]]
+
+
+def rows_of(dataset: Dataset, request: UnlearningRequest) -> Interactions:
+    """The pairs that a request is about, looked up by hand."""
+    log = Interactions.union([dataset.train, dataset.valid])
+    if request.user_id is not None:
+        return log.take(log.users == dataset.users.ids.index(request.user_id))
+    if request.item_id is not None:
+        return log.take(log.items == dataset.items.ids.index(request.item_id))
+    users, items = zip(*request.pairs, strict=True)
+    return Interactions.of(
+        np.array([dataset.users.ids.index(user) for user in users]), np.array([dataset.items.ids.index(item) for item in items])
+    )
+
+
+def from_scratch(store: Store, dataset: Dataset, at_first: dict[ShardId, ShardData], requests, config: EraserConfig) -> str:
+    """Digest of the generation that training anew on what the requests leave gives, every pair in the shard that it was in."""
+    erased = Interactions.union([rows_of(dataset, request) for request in requests])
+    users = dataset.users.without(dataset.users.ids.index(r.user_id) for r in requests if r.user_id is not None)
+    items = dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None)
+    item_keys = items.keys(seeds.secret(config.seed, "ids"))
+    remaining = {shard: ShardData(data.train.without(erased), data.valid.without(erased)) for shard, data in at_first.items()}
+    submodels = {
+        shard: train_submodel(data.train, data.valid, item_keys, config, shard) for shard, data in remaining.items()
+    }
+    records = tuple(
+        ShardRecord(
+            shard,
+            store.write_shard_data(shard, data),
+            store.write_submodel(shard, submodels[shard]),
+            len(data.train),
+            len(data.valid),
+        )
+        for shard, data in remaining.items()
+    )
+    model = aggregate(list(submodels.values()), Interactions.union([data.train for data in remaining.values()]), config)
+    manifest = Manifest(
+        config,
+        environment(config.runtime.threads),
+        store.write_vocabulary(users),
+        store.write_vocabulary(items, item_keys),
+        records,
+        store.write_aggregate(model),
+    )
+    return store.write_manifest(manifest).digest
+
+
+def requests_of(dataset: Dataset) -> list[UnlearningRequest]:
+    """A user, an item, a pair, a held-out pair, and two more users; none about what another is about."""
+    user, item = dataset.users.ids[4], dataset.items.ids[2]
+    clear = [part.take((part.users != 4) & (part.items != 2)) for part in (dataset.train, dataset.valid)]
+    return [
+        UnlearningRequest(user_id=user),
+        UnlearningRequest(item_id=item),
+        UnlearningRequest(pairs=(pair_at(dataset, clear[0], 0),)),
+        UnlearningRequest(pairs=(pair_at(dataset, clear[1], -1),)),
+        UnlearningRequest(user_id=dataset.users.ids[20]),
+        UnlearningRequest(user_id=dataset.users.ids[30]),
+    ]
+
+
+@pytest.mark.parametrize(("partition", "model", "aggregation"), WAYS)
+def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from_scratch(
+    deployments: Deployments, partition: str, model: str, aggregation: str
+) -> None:
+    config = configured(partition, model, aggregation)
+    dataset = generated(config)
+    coordinator = deployments.fit("one by one", config, dataset)
+    at_first, done = coordinator.shard_data(), []
+    for request in requests_of(dataset):
+        before, files = coordinator._loaded().manifest, coordinator._store.files()
+        coordinator.submit(request)
+        (receipt,) = coordinator.process_pending()
+        done.append(request)
+
+        after = coordinator._loaded().manifest
+        assert digest_of(coordinator) == from_scratch(deployments.store("scratch"), dataset, at_first, done, config)
+        gone = rows_of(dataset, request)
+        owning = {
+            shard for shard, data in at_first.items() if len(data.train.common(gone)) + len(data.valid.common(gone)) > 0
+        }
+        assert set(receipt.shards_touched) <= owning  # an earlier request may have taken a shard's pairs already
+        for shard in set(at_first) - owning:
+            assert after.shards[shard] == before.shards[shard]
+        assert sorted(receipt.purged) == sorted(set(files) - set(coordinator._store.files()))
+    names = Erased(
+        user_ids=tuple(r.user_id for r in done if r.user_id is not None),
+        item_ids=tuple(r.item_id for r in done if r.item_id is not None),
+        pairs=tuple(pair for r in done for pair in r.pairs or ()),
+    )
+    report = audited(coordinator, names)
+    assert (report.exact, report.found_erased_pairs) == (True, 0), report.mismatches
+
+    together = deployments.fit("together", config, dataset)
+    for request in requests_of(dataset):
+        together.submit(request)
+    assert len(together.process_pending()) == len(done)
+    assert digest_of(together) == digest_of(coordinator)
+
+
+@pytest.mark.parametrize("partition", ["hashed", "random"])
+def test_without_being_told_the_partition_a_fresh_fit_on_the_rest_is_the_same_generation(
+    deployments: Deployments, partition: str
+) -> None:
+    config = configured(partition, "als")
+    dataset = generated(config)
+    requests = requests_of(dataset)
+    coordinator = deployments.fit("kept", config, dataset)
+    for request in requests:
+        coordinator.submit(request)
+        coordinator.process_pending()
+    erased = Interactions.union([rows_of(dataset, request) for request in requests])
+    fresh = deployments.fit(
+        "fresh",
+        config,
+        replace(
+            dataset,
+            users=dataset.users.without(dataset.users.ids.index(r.user_id) for r in requests if r.user_id is not None),
+            items=dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None),
+            train=dataset.train.without(erased),
+            valid=dataset.valid.without(erased),
+        ),
+    )
+    assert digest_of(fresh) == digest_of(coordinator)
+
+
+@pytest.fixture(scope="module", params=list(product(PARTITIONS, MODELS)), ids="-".join)
+def divided(request, tmp_path_factory):
+    """The shards of a fitted deployment, with its submodels' bytes."""
+    config = configured(*request.param)
+    opened = Deployments(tmp_path_factory.mktemp("divided"))
+    coordinator: Coordinator = opened.fit("shop", config, generated(config))
+    store = opened.store("shop")
+    manifest = coordinator._loaded().manifest
+    yield config, coordinator.shard_data(), {r.shard: store.read(r.submodel) for r in manifest.shards}, store, manifest.items
+    opened.close()
+
+
+@settings(max_examples=3)
+@given(data=st.data())
+def test_a_submodel_depends_on_nothing_of_another_shard(divided, data):
+    """Whatever is erased from one shard, training every other on its own data gives the bytes that it had."""
+    config, shards, submodels, store, items = divided
+    touched = data.draw(st.sampled_from(sorted(shard for shard, part in shards.items() if len(part.train))))
+    erased = data.draw(st.sets(st.integers(0, len(shards[touched].train) - 1), min_size=1))
+    gone = shards[touched].train.take(np.array(sorted(erased)))
+    item_keys = store.read_item_keys(items)
+    for shard, part in shards.items():
+        rest = part.without(gone)
+        again = embeddings_bytes(train_submodel(rest.train, rest.valid, item_keys, config, shard))
+        assert (again == submodels[shard]) == (shard != touched)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_submodels_do_not_depend_on_the_order_in_which_shards_train(deployments: Deployments, model: str) -> None:
+    config = configured("hashed", model)
+    dataset = generated(config)
+    coordinator = deployments.fit("forwards", config, dataset)
+    backwards = deployments.open("backwards", config)
+    erase = backwards.pool.erase
+    backwards.pool.erase = lambda orders, on_done: erase(dict(reversed(orders.items())), on_done)
+    backwards.fit(dataset)
+    assert digest_of(backwards) == digest_of(coordinator)
