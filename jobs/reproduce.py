@@ -79,7 +79,8 @@ def reproduce(
                     rows[row["key"]] = row
                     write_results(file, list(rows.values()))
                     cli.say(f"{number}/{len(cells)} {cell.label()}")
-        shown = [rows[cell.key()] for cell in cells]
+        # Cells with the same settings share a row, whichever table measured it; what tells them apart is this table's own.
+        shown = [{**rows[cell.key()], **cell.named()} for cell in cells]
         table = plain_markdown(shown) if erasures else markdown(shown)
         (output / f"{what}.md").write_text(table, "utf-8")
         files = [str(output / f"{what}.md")]

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import scipy
 from threadpoolctl import threadpool_limits
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Thread counts and kernels are the process's: two threads that set and restore them would do it for each other."""
 
 
 @contextmanager
@@ -24,9 +28,9 @@ def deterministic(threads: int) -> Iterator[None]:
     """
     import torch  # here, so that processes that never train do not pay for the import
 
-    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    flushed_before = bool(torch.tensor(1e-30) * 1e-10 == 0)  # torch can set this, but does not tell it
-    with threadpool_limits(limits=threads):
+    with _ONE_AT_A_TIME, threadpool_limits(limits=threads):
+        before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+        flushed_before = bool(torch.tensor(1e-30) * 1e-10 == 0)  # torch can set this, but does not tell it
         torch.set_num_threads(threads)
         # The same switch as use_deterministic_algorithms(True), which would import the compiler as well: 0.8 s a process.
         torch.set_deterministic_debug_mode("error")

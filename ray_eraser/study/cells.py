@@ -74,6 +74,10 @@ class Cell:
         """For people who wait."""
         return " ".join((self.model, self.method, *self.changes))
 
+    def named(self) -> dict[str, str]:
+        """The columns that say what the cell is."""
+        return {"model": self.model, "method": self.method, "changes": " ".join(self.changes)}
+
     def row(self) -> dict[str, Any]:
         """Measure it: one flat row."""
         return measure(self).to_row()

@@ -64,6 +64,10 @@ class Protocol:
         """The same with no more epochs than a budget allows."""
         return replace(self, cell=self.cell.within(epochs))
 
+    def named(self) -> dict[str, str]:
+        """The columns that say what was run."""
+        return {"model": self.cell.model, "method": self.cell.method}
+
     def row(self) -> dict[str, Any]:
         """Run it: one flat row."""
         return {"key": self.key(), **run_protocol(self)}

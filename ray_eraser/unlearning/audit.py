@@ -7,7 +7,8 @@ coordinator nor any file: what is stored must be what the remaining interactions
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -87,7 +88,12 @@ def audit(
         # Without these nothing else can be computed.
         return AuditReport(False, published.number, published.digest, manifest.config.guarantee, 0, (str(error),), 0)
 
-    mismatches = [*_left_over(store, manifest, published.digest), *_misplaced(manifest, shards, users, items)]
+    mismatches = [
+        *_left_over(store, manifest, published.digest),
+        *_misplaced(manifest, shards, users, items),
+        *_miscounted(manifest, shards),
+        *_foreign_keys(store, manifest, items),
+    ]
     compared, differing = _rebuilt(store, manifest, compute, on_done)
     for record in manifest.shards:
         compared += 1
@@ -129,6 +135,23 @@ def _misplaced(manifest: Manifest, shards: dict[ShardId, ShardData], users: Voca
         for part in (data.train, data.valid)
         if (divide(part, user_keys, item_keys, config.partition, config.seed).owners != shard).any()
     ]
+
+
+def _miscounted(manifest: Manifest, shards: dict[ShardId, ShardData]) -> list[str]:
+    """Shards whose numbers in the manifest are not those of their interactions."""
+    return [
+        f"shard {record.shard}: holds {len(data.train)} and {len(data.valid)} held out, "
+        f"the manifest says {record.n_train} and {record.n_valid}"
+        for record, data in ((record, shards[record.shard]) for record in manifest.shards)
+        if (len(data.train), len(data.valid)) != (record.n_train, record.n_valid)
+    ]
+
+
+def _foreign_keys(store: Store, manifest: Manifest, items: Vocabulary) -> list[str]:
+    """The items' keys, which all starts are drawn from, where they are not those of the ids: an erased id has none."""
+    keys = items.keys(seeds.secret(manifest.config.seed, "ids"))
+    same = np.array_equal(store.read_item_keys(manifest.items), keys)
+    return [] if same else [f"{manifest.items.path}: holds keys that its ids do not give"]
 
 
 def _rebuilt(store: Store, manifest: Manifest, compute: Compute, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
@@ -183,6 +206,9 @@ def _found_by_name(store: Store, users: Vocabulary, items: Vocabulary, erased: E
     return found + len(user_rows) + len(item_rows)
 
 
-def _every_file(store: Store) -> Sequence[ShardData]:
-    paths = [path for path in store.files() if "/interactions-" in path and path.endswith(".parquet")]
-    return [store.read_shard_data(FileRef(path, path.rpartition("-")[2].removesuffix(".parquet"))) for path in paths]
+def _every_file(store: Store) -> Iterator[ShardData]:
+    for path in store.files():
+        if "/interactions-" in path and path.endswith(".parquet"):
+            # The current ones were read before: one that cannot be read is left over, and named as such.
+            with suppress(StoreError):
+                yield store.read_shard_data(FileRef(path, path.rpartition("-")[2].removesuffix(".parquet")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,6 @@ class Forger:
     store: Store
     manifest: Manifest
     digest: str
-    number: Generation = Generation(9)
-    _dropped: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, coordinator: Coordinator) -> Forger:
@@ -89,7 +87,7 @@ class Forger:
         wanted = {ref.path for ref in self.manifest.files()} | {written.path}
         for path in set(self.store.files()) - wanted:
             self.store.delete(path)
-        return GenerationRow(self.number, written.digest, 0.0, ())
+        return GenerationRow(Generation(9), written.digest, 0.0, ())
 
 
 def report_on(forger: Forger, published: GenerationRow, erased: Erased | None = None) -> AuditReport:
@@ -210,9 +208,13 @@ def test_a_pair_of_a_tombstone_is_found_without_any_name(coordinator: Coordinato
     counts = []
     for shard in range(3):
         data = forger.data(shard)
-        parts = (data.train, Interactions.union([data.valid, pair])) if held_out else (
-            Interactions.union([data.train, pair]),
-            data.valid,
+        parts = (
+            (data.train, Interactions.union([data.valid, pair]))
+            if held_out
+            else (
+                Interactions.union([data.train, pair]),
+                data.valid,
+            )
         )
         other = Forger(forger.store, forger.manifest, forger.digest)
         other.put(shard, ShardData(*parts))

@@ -7,8 +7,12 @@ from contracts.model_contract import ModelContract, checkerboard, log_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_eraser.config import BprConfig
+from ray_eraser.aggregation.attention import attention
+from ray_eraser.aggregation.static import ranking_loss, ranking_weights, static
+from ray_eraser.config import AggregationConfig, BprConfig, EraserConfig, LightGcnConfig, WmfAdagradConfig, WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import deterministic
+from ray_eraser.embeddings import Embeddings
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.bpr import Bpr, _train_epoch, bpr_slopes
@@ -17,6 +21,12 @@ from ray_eraser.training.sampling import draw_triplets
 
 PAIRS = log_of([(0, 1), (0, 3), (1, 0), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 2 has none, 4 has all
 TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with deterministic(1):
+        yield
 
 
 class TestBpr(ModelContract):
@@ -147,3 +157,92 @@ def test_held_out_pairs_are_not_looked_at_and_the_seed_is():
     plain = model.fit(interactions, Interactions.none(), Start(0, items))
     assert model.fit(interactions, log_of(withheld.items()), Start(0, items)).same_bits(plain)
     assert not model.fit(interactions, Interactions.none(), Start(1, items)).same_bits(plain)
+
+
+def halves():
+    """Even users like even items and odd users odd ones: the pairs, and two submodels that know one kind each."""
+    pairs = log_of([(user, item) for user in range(20) for item in range(12) if (user + item) % 2 == 0])
+    submodels = []
+    for kind in range(2):
+        users, items = (np.zeros((n, 4), np.float32) for n in (20, 12))
+        users[kind::2, 1] = items[kind::2, 1] = 0.5
+        submodels.append(Embeddings(np.arange(20, dtype=np.int32), users, np.arange(12, dtype=np.int32), items))
+    return pairs, submodels
+
+
+def share_in_order(model, pairs):
+    """Of the pairs of a user's own item and another one, how many the model has in order; ties are not."""
+    scores_UI = model.users @ model.items.T
+    own_UI = pairs.matrix(*scores_UI.shape).toarray() > 0
+    return np.mean([(scores[own][:, None] > scores[~own]).mean() for scores, own in zip(scores_UI, own_UI, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "expected"),
+    [
+        (WmfAlsConfig(), "base", "wmf"),
+        (WmfAdagradConfig(), "base", "wmf"),
+        (BprConfig(), "base", "bpr"),
+        (LightGcnConfig(), "base", "bpr"),
+        (BprConfig(), "wmf", "wmf"),
+        (WmfAlsConfig(), "bpr", "bpr"),
+    ],
+)
+def test_a_learned_aggregation_has_the_loss_of_its_base_model_unless_told_otherwise(model, own, expected):
+    assert EraserConfig(model=model, aggregation=AggregationConfig(loss=own)).aggregation_loss == expected
+
+
+@pytest.mark.parametrize("init", ["paper", "spectral"])
+def test_attention_on_the_loss_of_bpr_puts_the_users_own_items_first(init):
+    pairs, submodels = halves()
+    config = AggregationConfig(kind="attention", init=init, attention_width=3, epochs=40, batch=8, lr=0.05, reg=0, keep=1)
+    assert share_in_order(attention(submodels, pairs, config, 0, "bpr"), pairs) > 0.99
+
+
+def test_attention_on_the_loss_of_bpr_gives_the_same_bits_for_the_same_arguments_and_others_than_on_that_of_wmf():
+    pairs, submodels = halves()
+    config = AggregationConfig(kind="attention", attention_width=3, epochs=3, batch=8)
+    first = attention(submodels, pairs, config, 0, "bpr")
+    assert attention(submodels, pairs, config, 0, "bpr").same_bits(first)
+    assert not attention(submodels, pairs, config, 0, "wmf").same_bits(first)
+
+
+def test_the_loss_of_shard_weights_and_its_gradient_are_those_of_a_loop_over_triplets():
+    margins = np.random.default_rng(2).normal(size=(7, 3))
+    weights = torch.tensor([0.2, 1.5, 0.0], dtype=torch.float64, requires_grad=True)
+    expected = sum(torch.log1p(torch.exp(-(torch.from_numpy(row) @ weights))) for row in margins) / 7
+    expected.backward()
+    loss, slope = ranking_loss(margins, weights.detach().numpy())
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    np.testing.assert_allclose(slope, weights.grad.numpy(), rtol=1e-10)
+
+
+def test_a_submodel_that_orders_items_well_weighs_more_than_noise_and_one_that_is_always_wrong_nothing():
+    pairs, submodels = halves()
+    good = Embeddings(
+        submodels[0].user_rows,
+        np.eye(4, dtype=np.float32)[np.arange(20) % 2],
+        submodels[0].item_rows,
+        np.eye(4, dtype=np.float32)[np.arange(12) % 2],
+    )
+    wrong = Embeddings(good.user_rows, -good.users, good.item_rows, good.items)
+    generator = np.random.default_rng(1)
+    noise = Embeddings(
+        good.user_rows,
+        generator.normal(size=(20, 4)).astype(np.float32),
+        good.item_rows,
+        generator.normal(size=(12, 4)).astype(np.float32),
+    )
+    weights = ranking_weights([wrong, noise, good, Embeddings.empty(4)], pairs, 3)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[0] == weights[3] == 0
+    assert 0 <= weights[1] < 0.1
+    assert weights[2] > 0.9
+
+
+def test_where_no_pair_orders_anything_all_submodels_weigh_the_same():
+    pairs, submodels = halves()
+    everything = log_of([(user, item) for user in range(3) for item in range(2)])
+    for log in (everything, Interactions.none()):
+        assert ranking_weights([submodels[0], Embeddings.empty(4), submodels[1]], log, 3).tolist() == [0.5, 0, 0.5]
+    assert static(submodels, pairs, AggregationConfig(kind="static"), 0, "bpr").width == 8

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -80,3 +81,22 @@ def test_an_inner_block_does_not_end_the_flushing_of_the_outer_one():
             pass
         assert float(torch.tensor(1e-30) * 1e-10) == 0
     assert float(torch.tensor(1e-30) * 1e-10) > 0
+
+
+def test_two_threads_do_not_end_each_others_conditions():
+    before = state()
+    inside = []
+
+    def compute(rounds: int) -> None:
+        for _ in range(rounds):
+            with deterministic(1):
+                inside.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+
+    threads = [Thread(target=compute, args=(200,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(inside) == {(1, True)}
+    assert len(inside) == 800
+    assert state() == before

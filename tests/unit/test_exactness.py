@@ -39,7 +39,8 @@ AGGREGATIONS = {
     "spectral": {"kind": "spectral", "sweeps": 1},
 }
 WAYS = [
-    *((partition, model, "spectral") for partition, model in product(PARTITIONS, MODELS)),
+    *((partition, model, "spectral") for partition, model in product(PARTITIONS, ("als", "adagrad"))),
+    *(("hashed", model, "spectral") for model in ("bpr", "lightgcn")),
     *(("hashed", "als", aggregation) for aggregation in AGGREGATIONS if aggregation != "spectral"),
 ]
 
@@ -83,9 +84,7 @@ def from_scratch(store: Store, dataset: Dataset, at_first: dict[ShardId, ShardDa
     items = dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None)
     item_keys = items.keys(seeds.secret(config.seed, "ids"))
     remaining = {shard: ShardData(data.train.without(erased), data.valid.without(erased)) for shard, data in at_first.items()}
-    submodels = {
-        shard: train_submodel(data.train, data.valid, item_keys, config, shard) for shard, data in remaining.items()
-    }
+    submodels = {shard: train_submodel(data.train, data.valid, item_keys, config, shard) for shard, data in remaining.items()}
     records = tuple(
         ShardRecord(
             shard,
@@ -139,9 +138,7 @@ def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from
         after = coordinator._loaded().manifest
         assert digest_of(coordinator) == from_scratch(deployments.store("scratch"), dataset, at_first, done, config)
         gone = rows_of(dataset, request)
-        owning = {
-            shard for shard, data in at_first.items() if len(data.train.common(gone)) + len(data.valid.common(gone)) > 0
-        }
+        owning = {shard for shard, data in at_first.items() if len(data.train.common(gone)) + len(data.valid.common(gone)) > 0}
         assert set(receipt.shards_touched) <= owning  # an earlier request may have taken a shard's pairs already
         for shard in set(at_first) - owning:
             assert after.shards[shard] == before.shards[shard]
@@ -199,7 +196,7 @@ def divided(request, tmp_path_factory):
     opened.close()
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_a_submodel_depends_on_nothing_of_another_shard(divided, data):
     """Whatever is erased from one shard, training every other on its own data gives the bytes that it had."""

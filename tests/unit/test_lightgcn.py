@@ -7,6 +7,7 @@ from contracts.model_contract import ModelContract, checkerboard, log_of
 
 from ray_eraser.config import LightGcnConfig
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import deterministic
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.lightgcn import Adam, Graph, LightGcn, neighbour_means, slopes
@@ -14,6 +15,12 @@ from ray_eraser.seeds import normal_rows
 
 PAIRS = log_of([(0, 1), (0, 3), (1, 0), (2, 2), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 4 has all
 TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with deterministic(1):
+        yield
 
 
 class TestLightGcn(ModelContract):
