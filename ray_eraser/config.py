@@ -186,13 +186,14 @@ class LightGcnConfig(Section):
     """D, the length of a vector."""
     layers: int = Field(3, ge=1)
     """Steps on the graph; the model is the mean of the vectors after 0 to so many of them."""
-    epochs: int = Field(50, ge=1)
+    epochs: int = Field(140, ge=1)
     """Rounds of as many triplets (user, own item, other item) as there are interactions."""
-    batch: int = Field(16384, ge=1)
-    """Triplets a step. A step costs as much as the whole graph, so the paper's 1024 would make an epoch 16 times as long."""
+    batch: int = Field(65536, ge=1)
+    """Triplets a step. A step costs as much as the whole graph, whatever the batch: on MovieLens-1M an epoch takes .5 s with
+    65,536, 1.7 s with 16,384, and 27 s with the paper's 1,024, while many triplets a step rank no worse."""
     lr: float = Field(0.03, gt=0)
     """Adam's learning rate; the paper's .001 goes with its smaller batch."""
-    reg: float = Field(0.0005, ge=0)
+    reg: float = Field(0.0007, ge=0)
     """Half of it times the squared lengths of a triplet's three vectors, before smoothing, is added to its loss."""
 
 

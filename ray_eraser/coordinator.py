@@ -185,7 +185,7 @@ class Coordinator:
             for k in range(settings.n_shards):
                 data = ShardData(partition.of_shard(dataset.train, ShardId(k)), dataset.valid.take(held_owners == k))
                 written = self._store.write_shard_data(ShardId(k), data)
-                orders[ShardId(k)] = ShardOrder(self._epoch, items, written, Interactions.none())
+                orders[ShardId(k)] = ShardOrder(self._epoch, users, items, written, Interactions.none())
             divided = time.perf_counter()
 
             trained = self._train(orders)
@@ -268,8 +268,9 @@ class Coordinator:
                 before = self._loaded()
                 erasures = self._erasures(before, batch)
                 per_shard = together(erasure.owned for erasure in erasures.values())
+                vocabularies = before.manifest.users, before.manifest.items
                 orders = {
-                    shard: ShardOrder(self._epoch, before.manifest.items, before.manifest.shards[shard].interactions, pairs)
+                    shard: ShardOrder(self._epoch, *vocabularies, before.manifest.shards[shard].interactions, pairs)
                     for shard, pairs in per_shard.items()
                 }
                 trained = self._train(orders)

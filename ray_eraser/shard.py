@@ -29,12 +29,14 @@ class ShardOrder:
 
     Attributes:
         epoch: of the coordinator that gives the order.
+        users: the users' vocabulary of the generation.
         items: the items' vocabulary of the generation.
         interactions: the shard's data as they stand in the current generation.
         erased: the pairs to remove first; none for a first training.
     """
 
     epoch: Epoch
+    users: FileRef
     items: FileRef
     interactions: FileRef
     erased: Interactions

@@ -32,10 +32,11 @@ class PoolContract:
         key = seeds.secret(tiny_config.seed, "ids")
         user_keys, item_keys = tiny.users.keys(key), tiny.items.keys(key)
         partition = divide(tiny.train, user_keys, item_keys, tiny_config.partition, tiny_config.seed)
-        items = store.write_vocabulary(tiny.items, item_keys)
+        users, items = store.write_vocabulary(tiny.users), store.write_vocabulary(tiny.items, item_keys)
         return {
             ShardId(k): ShardOrder(
                 Epoch(1),
+                users,
                 items,
                 store.write_shard_data(ShardId(k), ShardData(partition.of_shard(tiny.train, ShardId(k)), Interactions.none())),
                 Interactions.none(),
