@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import cli
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.files import read_dataset
+from ray_eraser.errors import DeploymentError, InputError
+from ray_eraser.store import Store
 from ray_eraser.study.attack import Against
 from ray_eraser.study.membership import AttackReport, StudyPlan, attack_study
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.audit import audit as prove
+from ray_eraser.unlearning.evidence import Finding, Outcome, verify_chain, verify_receipt
+from ray_eraser.unlearning.ledger import default_ledger
+from ray_eraser.unlearning.receipt import START, Receipt
+from ray_eraser.unlearning.request import UnlearningRequest
+from ray_eraser.unlearning.request_files import read_requests
+from ray_eraser.unlearning.residue import ledger_files, scan
+from ray_eraser.unlearning.signing import PublicKey, load_public_key
+
+_MOST_IDS = 1_000_000  # of those that are searched for at a time
 
 
 def audit(
@@ -23,6 +37,26 @@ def audit(
     user_id: cli.UserOption = None,
     item_id: cli.ItemOption = None,
     pairs: cli.PairsOption = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option("--receipt", metavar="FILE.json", help="Verify this receipt instead, as unlearn.py --receipt wrote it."),
+    ] = None,
+    chain: Annotated[bool, typer.Option("--chain", help="Verify all receipts of the ledger instead.")] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option("--public-key", metavar="FILE.pem", help="With --receipt and --chain: check the signatures, too."),
+    ] = None,
+    residue: Annotated[
+        bool, typer.Option("--residue", help="Search all files of the deployment for what was erased instead; needs no Ray.")
+    ] = False,
+    ids_file: Annotated[
+        Path | None,
+        typer.Option("--ids-file", metavar="FILE", help="With --residue: what was erased, as in unlearn.py --requests."),
+    ] = None,
+    logs: Annotated[
+        list[Path] | None,
+        typer.Option("--logs", metavar="DIR", help="With --residue: search these logs, too; may be repeated."),
+    ] = None,
     attack: Annotated[
         bool, typer.Option("--attack", help="Study membership inference on --data instead; no deployment is touched.")
     ] = False,
@@ -46,22 +80,51 @@ def audit(
     With --attack it is a tool for researchers: it trains on --data, erases a share, and attacks by membership inference the
     model before the erasure, the one after it, one that never saw the data (the oracle), and two that were unlearned badly.
 
+    With --receipt and --chain nothing is trained: what the receipts say is compared with the store and the ledger.
+
+    With --residue nothing is trained either: every file under the storage path, the ledger and its logs, and the folders that
+    --logs names are searched for the ids themselves.
+
     [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --user-id 42
+
+    [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --residue --user-id 42 --logs /tmp/ray
+
+    [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --receipt receipt.json --user-id 42
 
     [bold]Example[/bold]: python jobs/audit.py --attack --data ml-1m --attack-share 0.01 --preset receraser
     """
     with cli.exit_codes(debug):
+        if sum((attack, receipt is not None, chain, residue)) > 1:
+            raise InputError("give one of --attack, --receipt, --chain and --residue")
+        if (ids_file is not None or logs) and not residue:
+            raise InputError("--ids-file and --logs say what --residue searches: give it, too")
         settings = cli.settings(config, changes, preset)
         if attack:
             _attack(data, settings, StudyPlan(attack_share, attack_users), ray_address, as_json=as_json)
             return
         place = cli.place(storage_path, deployment)
-        store, published = cli.published_generation(place, deployment, settings.unlearning.ledger)
+        if receipt is not None or chain:
+            key = load_public_key(public_key) if public_key is not None else None
+            file = cli.read_receipt(receipt) if receipt is not None else None
+            asked = (user_id, item_id, cli.read_pairs(pairs) if pairs is not None else None)
+            request = UnlearningRequest(*asked) if any(one is not None for one in asked) else None
+            with cli.opened_ledger(place, deployment, settings.unlearning.ledger) as (store, ledger):
+                published, receipts = ledger.current(), ledger.receipts()
+            if file is None:
+                _report_chain(receipts, key, as_json=as_json)
+            else:
+                found = verify_receipt(file.receipt, store, published, key, file.salt, request, receipts, file.digest)
+                _report_receipt(file.receipt, found, as_json=as_json)
+            return
         sought = Erased(
             (user_id,) if user_id is not None else (),
             (item_id,) if item_id is not None else (),
             cli.read_pairs(pairs) if pairs is not None else (),
         )
+        if residue:
+            _residue(place, deployment, settings.unlearning.ledger, logs or [], _with_file(sought, ids_file), as_json=as_json)
+            return
+        store, published = cli.published_generation(place, deployment, settings.unlearning.ledger)
 
         from ray_eraser.runtime.pool import RayTasks
         from ray_eraser.runtime.session import session
@@ -78,6 +141,68 @@ def audit(
             cli.print_table("audit", {**result, "mismatches": "\n".join(report.mismatches) or "none"})
         if not report.exact:
             raise typer.Exit(cli.FAILED)
+
+
+def _report_receipt(receipt: Receipt, found: Sequence[Finding], *, as_json: bool) -> None:
+    failed = [finding for finding in found if finding.outcome is Outcome.FAILS]
+    named = {"request_id": receipt.request_id, "number": receipt.number, "generation": receipt.generation}
+    if as_json:
+        cli.print_json({"holds": not failed, **named, "findings": [finding.to_dict() for finding in found]})
+    else:
+        table = Table("check", "", "", title=f"receipt {receipt.number} ({receipt.request_id})", title_justify="left")
+        for finding in found:
+            colour = {Outcome.HOLDS: "green", Outcome.FAILS: "red"}.get(finding.outcome, "yellow")
+            table.add_row(finding.check, Text(finding.outcome, colour), Text(finding.detail))
+        Console().print(table)
+    if failed:
+        raise typer.Exit(cli.FAILED)
+
+
+def _report_chain(receipts: Sequence[Receipt], key: PublicKey | None, *, as_json: bool) -> None:
+    problems = verify_chain(receipts, key)
+    head = receipts[-1].digest() if receipts else START.digest
+    result = {"holds": not problems, "receipts": len(receipts), "head": head, "signatures_checked": key is not None}
+    if as_json:
+        cli.print_json({**result, "problems": problems})
+    else:
+        cli.print_table("chain of receipts", {**result, "problems": "\n".join(problems) or "none"})
+    if problems:
+        raise typer.Exit(cli.FAILED)
+
+
+def _with_file(sought: Erased, file: Path | None) -> Erased:
+    if file is None:
+        return sought
+    asked = [submission.request for submission in read_requests(file, limit=_MOST_IDS).submissions]
+    return Erased(
+        (*sought.user_ids, *(one.user_id for one in asked if one.user_id is not None)),
+        (*sought.item_ids, *(one.item_id for one in asked if one.item_id is not None)),
+        (*sought.pairs, *(pair for one in asked for pair in one.pairs or ())),
+    )
+
+
+def _residue(place: str, deployment: str, ledger_url: str, logs: Sequence[Path], sought: Erased, *, as_json: bool) -> None:
+    if not (sought.user_ids or sought.item_ids or sought.pairs):
+        raise InputError("say what was erased: --user-id, --item-id, --pairs or --ids-file")
+    store = Store(place)
+    if not ledger_url:
+        default_ledger(store, deployment, must_exist=True)  # a path that was mistyped must not pass for a clean one
+    with cli.people.status("searching"):
+        report = scan(store, ledger_files(ledger_url), logs, sought)
+    if not report.searched_files:
+        raise DeploymentError(deployment, f"nothing is stored at {place}: check the path")
+    if as_json:
+        cli.print_json(report.to_dict())
+    else:
+        facts = {name: value for name, value in report.to_dict().items() if name != "findings"}
+        cli.print_table("residue", {**facts, "unreadable": "\n".join(report.unreadable) or "none"})
+        table = Table("file", "what", "where", "times", title="found", title_justify="left")
+        for found in report.findings:
+            table.add_row(Text(found.file), f"{found.kind} {found.position}", Text(found.where), str(found.count))
+        if report.findings:
+            Console().print(table)
+    if not report.clean:
+        raise typer.Exit(cli.FAILED)
 
 
 def _attack(data: str, settings: EraserConfig, plan: StudyPlan, ray_address: str | None, *, as_json: bool) -> None:

@@ -21,10 +21,12 @@ from ray_eraser.config import EraserConfig, load_config, preset_names
 from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError
 from ray_eraser.ids import RawId
 from ray_eraser.store import Store
+from ray_eraser.unlearning.evidence import ReceiptFile
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, default_ledger
 
 if TYPE_CHECKING:
-    from ray_eraser.runtime.client import Client
+    from ray_eraser.runtime.client import Client, Ticket
+    from ray_eraser.unlearning.request import RequestState
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -72,6 +74,10 @@ ItemOption = Annotated[str | None, typer.Option("--item-id", metavar="ID", help=
 PairsOption = Annotated[
     Path | None,
     typer.Option("--pairs", metavar="FILE.csv", help="Interactions: one 'user id,item id' a line, no header."),
+]
+
+NowOption = Annotated[
+    bool, typer.Option("--now", help="Carry out all that waits at once, whatever the deployment's plan (unlearning.plan).")
 ]
 
 people = Console(stderr=True)
@@ -146,12 +152,34 @@ def attach(deployment: str, storage_path: str | None, ledger_url: str) -> Client
     return deploy(deployment, place(storage_path, deployment), ledger_url=ledger_url)
 
 
-def published_generation(storage_path: str, deployment: str, ledger_url: str) -> tuple[Store, GenerationRow]:
-    """The store and the current generation, for jobs that only read."""
+@contextmanager
+def opened_ledger(storage_path: str, deployment: str, ledger_url: str) -> Iterator[tuple[Store, Ledger]]:
+    """The store and the ledger, for jobs that only read."""
     store = Store(storage_path)
     ledger = Ledger(ledger_url or default_ledger(store, deployment, must_exist=True))
-    published = ledger.current()
-    ledger.close()
+    try:
+        yield store, ledger
+    finally:
+        ledger.close()
+
+
+def carried_out(client: Client, ticket: Ticket, seconds: float, *, now: bool) -> RequestState:
+    """Wait for the end of something that was accepted, where the plan means it to be carried out at once, or it is made to.
+
+    Gives the state that it is in then: a plan may let it wait for days.
+    """
+    if now:
+        client.process_now()
+    elif (described := client.describe())["plan"] != "immediate":
+        say(f"it waits for others, by the plan {described['plan']}; --now has all that waits carried out")
+        return ticket.status()
+    return ticket.finished(seconds)
+
+
+def published_generation(storage_path: str, deployment: str, ledger_url: str) -> tuple[Store, GenerationRow]:
+    """The store and the current generation, for jobs that only read."""
+    with opened_ledger(storage_path, deployment, ledger_url) as (store, ledger):
+        published = ledger.current()
     if published is None:
         raise DeploymentError(deployment, f"training at {storage_path} was never finished: run train.py with another path")
     return store, published
@@ -168,6 +196,28 @@ def read_pairs(file: Path) -> tuple[tuple[RawId, RawId], ...]:
         if len(row) != 2 or not all(row):
             raise DataFileError(str(file), f"expected 'user id,item id', got {','.join(row)!r}", line)
     return tuple((user, item) for user, item in rows)
+
+
+def read_receipt(file: Path) -> ReceiptFile:
+    """A receipt as `unlearn.py --receipt` writes it."""
+    try:
+        return ReceiptFile.from_json(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFileError(str(file), f"cannot be read ({error}): give a file that unlearn.py --receipt wrote") from error
+    except InputError as error:
+        raise DataFileError(str(file), str(error)) from error
+
+
+def write(file: Path, text: str) -> None:
+    """Write a result's file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def say(line: str) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ray_eraser.errors import ConfigError
 
@@ -214,6 +215,15 @@ ModelConfig = Annotated[
 ]
 
 
+class TrainingConfig(Section):
+    """How a shard trains its submodel, whatever the model."""
+
+    slices: int = Field(1, ge=1)
+    """R, SISA's slices: a shard's users in so many parts, trained on in as many stages, with a checkpoint after each but the
+    last. An erasure trains from the first stage that saw what goes: it saves up to about a third of the time of one user's
+    erasure and next to nothing of many users' together, costs disk, and gives another submodel. 1: off."""
+
+
 class AggregationConfig(Section):
     """How the submodels become one model."""
 
@@ -263,11 +273,79 @@ class RuntimeConfig(Section):
     """The longest that one shard's training or one aggregation may take."""
 
 
+DAY = 86_400.0
+"""Seconds."""
+
+PlanKind = Literal["immediate", "every", "deadline"]
+"""When requests that wait are carried out."""
+
+_PLAN = re.compile(r"(?P<kind>immediate|every|deadline)(?:=(?P<number>[0-9]{1,9}(?:\.[0-9]{1,9})?)(?P<unit>[smhd]?))?")
+_UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "": DAY}
+
+
+def read_plan(text: str) -> tuple[PlanKind, float]:
+    """The kind of plan that a text names, and its seconds (0 for `immediate`).
+
+    `immediate`; `every=` and a number with its unit, as in `every=10s`, `every=5m`, `every=6h`, `every=1d`; `deadline=`
+    likewise, where a number alone is days.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    found = _PLAN.fullmatch(text.strip())
+    if found is not None:
+        number, unit = found["number"], found["unit"]
+        if found["kind"] == "immediate" and number is None:
+            return "immediate", 0.0
+        seconds = 0.0 if number is None else float(number) * _UNIT_SECONDS[unit]
+        if seconds > 0 and found["kind"] == "deadline":
+            return "deadline", seconds
+        if seconds > 0 and found["kind"] == "every" and unit:
+            return "every", seconds
+    raise ConfigError(
+        "unlearning.plan",
+        f"{text!r} is no plan: write immediate, every=6h or deadline=30d, with more than 0 seconds (s), minutes (m), hours (h) "
+        "or days (d)",
+    )
+
+
 class UnlearningConfig(Section):
-    """How requests are recorded."""
+    """How requests are recorded, when they are carried out, and how that is attested."""
 
     ledger: str = ""
     """SQLAlchemy URL of the ledger; empty: SQLite beside the data, which needs a local storage path."""
+    plan: str = "immediate"
+    """When requests that wait are carried out; what is served is free of their data at once under any plan. `immediate`: as
+    soon as the run before has ended. `every=6h`: at most once in six hours (`s`, `m`, `h`, `d`). `deadline=30d`: as late as it
+    can be while the oldest is done in that time. The longer they wait, the more of them share a retraining: see
+    `jobs/simulate.py`. A request with a priority above 0 does not wait."""
+    deadline_days: float = Field(30, gt=0, le=3650)
+    """Within how many days the law wants a request carried out; one that waits longer is reported as overdue under any plan."""
+    margin_days: float = Field(1, ge=0)
+    """`deadline` plans: how long before the deadline a run is over at the latest, for what may go wrong."""
+    max_pending: int = Field(10_000, ge=1)
+    """Requests that may wait at a time; more are refused until some have been carried out."""
+    max_attempts: int = Field(3, ge=1)
+    """How often the retraining for one request alone is tried before it is set aside for an operator to look at."""
+    signing_key: str = ""
+    """Path of an Ed25519 private key in PEM that signs the receipts; empty: they are not signed."""
+
+    @model_validator(mode="after")
+    def _plan_keeps_the_deadline(self) -> Self:
+        # Errors of our own, which pydantic lets through: its own would name the section instead of the setting.
+        kind, seconds = read_plan(self.plan)
+        if seconds > self.deadline_days * DAY:
+            raise ConfigError(
+                "unlearning.plan",
+                f"{self.plan!r} lets requests wait longer than unlearning.deadline_days, which is {self.deadline_days:g}: "
+                "plan shorter, or raise that",
+            )
+        if kind == "deadline" and self.margin_days * DAY > seconds:
+            raise ConfigError(
+                "unlearning.margin_days",
+                f"{self.margin_days:g} days are more than the plan {self.plan!r} has: set at most {seconds / DAY:g}",
+            )
+        return self
 
 
 class EraserConfig(Section):
@@ -278,6 +356,7 @@ class EraserConfig(Section):
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = WmfAlsConfig()
+    training: TrainingConfig = TrainingConfig()
     aggregation: AggregationConfig = AggregationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     unlearning: UnlearningConfig = UnlearningConfig()
@@ -360,6 +439,30 @@ def load_config(file: Path | None = None, changes: Sequence[str] = (), presets: 
         _merge(settings, _read_toml(file))
     for change in changes:
         _apply(settings, change)
+    return config_from(settings)
+
+
+def changed(config: EraserConfig, changes: Sequence[str]) -> EraserConfig:
+    """A configuration with some settings changed, each `section.key=value`.
+
+    What the partition has as usual is as usual for its new kind and number of shards. Another kind of model begins at its own
+    defaults, the width apart: what was set for the old one says nothing of it.
+
+    Raises:
+        ConfigError: a key is unknown or a value out of range; names the key.
+    """
+    asked: dict[str, Any] = {}
+    for change in changes:
+        _apply(asked, change)
+    settings = config.model_dump(mode="json")
+    model, partition = settings["model"], settings["partition"]
+    named = asked.get("model")
+    if isinstance(named, Mapping) and _model_tag({**model, **named}) != _model_tag(model):
+        settings["model"] = {"width": model["width"]}
+    usual = PartitionConfig(kind=config.partition.kind, n_shards=config.partition.n_shards).model_dump(mode="json")
+    chosen = ("kind", "n_shards")
+    settings["partition"] = {key: value for key, value in partition.items() if key in chosen or value != usual[key]}
+    _merge(settings, asked)
     return config_from(settings)
 
 

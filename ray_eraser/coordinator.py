@@ -6,11 +6,14 @@ could not read again: killed at any point and started anew, it goes on where the
 
 from __future__ import annotations
 
+import hmac
+import json
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,12 +22,23 @@ import numpy as np
 
 from ray_eraser import seeds
 from ray_eraser.aggregator import Aggregated, AggregationOrder
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import DAY, EraserConfig, UnlearningConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import DeploymentError, RequestError, StaleEpochError
+from ray_eraser.errors import (
+    DeploymentError,
+    InputError,
+    LedgerError,
+    PoolError,
+    QueueFullError,
+    RayEraserError,
+    RequestError,
+    StaleEpochError,
+    StoreError,
+    shortened,
+)
+from ray_eraser.generation import Change, Erasure, Loaded, remaining_dataset
 from ray_eraser.ids import Generation, RawId, RequestId, ShardId
 from ray_eraser.partition import Partition, divide, place
 from ray_eraser.pool import ShardPool
@@ -33,10 +47,12 @@ from ray_eraser.shard import ShardOrder, Trained
 from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, manifest_ref
 from ray_eraser.training.pretrain import pretrain
 from ray_eraser.training.weights import choose_alpha0
-from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow, default_ledger
+from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow, default_ledger
+from ray_eraser.unlearning.plan import CostModel, Run, ShardRun, oldest_pending_seconds, overdue, plan_of
 from ray_eraser.unlearning.receipt import Receipt, ShardChange, commitment
-from ray_eraser.unlearning.request import RequestState, Target, UnlearningRequest, resolve
-from ray_eraser.unlearning.routing import owned_by_shard, together
+from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.unlearning.signing import load_signing_key
+from ray_eraser.unlearning.work import Learning, Repartition
 
 log = logging.getLogger(__name__)
 
@@ -72,24 +88,23 @@ class Submitted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Current:
-    """The published generation, in memory."""
+class _Draft:
+    """A generation in the making: who trains what, and what is kept as it is.
 
-    number: Generation
-    digest: str
-    manifest: Manifest
-    users: Vocabulary
-    items: Vocabulary
-    shards: dict[ShardId, ShardData]
-    model: Embeddings
+    Attributes:
+        config: its settings.
+        pool: of shards with these settings.
+        users, items: its vocabularies.
+        orders: for the shards that must be trained.
+        kept: the files of the others.
+    """
 
-
-@dataclass(frozen=True)
-class _Erasure:
-    """One request against the current generation: its rows, and the interactions that each shard owns of it."""
-
-    target: Target
-    owned: dict[ShardId, Interactions]
+    config: EraserConfig
+    pool: ShardPool
+    users: FileRef
+    items: FileRef
+    orders: Mapping[ShardId, ShardOrder]
+    kept: Mapping[ShardId, ShardRecord]
 
 
 class Coordinator:
@@ -121,17 +136,23 @@ class Coordinator:
         self.deployment, self.storage_path = deployment, storage_path
         self._clock, self._on_step = clock, on_step
         self._store = Store(storage_path)
+        signing_key = config.unlearning.signing_key if config is not None else ""
+        self._signer = load_signing_key(signing_key) if signing_key else None  # before anything is made or recorded
         url = ledger_url or (config.unlearning.ledger if config is not None else "")
         self._ledger = Ledger(url or default_ledger(self._store, deployment, must_exist=config is None))
         self._working = threading.Lock()  # one batch, or one fit, at a time
         self._serving = threading.RLock()  # what is served changes as a whole; never held while shards train
         self._progress: dict[str, Any] = {"stage": "idle", "done": 0, "total": 0}
-        self._current: _Current | None = None
+        self._pending: Change | None = None  # the generation, and what is being forgotten of it
         self._snapshot: Snapshot | None = None
         self._agreed(config)  # a start that is refused leaves the coordinator that runs in force
         self._epoch = self._ledger.begin_epoch(self._clock())
         # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
         published, self.config = self._agreed(config)
+        self.settings = self._unlearning_settings(config)
+        if self._signer is None and self.settings.signing_key:
+            self._signer = load_signing_key(self.settings.signing_key)
+        self._costs = CostModel.from_json(self._ledger.noted("costs", CostModel().to_json()))
         self._make_pool = make_pool
         self.pool = make_pool(self.config)
         if published is not None:
@@ -139,6 +160,11 @@ class Coordinator:
 
     def _agreed(self, config: EraserConfig | None) -> tuple[GenerationRow | None, EraserConfig]:
         """The published generation, if there is one, and the settings: those it was trained with, or those given."""
+        owner = self._store.owner()
+        if owner not in (None, self._ledger.name):
+            raise DeploymentError(
+                self.deployment, f"{self.storage_path} belongs to another ledger: give that one, or choose another path"
+            )
         published = self._ledger.current()
         if published is None:
             if config is None:
@@ -150,6 +176,14 @@ class Coordinator:
                 self.deployment, f"{self.storage_path} was trained with other settings: use them, or another path"
             )
         return published, trained.model_copy(update={} if config is None else {"runtime": config.runtime})
+
+    def _unlearning_settings(self, config: EraserConfig | None) -> UnlearningConfig:
+        """When requests are carried out and the like: as given now, or else as given the last time. They change no bit."""
+        if config is not None:
+            # The URL may hold a password, and whoever reads this has it already.
+            self._ledger.note("unlearning", config.unlearning.model_copy(update={"ledger": ""}).model_dump_json())
+            return config.unlearning
+        return UnlearningConfig.model_validate_json(self._ledger.noted("unlearning", UnlearningConfig().model_dump_json()))
 
     # ---- learn ---------------------------------------------------------------------------------------------------------
 
@@ -165,71 +199,83 @@ class Coordinator:
         """
         with self._working:
             self.check_in_force()  # what another coordinator has trained here since is none of this one's to sweep
-            if self._current is not None:
+            if self._pending is not None:
                 raise DeploymentError(self.deployment, f"{self._store.uri} is in use: unlearn from it, or choose another path")
             started = time.perf_counter()
-            self._report("partition", 0, 1)
+            self._store.claim(self._ledger.name)
+            self._ledger.note("settings", self.config.model_dump_json())
             self._sweep(wanted=set())  # of a fit that was never finished
-            key = seeds.secret(self.config.seed, "ids")
-            user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
-            self._settle(dataset.train, user_keys, item_keys)
-            settled = time.perf_counter()
-            seed, settings = self.config.seed, self.config.partition
-            if partition is None:
-                embeddings = self._pretrained(dataset.train, item_keys)
-                partition = divide(dataset.train, user_keys, item_keys, settings, seed, embeddings)
-            held_owners = place(dataset.valid, dataset.train, partition, user_keys, item_keys, settings, seed)
-            users = self._store.write_vocabulary(dataset.users)
-            items = self._store.write_vocabulary(dataset.items, item_keys)
-            orders = {}
-            for k in range(settings.n_shards):
-                data = ShardData(partition.of_shard(dataset.train, ShardId(k)), dataset.valid.take(held_owners == k))
-                written = self._store.write_shard_data(ShardId(k), data)
-                orders[ShardId(k)] = ShardOrder(self._epoch, users, items, written, Interactions.none())
+            draft, partition = self._from_scratch(dataset, self.config, partition)
+            if draft.pool is not self.pool:
+                self.pool.close()
+            self.config, self.pool = draft.config, draft.pool
             divided = time.perf_counter()
-
-            trained = self._train(orders)
-            records = tuple(trained[ShardId(k)].record for k in range(settings.n_shards))
-            seconds = {"partition": divided - settled, "shards": time.perf_counter() - divided}
-            published, aggregated = self._publish(users, items, records, {}, ())
-            seconds |= {"aggregation": aggregated.seconds, "total": time.perf_counter() - started}
-            self._serve(self._load(published))
+            published, aggregated = self._made(draft, None, ())
+            self._serve(published)
             self._report("idle", 0, 0)
+            done = time.perf_counter()
+            seconds = {
+                "partition": divided - started,
+                "shards": done - divided - aggregated.seconds,
+                "aggregation": aggregated.seconds,
+                "total": done - started,
+            }
             return FitReport(
                 generation=published.number,
                 digest=published.digest,
                 n_users=len(dataset.users),
                 n_items=len(dataset.items),
                 n_interactions=len(dataset.train),
-                n_shards=settings.n_shards,
+                n_shards=draft.config.partition.n_shards,
                 shard_sizes=[int(size) for size in partition.sizes()],
                 balance=round(partition.balance(), 4),
                 shards_per_user=round(partition.shards_per_user(dataset.train), 4),
-                partition=settings.kind,
-                guarantee=self.config.guarantee,
-                alpha0=self.config.als_settings.known_alpha0,
+                partition=draft.config.partition.kind,
+                guarantee=draft.config.guarantee,
+                alpha0=draft.config.als_settings.known_alpha0,
                 seconds={name: round(value, 3) for name, value in seconds.items()},
             )
 
-    def _settle(self, train: Interactions, user_keys: np.ndarray, item_keys: np.ndarray) -> None:
-        """Choose from the log what the settings leave open. Recorded with the generation, and kept by every erasure."""
-        if self.config.is_settled:
-            return
-        alpha0 = choose_alpha0(train, user_keys, item_keys, self.config, self.pool)
-        log.info("alpha0 chosen", extra={"deployment": self.deployment, "alpha0": alpha0})
-        self.pool.close()  # its shards were made with the settings that left it open
-        self.config = self.config.settled(alpha0)
-        self.pool = self._make_pool(self.config)
+    def _from_scratch(self, dataset: Dataset, config: EraserConfig, partition: Partition | None) -> tuple[_Draft, Partition]:
+        """Number, divide and write the data; every shard is to be trained."""
+        self._report("partition", 0, 1)
+        key = seeds.secret(config.seed, "ids")
+        user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
+        config = self._settled(dataset.train, user_keys, item_keys, config)
+        pool = self._pool_for(config)
+        settings = config.partition
+        if partition is None:
+            # Embeddings of the whole log: never written, and gone when the partition is made.
+            embeddings = (
+                pool.run([partial(pretrain, dataset.train, item_keys, config)])[0] if settings.needs_embeddings else None
+            )
+            partition = divide(dataset.train, user_keys, item_keys, settings, config.seed, embeddings)
+        held_owners = place(dataset.valid, dataset.train, partition, user_keys, item_keys, settings, config.seed)
+        users = self._store.write_vocabulary(dataset.users)
+        items = self._store.write_vocabulary(dataset.items, item_keys)
+        orders = {}
+        for shard in map(ShardId, range(settings.n_shards)):
+            data = ShardData(partition.of_shard(dataset.train, shard), dataset.valid.take(held_owners == shard))
+            orders[shard] = ShardOrder(
+                self._epoch, users, items, self._store.write_shard_data(shard, data), Interactions.none()
+            )
+        return _Draft(config, pool, users, items, orders, {}), partition
 
-    def _pretrained(self, train: Interactions, item_keys: np.ndarray) -> Embeddings | None:
-        """Embeddings of the whole log, for a partition made from them; never written, and gone when the partition is made."""
-        if not self.config.partition.needs_embeddings:
-            return None
-        return self.pool.run([partial(pretrain, train, item_keys, self.config)])[0]
+    def _settled(self, train: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig) -> EraserConfig:
+        """Choose from the log what the settings leave open. Recorded with the generation, and kept by every erasure."""
+        if config.is_settled:
+            return config
+        alpha0 = choose_alpha0(train, user_keys, item_keys, config, self.pool)
+        log.info("alpha0 chosen", extra={"deployment": self.deployment, "alpha0": alpha0})
+        return config.settled(alpha0)
+
+    def _pool_for(self, config: EraserConfig) -> ShardPool:
+        """The pool, where its shards have these settings; else a new one."""
+        return self.pool if config.fingerprint() == self.config.fingerprint() else self._make_pool(config)
 
     # ---- forget --------------------------------------------------------------------------------------------------------
 
-    def submit(self, request: UnlearningRequest, idempotency_key: str | None = None) -> Submitted:
+    def submit(self, request: UnlearningRequest, idempotency_key: str | None = None, priority: int = 0) -> Submitted:
         """Accept a request: record it, and see to it that nothing served depends on the data any more.
 
         From the return on, the request survives any crash. The retraining is done by `process_pending`.
@@ -237,67 +283,135 @@ class Coordinator:
         Args:
             request: what to forget.
             idempotency_key: a submission repeated with the same key is the same request.
+            priority: above 0: is not to wait for others, whatever the plan.
 
         Raises:
             UnknownIdError: an id is not here (any more).
             RequestError: a pair is not among the data, or the key belongs to another request.
+            QueueFullError: too many requests wait.
+            LedgerError: it cannot be recorded.
             StaleEpochError: another coordinator has taken over: ask that one.
         """
-        received_at = self._clock()
         with self._serving:
-            row = self._ledger.recorded(idempotency_key, request)
-            if row is None:
-                self._check(request)
-                name = RequestId(secrets.token_hex(16))
-                row = self._ledger.receive(self._epoch, name, request, secrets.token_hex(32), idempotency_key, received_at)
-                self._step("received", row.request_id)
-            self._excise()
-        return Submitted(row.request_id, self._ledger.request(row.request_id).state, row.salt)
+            rows = self._receive([Submission(request, idempotency_key, priority)], self._clock())
+        self._excise()
+        return self._submitted(rows[0])
+
+    def submit_many(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[Submitted | Refusal]:
+        """Accept many requests: all or, with `partial`, all that can be accepted; in their order.
+
+        Raises:
+            as `submit`: for the first that is at fault, whose row the error names; nothing was recorded.
+        """
+        with self._serving:
+            faults: dict[int, Refusal] = {}
+            for number, submission in enumerate(submissions, 1):
+                row = submission.row or number
+                try:
+                    if self._ledger.recorded(self._key_hash(submission.idempotency_key), submission.request) is None:
+                        self._check(submission.request)
+                except InputError as error:
+                    if not partial:
+                        raise RequestError(f"row {row}: {error}") from error
+                    faults[number] = Refusal(row, str(error))
+            good = [submission for number, submission in enumerate(submissions, 1) if number not in faults]
+            rows = iter(self._receive(good, self._clock()))
+        self._excise()
+        return [faults.get(number) or self._submitted(next(rows)) for number in range(1, len(submissions) + 1)]
+
+    def learn(self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None = None) -> Submitted:
+        """Accept (user id, item id) pairs to learn from; `process_pending` trains the shards that they go to.
+
+        A user's pairs go to the shard that has the user; see `partition.place_learned`. Pairs that are known already are passed
+        over. From the return on they can be asked to be forgotten like all others.
+
+        Raises:
+            RequestError: all are known already, or an id is not of the kind of the deployment's ids.
+            QueueFullError, LedgerError, StaleEpochError: as `submit`.
+        """
+        with self._serving:
+            self._excise()  # what is being forgotten may be learned anew
+            snapshot = self._served()
+            named = dict.fromkeys(
+                (snapshot.users.checked(u), snapshot.items.checked(i)) for u, i in Learning(tuple(pairs)).pairs
+            )
+            repeated = self._ledger.recorded(self._key_hash(idempotency_key), Learning(tuple(named)))
+            if repeated is not None:
+                return self._submitted(repeated)
+            waiting = {pair for learning in self._learnings() for pair in learning.pairs}
+            new = tuple(pair for pair in named if pair not in waiting and not self._is_known(*pair))
+            if not new:
+                raise RequestError(f"all of the {len(named)} pairs are known already: there is nothing to learn")
+            entry = Entry(self._new_name(), Learning(new), None, self._key_hash(idempotency_key))
+            (row,) = self._record([entry], self._clock(), {})
+        self._excise()
+        return self._submitted(row)
+
+    def repartition(self, changes: Sequence[str] = ()) -> Submitted:
+        """Have everything made from scratch, as a fit on what remains would: ids numbered, shards divided, all trained.
+
+        What is served, and what is asked meanwhile, goes on; the new generation takes over as a whole. It is what makes an
+        `exact-given-partition` deployment independent of what was erased before, and the way to other settings.
+
+        Args:
+            changes: settings to change, `section.key=value`.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range.
+        """
+        self._settings_with(changes)
+        with self._serving:
+            (row,) = self._record([Entry(self._new_name(), Repartition(tuple(changes)))], self._clock(), {})
+        self._excise()
+        return self._submitted(row)
 
     def process_pending(self) -> list[Receipt]:
         """Carry out every accepted request: one retraining for all that wait, one new generation, one receipt each.
 
         Every step is recorded before the next begins and gives the same result when it is repeated; `resume` enters here.
         """
-        with self._working:
+        with self._working, self._reporting():
             self._excise()
             batch = self._next_batch()
             if not batch:
                 return []
             if batch[0].generation is None:
-                before = self._loaded()
-                erasures = self._erasures(before, batch)
-                per_shard = together(erasure.owned for erasure in erasures.values())
-                vocabularies = before.manifest.users, before.manifest.items
-                orders = {
-                    shard: ShardOrder(self._epoch, *vocabularies, before.manifest.shards[shard].interactions, pairs)
-                    for shard, pairs in per_shard.items()
-                }
-                trained = self._train(orders)
-                self._step("retrained")
-
-                records = tuple(
-                    trained[record.shard].record if record.shard in trained else record for record in before.manifest.shards
-                )
-                users, items = self._vocabularies_without(before, erasures)
-                published, _ = self._publish(users, items, records, erasures, batch)
+                with self._failing(batch):
+                    change = Change.of(self._loaded(), batch)
+                    draft = self._drafted(change, batch)
+                    published, _ = self._made(draft, change, batch)
                 self._step("published")
             else:
                 published = self._published()
 
-            after = self._loaded() if self._loaded().number == published.number else self._load(published)
-            self._serve(after)
-            for path in published.to_purge:
-                self._store.delete(path)
+            self._serve(published)
+            restored_at = self._clock()
+            # Beside what this generation superseded, what an attempt left that failed and was followed by another.
+            self._sweep(wanted=set(self._files_of(self._loaded().manifest, published.digest)))
             self._step("purged")
 
-            done_at = self._clock()
+            purged_at = self._clock()
             rows = [self._ledger.request(row.request_id) for row in batch]
-            receipts = [replace(row.receipt, erased_at=done_at) for row in rows if row.receipt is not None]
-            self._ledger.finish(receipts)
+            drafts = [row.receipt for row in rows if row.receipt is not None]
+            receipts = [replace(receipt, restored_at=restored_at, purged_at=purged_at) for receipt in drafts]
+            receipts = self._ledger.finish(receipts, self._signer, [row.request_id for row in rows if row.receipt is None])
             self._step("finished")
-            self._report("idle", 0, 0)
             return receipts
+
+    def due_at(self) -> float | None:
+        """When `process_pending` should be called by the plan, in seconds since 1970; None where nothing waits."""
+        waiting = self._ledger.waiting()
+        if not waiting or self._pending is None:
+            return None
+        return plan_of(self.settings).next_run(waiting, self._published().published_at, self._predicted_seconds())
+
+    def retry(self, request_id: RequestId) -> None:
+        """Have a request that was set aside tried again.
+
+        Raises:
+            UnknownRequestError, IllegalTransitionError: there is none of this id, or it was not set aside.
+        """
+        self._ledger.retry(request_id)
 
     def check_in_force(self) -> None:
         """Raise `StaleEpochError` once another coordinator has started: what this one serves may be erased there."""
@@ -307,14 +421,23 @@ class Coordinator:
 
     def has_pending(self) -> bool:
         """Whether `process_pending` would have something to do."""
-        return bool(self._ledger.unfinished())
+        return bool(self._ledger.waiting())
+
+    def is_due(self) -> bool:
+        """Whether `process_pending` should be called now, by the plan."""
+        due_at = self.due_at()
+        return due_at is not None and due_at <= self._clock()
 
     def resume(self, published: GenerationRow) -> None:
         """Take up the published generation, with everything that was accepted since already left out of what is served."""
-        current = self._load(published)
-        self._sweep({ref.path for ref in current.manifest.files()} | {manifest_ref(current.digest).path})
-        self._serve(current)
+        self._sweep(self._files_of(self._store.read_manifest(published.digest), published.digest))
+        self.pool.tidy()
+        self._serve(published)
         self._excise()
+
+    @staticmethod
+    def _files_of(manifest: Manifest, digest: str) -> set[str]:
+        return {ref.path for ref in manifest.files()} | {manifest_ref(digest).path}
 
     def _sweep(self, wanted: set[str]) -> None:
         """Delete what a crash left of generations that never came to be; what is still needed of them is written again."""
@@ -322,142 +445,253 @@ class Coordinator:
             if path not in wanted:
                 self._store.delete(path)
 
+    # ---- accept --------------------------------------------------------------------------------------------------------
+
+    def _receive(self, submissions: Sequence[Submission], at: float) -> list[RequestRow]:
+        """Record requests to forget; those whose key is known already are what was recorded then."""
+        rows: list[RequestRow | None] = []
+        entries = []
+        for submission in submissions:
+            hashed = self._key_hash(submission.idempotency_key)
+            rows.append(self._ledger.recorded(hashed, submission.request))
+            if rows[-1] is None:
+                self._check(submission.request)
+                salt = secrets.token_hex(32)
+                entries.append(Entry(self._new_name(), submission.request, salt, hashed, submission.priority))
+        new = iter(self._record(entries, at, self._amended([submission.request for submission in submissions])))
+        return [row or next(new) for row in rows]
+
+    def _record(self, entries: Sequence[Entry], at: float, amended: Mapping[RequestId, Learning]) -> list[RequestRow]:
+        try:
+            rows = self._ledger.receive(self._epoch, entries, at, self.settings.max_pending, amended)
+        except QueueFullError as error:
+            seconds = max(1.0, self._predicted_seconds())
+            raise QueueFullError(error.waiting, error.offered, error.limit, seconds) from None
+        self._step("received")
+        return rows
+
     def _check(self, request: UnlearningRequest) -> None:
+        """Refuse what names something that is not here, neither learned from nor waiting to be.
+
+        Raises:
+            UnknownIdError, RequestError: see `submit`.
+        """
         snapshot = self._served()
-        target = resolve(request, snapshot.users, snapshot.items)
-        absent = target.pairs.without(snapshot.seen)
-        if len(absent):
-            (user,), (item,) = snapshot.users.raw(absent.users[:1]), snapshot.items.raw(absent.items[:1])
-            raise RequestError(
-                f"{len(absent)} of {len(target.pairs)} pairs are not among the data or are being erased already, "
-                f"the first is ({user!r}, {item!r}): leave them out"
-            )
+        waiting = [pair for learning in self._learnings() for pair in learning.pairs]
+        if request.user_id is not None and not any(user == snapshot.users.parsed(request.user_id) for user, _ in waiting):
+            snapshot.users.row(request.user_id)
+        if request.item_id is not None and not any(item == snapshot.items.parsed(request.item_id) for _, item in waiting):
+            snapshot.items.row(request.item_id)
+        if request.pairs is not None:
+            to_come = set(waiting)
+            for user, item in request.pairs:
+                if (snapshot.users.parsed(user), snapshot.items.parsed(item)) not in to_come:
+                    snapshot.users.row(user), snapshot.items.row(item)
+            absent = [
+                pair
+                for pair in request.pairs
+                if (snapshot.users.parsed(pair[0]), snapshot.items.parsed(pair[1])) not in to_come and not self._is_known(*pair)
+            ]
+            if absent:
+                raise RequestError(
+                    f"{len(absent)} of {len(request.pairs)} pairs are not among the data or are being erased already, "
+                    f"the first is {shortened(absent[0])}: leave them out"
+                )
+
+    def _is_known(self, user: RawId, item: RawId) -> bool:
+        """Whether a pair is among the data and not being forgotten."""
+        snapshot = self._served()
+        return user in snapshot.users and item in snapshot.items and snapshot.has_seen(user, item)
+
+    def _learnings(self) -> list[Learning]:
+        """What waits to be learned or is being trained on."""
+        return [row.work for row in self._ledger.unfinished() if isinstance(row.work, Learning)]
+
+    def _amended(self, requests: Sequence[UnlearningRequest]) -> dict[RequestId, Learning]:
+        """Learnings that wait, without what these requests are about. What is being trained on already is erased after it."""
+        snapshot = self._served()
+        users = {snapshot.users.parsed(request.user_id) for request in requests if request.user_id is not None}
+        items = {snapshot.items.parsed(request.item_id) for request in requests if request.item_id is not None}
+        pairs = {
+            (snapshot.users.parsed(user), snapshot.items.parsed(item))
+            for request in requests
+            for user, item in request.pairs or ()
+        }
+        amended = {}
+        for row in self._ledger.unfinished(RequestState.RECEIVED, RequestState.EXCISED, RequestState.SET_ASIDE):
+            if isinstance(row.work, Learning):
+                left = row.work.without(lambda user, item: user in users or item in items or (user, item) in pairs)
+                if left != row.work:
+                    amended[row.request_id] = left
+        return amended
+
+    def _submitted(self, row: RequestRow) -> Submitted:
+        return Submitted(row.request_id, self._ledger.request(row.request_id).state, row.salt)
+
+    @staticmethod
+    def _new_name() -> RequestId:
+        return RequestId(secrets.token_hex(16))
+
+    def _key_hash(self, idempotency_key: str | None) -> str | None:
+        """What the ledger keeps of a key, which may name a user."""
+        if idempotency_key is None:
+            return None
+        return hmac.new(seeds.secret(self.config.seed, "idempotency"), idempotency_key.encode(), "sha256").hexdigest()
 
     def _excise(self) -> None:
         """Change what is served so that it depends on nothing that a received request is about; then record it."""
         with self._serving:
-            received = [row.request_id for row in self._ledger.unfinished() if row.state is RequestState.RECEIVED]
+            received = self._ledger.unfinished(RequestState.RECEIVED)
             if received:
-                self._serve(self._loaded())
-                self._ledger.excised(received, self._clock())
+                self._leave_out(self._loaded_change().with_(received))
+                self._ledger.excised([row.request_id for row in received], self._clock())
                 self._step("excised")
 
+    # ---- carry out -----------------------------------------------------------------------------------------------------
+
     def _next_batch(self) -> list[RequestRow]:
-        """The batch that a crash interrupted; else all requests that wait."""
-        rows = self._ledger.unfinished()
-        interrupted = [row for row in rows if row.state is RequestState.ROUTED]
-        if interrupted:
-            return interrupted
-        waiting = [row for row in rows if row.state is RequestState.EXCISED]
-        if waiting:
-            self._ledger.routed([row.request_id for row in waiting])
+        """The batch that a crash interrupted; else all requests that wait, but for those whose training failed."""
+        with self._serving:  # what is being trained on cannot be taken out of what is to be learned any more
+            rows = self._ledger.unfinished(RequestState.EXCISED, RequestState.ROUTED)
+            interrupted = [row for row in rows if row.state is RequestState.ROUTED]
+            if interrupted or not rows:
+                return interrupted
+            parties: dict[int | None, list[RequestRow]] = {}
+            for row in rows:
+                parties.setdefault(row.party, []).append(row)
+            batch = min(parties.values(), key=lambda party: party[0].attempts)
+            self._ledger.routed([row.request_id for row in batch])
             self._step("routed")
-        return waiting
+            return batch
 
-    def _waiting_for(self, current: _Current) -> list[RequestRow]:
-        """Requests whose data a generation still holds, be it that a newer one without them is published already."""
-        return [row for row in self._ledger.unfinished() if row.generation is None or row.generation > current.number]
+    @contextmanager
+    def _failing(self, batch: Sequence[RequestRow]) -> Iterator[None]:
+        """What a batch fails of is recorded with it, so that others go on; a failure of the machine is none of the batch."""
+        try:
+            yield
+        except (StaleEpochError, StoreError, LedgerError, OSError):
+            raise
+        except Exception as error:
+            # A process that dies may be the machine's fault as well: tried again for ever, but behind the others.
+            attempts = 0 if isinstance(error, PoolError) else self.settings.max_attempts
+            self._ledger.failed([row.request_id for row in batch], reason_of(error), attempts)
+            self._step("failed")
+            raise
 
-    def _erasures(self, current: _Current, rows: list[RequestRow]) -> dict[RequestId, _Erasure]:
-        """What each request removes from a generation. A pair that several name counts for the first of them."""
-        left = dict(current.shards)
-        erasures = {}
-        for row in rows:
-            assert row.request is not None, "an unfinished request still says what it is about"
-            target = resolve(row.request, current.users, current.items)
-            owned = owned_by_shard(target, left)
-            left |= {shard: left[shard].without(pairs) for shard, pairs in owned.items()}
-            erasures[row.request_id] = _Erasure(target, owned)
-        return erasures
-
-    def _vocabularies_without(self, before: _Current, erasures: Mapping[RequestId, _Erasure]) -> tuple[FileRef, FileRef]:
-        """The vocabularies' files with tombstones for the ids that go."""
-        user_rows = [row for erasure in erasures.values() for row in erasure.target.user_rows]
-        item_rows = [row for erasure in erasures.values() for row in erasure.target.item_rows]
+    def _drafted(self, change: Change, batch: Sequence[RequestRow]) -> _Draft:
+        """What a batch asks of the shards."""
+        before = change.before
+        repartitions = [row.work for row in batch if isinstance(row.work, Repartition)]
+        if repartitions:
+            changes = [setting for repartition in repartitions for setting in repartition.changes]
+            return self._from_scratch(remaining_dataset(change), self._settings_with(changes), None)[0]
         users, items = before.manifest.users, before.manifest.items
-        if user_rows:
-            users = self._store.write_vocabulary(before.users.without(user_rows))
-        if item_rows:
-            keys = self._store.read_item_keys(items).copy()
-            keys[item_rows] = 0  # the hash of an erased id would still betray it to whoever has the key
-            items = self._store.write_vocabulary(before.items.without(item_rows), keys)
-        return users, items
+        if change.erased_user_rows or change.learned:
+            users = self._store.write_vocabulary(change.users)
+        if change.erased_item_rows or change.learned:
+            items = self._store.write_vocabulary(change.items, change.items.keys(seeds.secret(self.config.seed, "ids")))
+        orders = {
+            shard: ShardOrder(
+                self._epoch,
+                users,
+                items,
+                before.manifest.shards[shard].interactions,
+                change.erased.get(shard, Interactions.none()),
+                change.added.get(shard, Interactions.none()),
+                before.manifest.users,
+                before.manifest.shards[shard].checkpoints,
+            )
+            for shard in change.touched
+        }
+        kept = {record.shard: record for record in before.manifest.shards if record.shard not in orders}
+        return _Draft(self.config, self.pool, users, items, orders, kept)
 
-    # ---- publish and serve ---------------------------------------------------------------------------------------------
+    def _settings_with(self, changes: Sequence[str]) -> EraserConfig:
+        """The settings that the deployment was first trained with, what was left to be chosen still open, with changes."""
+        return changed(config_from(json.loads(self._ledger.noted("settings", self.config.model_dump_json()))), changes)
 
-    def _train(self, orders: dict[ShardId, ShardOrder]) -> dict[ShardId, Trained]:
+    def _made(self, draft: _Draft, change: Change | None, batch: Sequence[RequestRow]) -> tuple[GenerationRow, Aggregated]:
+        """Train what a draft orders, aggregate, write the manifest, and let the ledger point to it, with the receipts."""
+        trained = self._train(draft)
+        self._step("retrained")
+        files = {**draft.kept} | {shard: answer.record for shard, answer in trained.items()}
+        records = tuple(files[ShardId(k)] for k in range(draft.config.partition.n_shards))
+
+        self._report("aggregation", 0, 1)
+        aggregated = draft.pool.aggregate(AggregationOrder(draft.items, records, Interactions.none()))
+        self._step("aggregated")
+        manifest = Manifest(
+            _recorded(draft.config), aggregated.environment, draft.users, draft.items, records, aggregated.aggregate
+        )
+        written = self._store.write_manifest(manifest)
+        self._step("written")
+
+        superseded: tuple[str, ...] = ()
+        if change is not None:
+            before = self._files_of(change.before.manifest, change.before.digest)
+            superseded = tuple(sorted(before - self._files_of(manifest, written.digest)))
+        number = Generation(1 if change is None else change.before.number + 1)
+        row = GenerationRow(number, written.digest, self._clock(), superseded)
+        receipts = {}
+        if change is not None:
+            for request in batch:
+                if isinstance(request.work, UnlearningRequest):
+                    erasure = change.erasures[request.request_id]
+                    receipts[request.request_id] = _receipt(request, request.work, erasure, change.before, manifest, row)
+        self._ledger.publish(self._epoch, row, receipts, [request.request_id for request in batch])
+        self._observe(trained, aggregated)
+        return row, aggregated
+
+    def _train(self, draft: _Draft) -> dict[ShardId, Trained]:
         finished: list[float] = []
-        self._report("shards", 0, len(orders))
+        self._report("shards", 0, len(draft.orders))
 
         def on_done(trained: Trained) -> None:
             finished.append(trained.seconds)
-            self._report("shards", len(finished), len(orders), f"shard {trained.record.shard} in {trained.seconds:.1f} s")
+            self._report("shards", len(finished), len(draft.orders), f"shard {trained.record.shard} in {trained.seconds:.1f} s")
 
-        return self.pool.erase(orders, on_done)
+        return draft.pool.erase(draft.orders, on_done)
 
-    def _publish(
-        self,
-        users: FileRef,
-        items: FileRef,
-        records: tuple[ShardRecord, ...],
-        erasures: Mapping[RequestId, _Erasure],
-        batch: list[RequestRow] | tuple[()],
-    ) -> tuple[GenerationRow, Aggregated]:
-        """Aggregate, write the manifest, and let the ledger point to it together with the batch's receipts."""
-        self._report("aggregation", 0, 1)
-        aggregated = self.pool.aggregate(AggregationOrder(items, records, Interactions.none()))
-        self._step("aggregated")
-        manifest = Manifest(self._recorded_config, aggregated.environment, users, items, records, aggregated.aggregate)
-        written = self._store.write_manifest(manifest)
-        self._step("written")
-        before = self._current
-        superseded: tuple[str, ...] = ()
-        if before is not None:
-            kept = {ref.path for ref in manifest.files()} | {written.path}
-            old = [*before.manifest.files(), manifest_ref(before.digest)]
-            superseded = tuple(sorted({ref.path for ref in old} - kept))
-        number = Generation(1 if before is None else before.number + 1)
-        row = GenerationRow(number, written.digest, self._clock(), superseded)
-        receipts = {
-            request.request_id: _receipt(request, erasures[request.request_id], self.config, before, manifest, row)
-            for request in batch
-            if before is not None
-        }
-        self._ledger.publish(self._epoch, row, receipts)
-        return row, aggregated
+    def _observe(self, trained: Mapping[ShardId, Trained], aggregated: Aggregated) -> None:
+        """Remember what a run took, to know what the next will."""
+        shards = tuple(ShardRun(answer.record.n_train, answer.seconds) for answer in trained.values())
+        self._costs = self._costs.observe(Run(shards, aggregated.seconds))
+        self._ledger.note("costs", self._costs.to_json())
 
-    @property
-    def _recorded_config(self) -> EraserConfig:
-        """The settings without those that say where things run: they change no bit, and a ledger's URL may hold a password."""
-        runtime = self.config.runtime.model_copy(update={"slots": 0, "timeout_seconds": EraserConfig().runtime.timeout_seconds})
-        return self.config.model_copy(update={"runtime": runtime, "unlearning": EraserConfig().unlearning})
+    def _predicted_seconds(self) -> float:
+        """What carrying out all that waits will take."""
+        change = self._loaded_change()
+        sizes = [change.before.manifest.shards[shard].n_train for shard in change.touched]
+        return self._costs.predict(sizes, max(1, self.config.runtime.slots)).seconds
 
-    def _load(self, published: GenerationRow) -> _Current:
-        manifest = self._store.read_manifest(published.digest)
-        return _Current(
-            published.number,
-            published.digest,
-            manifest,
-            self._store.read_vocabulary(manifest.users, "user"),
-            self._store.read_vocabulary(manifest.items, "item"),
-            {record.shard: self._store.read_shard_data(record.interactions) for record in manifest.shards},
-            self._store.read_embeddings(manifest.aggregate),
-        )
+    # ---- serve ---------------------------------------------------------------------------------------------------------
 
-    def _serve(self, current: _Current) -> None:
-        """Serve a generation, without whatever accepted requests are still to be erased from it."""
+    def _serve(self, published: GenerationRow) -> None:
+        """Serve a published generation, without whatever accepted requests are still to be erased from it."""
+        loaded = self._pending.before if self._pending is not None else None
+        if loaded is None or loaded.number != published.number:
+            loaded = Loaded.read(self._store, published)
+        config = loaded.manifest.config.model_copy(update={"runtime": self.config.runtime})
         with self._serving:
-            erasures = self._erasures(current, self._waiting_for(current))
-            per_shard = together(erasure.owned for erasure in erasures.values())
-            users = current.users.without(row for erasure in erasures.values() for row in erasure.target.user_rows)
-            items = current.items.without(row for erasure in erasures.values() for row in erasure.target.item_rows)
-            erased = Interactions.union(list(per_shard.values()))
-            everything = Interactions.union([part for data in current.shards.values() for part in (data.train, data.valid)])
-            order = AggregationOrder(current.manifest.items, current.manifest.shards, erased, frozenset(per_shard))
-            model = self.pool.excise(order) if per_shard else current.model
-            self._current = current
-            self._snapshot = Snapshot(model, users, items, everything.without(erased), current.number)
-            if not per_shard:
+            if config.fingerprint() != self.config.fingerprint():
+                old, self.config = self.pool, config
+                self.pool = self._make_pool(config)
+                old.close()
+            waiting = [row for row in self._ledger.unfinished() if row.generation is None or row.generation > published.number]
+            self._leave_out(Change.of(loaded, waiting))
+
+    def _leave_out(self, change: Change) -> None:
+        """Serve a generation without what is being forgotten of it."""
+        with self._serving:
+            before = change.before
+            erased = Interactions.union(list(change.erased.values()))
+            order = AggregationOrder(before.manifest.items, before.manifest.shards, erased, frozenset(change.erased))
+            model = self.pool.excise(order) if change.erased else before.model
+            users = before.users.without(change.erased_user_rows)
+            items = before.items.without(change.erased_item_rows)
+            self._pending = change
+            self._snapshot = Snapshot(model, users, items, before.interactions().without(erased), before.number)
+            if not change.erased:
                 self.pool.prepare_excision(order)
 
     # ---- read ----------------------------------------------------------------------------------------------------------
@@ -482,15 +716,19 @@ class Coordinator:
         row = self._ledger.request(request_id)
         return row.receipt if row.state is RequestState.ERASED else None
 
+    def set_aside(self) -> dict[RequestId, str]:
+        """The requests that an operator should look at, and what their training failed of."""
+        return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
+
     def progress(self) -> dict[str, Any]:
         """What is being done: `stage`, `done`, `total`, and a `note` for people."""
         return self._progress
 
     def describe(self) -> dict[str, Any]:
         """The deployment in plain values."""
-        current, snapshot = self._loaded(), self._served()
-        waiting = self._erasures(current, self._waiting_for(current))
-        excised = together(erasure.owned for erasure in waiting.values())
+        change, snapshot = self._loaded_change(), self._served()
+        current, now = change.before, self._clock()
+        waiting = self._ledger.waiting()
         return {
             "deployment": self.deployment,
             "storage_path": self._store.uri,
@@ -501,24 +739,38 @@ class Coordinator:
             "n_users": len(current.users) - len(current.users.tombstones()),
             "n_items": len(current.items) - len(current.items.tombstones()),
             "n_interactions": current.manifest.n_interactions,
-            "serving": "excision" if excised else "generation",
+            "serving": "excision" if change.erased else "generation",
             "snapshot_generation": snapshot.generation,
             "shards": [
-                {"shard": r.shard, "interactions": r.n_train, "held_out": r.n_valid, "excised": r.shard in excised}
+                {"shard": r.shard, "interactions": r.n_train, "held_out": r.n_valid, "excised": r.shard in change.erased}
                 for r in current.manifest.shards
             ],
             "requests": self._ledger.counts(),
+            "plan": self.settings.plan,
+            "due_at": self.due_at(),
+            "predicted_seconds": round(self._predicted_seconds(), 3),
+            "oldest_pending_seconds": round(oldest_pending_seconds(waiting, now), 3),
+            "overdue": overdue(waiting, self.settings.deadline_days * DAY, now),
+            "set_aside": self.set_aside(),
         }
+
+    def overdue(self) -> int:
+        """How many requests wait longer than the law allows."""
+        return overdue(self._ledger.waiting(), self.settings.deadline_days * DAY, self._clock())
 
     def close(self) -> None:
         """Let go of the ledger's connections and of the pool's processes, where it owns them."""
         self.pool.close()
         self._ledger.close()
 
-    def _loaded(self) -> _Current:
-        if self._current is None:
+    def _loaded_change(self) -> Change:
+        """The published generation, and what is being forgotten of it."""
+        if self._pending is None:
             raise DeploymentError(self.deployment, "nothing has been trained yet: call fit first")
-        return self._current
+        return self._pending
+
+    def _loaded(self) -> Loaded:
+        return self._loaded_change().before
 
     def _served(self) -> Snapshot:
         if self._snapshot is None:
@@ -533,31 +785,41 @@ class Coordinator:
     def _report(self, stage: str, done: int, total: int, note: str = "") -> None:
         self._progress = {"stage": stage, "done": done, "total": total, "note": note}
 
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._report("idle", 0, 0)
+
     def _step(self, name: str, request_id: RequestId | None = None) -> None:
         log.info(name, extra={"deployment": self.deployment, "request": request_id})
         self._on_step(name)
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says, where it cannot name a user or an item; else its kind."""
+    return str(error) if isinstance(error, RayEraserError) and not isinstance(error, InputError) else type(error).__name__
+
+
+def _recorded(config: EraserConfig) -> EraserConfig:
+    """The settings without those that say where and when things run: they change no bit, and a URL may hold a password."""
+    runtime = config.runtime.model_copy(update={"slots": 0, "timeout_seconds": EraserConfig().runtime.timeout_seconds})
+    return config.model_copy(update={"runtime": runtime, "unlearning": EraserConfig().unlearning})
+
+
 def _receipt(
-    row: RequestRow, erasure: _Erasure, config: EraserConfig, before: _Current, after: Manifest, published: GenerationRow
+    row: RequestRow, request: UnlearningRequest, erasure: Erasure, before: Loaded, after: Manifest, published: GenerationRow
 ) -> Receipt:
-    """All of a receipt but the time at which it is finished."""
-    assert row.request is not None and row.salt is not None and row.excised_at is not None  # noqa: PT018 - one fact: it is unfinished
-    changes = tuple(
-        ShardChange(
-            shard,
-            before.manifest.shards[shard].interactions.digest,
-            after.shards[shard].interactions.digest,
-            before.manifest.shards[shard].submodel.digest,
-            after.shards[shard].submodel.digest,
-        )
-        for shard in sorted(erasure.owned)
-    )
+    """All of a receipt but what is known when it is finished: when that is, and its place in the chain."""
+    assert row.salt is not None and row.excised_at is not None  # noqa: PT018 - one fact: it is unfinished
+    old, new = before.manifest.shards, dict(enumerate(after.shards))  # a new partition may have fewer
+    changes = tuple(ShardChange.between(old[shard], new.get(shard)) for shard in sorted(erasure.owned))
     return Receipt(
         request_id=row.request_id,
         kind=row.kind,
-        guarantee=config.guarantee,
-        commitment=commitment(row.request, row.salt),
+        guarantee=after.config.guarantee,
+        commitment=commitment(request, row.salt),
         pairs_erased=sum(len(pairs) for pairs in erasure.owned.values()),
         shards_touched=tuple(change.shard for change in changes),
         changes=changes,
@@ -568,5 +830,4 @@ def _receipt(
         purged=published.to_purge,
         received_at=row.received_at,
         excised_at=row.excised_at,
-        erased_at=0.0,
-    )
+    ).under_seal(row.salt)

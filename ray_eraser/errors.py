@@ -1,10 +1,37 @@
 """Every error that this package raises on purpose, in one tree.
 
 An error's arguments are its fields, so it survives pickling and crosses process borders whole. Its text names the thing, the
-value and the way out, in one line.
+value and the way out, in one line. What was handed in is shown shortened: an id may be a megabyte long.
 """
 
 from __future__ import annotations
+
+_LONGEST_LINE = 1000
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """A value as the text of an error names it: as Python writes it, on one line, without its middle where it is long."""
+    if not isinstance(value, str):
+        try:
+            return _without_middle(repr(value), limit)
+        except ValueError:  # an integer of thousands of digits, alone or within
+            return f"a {type(value).__name__} too long to show"
+    if len(value) <= limit:
+        return repr(value)
+    # Cut first: of a long text, only what is shown is escaped.
+    return f"{_without_middle(value, limit)!r} ({len(value)} characters)"
+
+
+def one_line(text: str, limit: int = _LONGEST_LINE) -> str:
+    """Text with what is not printable escaped, and without its middle where it is long: both ends of an error's text matter."""
+    cut = _without_middle(text, limit)
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
+def _without_middle(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[: (limit + 1) // 2]}...{text[-(limit // 2) :]}"
 
 
 class RayEraserError(Exception):
@@ -24,7 +51,7 @@ class DataFileError(InputError):
 
     def __str__(self) -> str:
         where = self.path if self.line is None else f"{self.path}, line {self.line}"
-        return f"{where}: {self.problem}"
+        return one_line(f"{where}: {self.problem}")
 
 
 class ConfigError(InputError):
@@ -46,7 +73,7 @@ class UnknownIdError(InputError):
         self.kind, self.raw_id = kind, raw_id
 
     def __str__(self) -> str:
-        return f"no {self.kind} {self.raw_id!r} here: it was never learned from, or it has been erased"
+        return f"no {self.kind} {shortened(self.raw_id)} here: it was never learned from, or it has been erased"
 
 
 class RequestError(InputError):
@@ -57,7 +84,22 @@ class RequestError(InputError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"unlearning request refused: {self.problem}"
+        return one_line(f"unlearning request refused: {self.problem}")
+
+
+class QueueFullError(InputError):
+    """More requests would wait than `unlearning.max_pending` allows. Nothing was recorded."""
+
+    def __init__(self, waiting: int, offered: int, limit: int, retry_seconds: float = 0.0) -> None:
+        super().__init__(waiting, offered, limit, retry_seconds)
+        self.waiting, self.offered, self.limit, self.retry_seconds = waiting, offered, limit, retry_seconds
+
+    def __str__(self) -> str:
+        when = f"in about {self.retry_seconds:g} s" if self.retry_seconds else "once some are done"
+        return (
+            f"{self.waiting} requests wait and {self.offered} more would be over the {self.limit} of unlearning.max_pending, "
+            f"nothing was recorded: try again {when}"
+        )
 
 
 class UnknownRequestError(InputError):
@@ -68,7 +110,9 @@ class UnknownRequestError(InputError):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return f"no unlearning request {self.request_id!r} in this deployment's ledger: check the id and the storage path"
+        return (
+            f"no unlearning request {shortened(self.request_id)} in this deployment's ledger: check the id and the storage path"
+        )
 
 
 class DeploymentError(InputError):
@@ -91,6 +135,19 @@ class StoreError(RayEraserError):
 
     def __str__(self) -> str:
         return f"store file {self.path}: {self.problem}"
+
+
+class LedgerError(RayEraserError):
+    """The ledger's database failed. Where its answer to a commit was lost, whether it recorded something is not known: a
+    submission is then best repeated under the same idempotency key.
+    """
+
+    def __init__(self, problem: str, outcome: str = "nothing was recorded") -> None:
+        super().__init__(problem, outcome)
+        self.problem, self.outcome = problem, outcome
+
+    def __str__(self) -> str:
+        return f"the ledger failed ({self.problem}), {self.outcome}: check its disk or server, and try again"
 
 
 class StaleEpochError(RayEraserError):
@@ -138,6 +195,17 @@ class PoolError(RayEraserError):
 
     def __str__(self) -> str:
         return f"{self.who}: {self.problem}"
+
+
+class SetAsideError(RayEraserError):
+    """A request's retraining failed again and again; its data stay out of what is served, others go on."""
+
+    def __init__(self, request_id: str, reason: str) -> None:
+        super().__init__(request_id, reason)
+        self.request_id, self.reason = request_id, reason
+
+    def __str__(self) -> str:
+        return f"request {self.request_id} was set aside ({self.reason}): mend what it failed of, then have it retried"
 
 
 class WaitTimeoutError(RayEraserError):

@@ -40,6 +40,10 @@ class ShardPool(Compute, Protocol):
 
     def excise(self, order: AggregationOrder) -> Embeddings: ...
 
+    def tidy(self) -> None:
+        """Let go of processes that this deployment left when it had other settings."""
+        ...
+
     def close(self) -> None:
         """Let go of the processes, where this pool owns them."""
         ...
@@ -73,6 +77,9 @@ class LocalShardPool:
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return [call() for call in calls]
+
+    def tidy(self) -> None:
+        return
 
     def close(self) -> None:
         return

@@ -49,6 +49,16 @@ class Snapshot:
     seen: Interactions
     generation: Generation
 
+    def has_seen(self, user_id: RawId, item_id: RawId) -> bool:
+        """Whether the user has a remaining interaction with the item.
+
+        Raises:
+            UnknownIdError: one of them was never here or has been erased.
+        """
+        row, item = self.users.row(user_id), self.items.row(item_id)
+        first, last = np.searchsorted(self.seen.users, [row, row + 1])
+        return bool((self.seen.items[first:last] == item).any())
+
     def recommend(self, user_id: RawId, n: int) -> list[RawId]:
         """Raw ids of the best `n` items that the user has not seen, best first; fewer where fewer are left.
 

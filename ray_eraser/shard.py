@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.errors import StaleEpochError
+from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.models import make_model
-from ray_eraser.store import FileRef, ShardRecord, Store, embeddings_bytes
+from ray_eraser.models.base import UNTRAINED, TrainingState
+from ray_eraser.store import FileRef, ShardData, ShardRecord, Store, checkpoint_bytes, embeddings_bytes
+from ray_eraser.training.slices import first_affected, slices_of_users
 from ray_eraser.training.submodel import train_submodel
 
 log = logging.getLogger(__name__)
@@ -29,10 +33,13 @@ class ShardOrder:
 
     Attributes:
         epoch: of the coordinator that gives the order.
-        users: the users' vocabulary of the generation.
-        items: the items' vocabulary of the generation.
+        users: the users' vocabulary of the generation in the making.
+        items: the items' vocabulary of the generation in the making.
         interactions: the shard's data as they stand in the current generation.
         erased: the pairs to remove first; none for a first training.
+        learned: the pairs to add then.
+        users_before: the users' vocabulary of the current generation, where there is one.
+        checkpoints: the shard's as they stand in the current generation; none for a first training.
     """
 
     epoch: Epoch
@@ -40,6 +47,9 @@ class ShardOrder:
     items: FileRef
     interactions: FileRef
     erased: Interactions
+    learned: Interactions = field(default_factory=Interactions.none)
+    users_before: FileRef | None = None
+    checkpoints: tuple[FileRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,9 @@ class Shard:
         make_model(self.config.model)
 
     def erase(self, order: ShardOrder) -> Trained:
-        """Write the interactions without the erased pairs and a submodel trained on them from scratch.
+        """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.
+
+        From scratch, or with slices from the last checkpoint that is the same without and with these pairs.
 
         Raises:
             StaleEpochError: another coordinator with a higher epoch has given orders before.
@@ -77,16 +89,43 @@ class Shard:
         started = time.perf_counter()
         data = self._store.read_shard_data(order.interactions)
         interactions = order.interactions
-        if len(order.erased):
-            data = data.without(order.erased)
+        if len(order.erased) or len(order.learned):
+            data = data.without(order.erased).with_learned(order.learned)
             interactions = self._store.write_shard_data(self.shard_id, data)
-        # From scratch: the old weights would carry the erased pairs into the new ones.
+        slices_U = _slices(self._store, order.users, data, self.config)
+        kept, reached = self._reached(order)
+        written: list[FileRef] = []
+
+        def keep(state: TrainingState) -> None:
+            written.append(self._store.write_checkpoint(self.shard_id, state))
+
+        # Never from the old submodel: its weights would carry the erased pairs into the new ones.
         item_keys = self._store.read_item_keys(order.items)
-        submodel = train_submodel(data.train, data.valid, item_keys, self.config, self.shard_id)
+        submodel = train_submodel(data.train, data.valid, item_keys, self.config, self.shard_id, slices_U, reached, keep)
         files = self._store.write_submodel(self.shard_id, submodel)
         seconds = time.perf_counter() - started
-        log.info("shard trained", extra={"shard": self.shard_id, "pairs": len(data.train), "seconds": round(seconds, 3)})
-        return Trained(ShardRecord(self.shard_id, interactions, files, len(data.train), len(data.valid)), seconds)
+        fields = {"shard": self.shard_id, "pairs": len(data.train), "after_stage": len(kept), "seconds": round(seconds, 3)}
+        log.info("shard trained", extra=fields)
+        checkpoints = (*kept, *written)
+        return Trained(ShardRecord(self.shard_id, interactions, files, len(data.train), len(data.valid), checkpoints), seconds)
+
+    def _reached(self, order: ShardOrder) -> tuple[tuple[FileRef, ...], TrainingState]:
+        """The checkpoints that what is erased and learned leaves valid, and the state in the last of them."""
+        if self.config.training.slices == 1 or order.users_before is None or not order.checkpoints:
+            return (), UNTRAINED
+        # Who goes has no id in the vocabulary to come, who comes none in the one that was.
+        changes = (order.erased, order.users_before), (order.learned, order.users)
+        first = min(
+            first_affected(pairs, _slices_of(self._store, users, pairs.user_rows(), self.config), self.config)
+            for pairs, users in changes
+        )
+        kept = order.checkpoints[:first]
+        try:
+            return kept, self._store.read_checkpoint(kept[-1]) if kept else UNTRAINED
+        except StoreError as error:
+            # An erasure must not fail for a file that training from scratch writes again.
+            log.warning("checkpoint cannot be used", extra={"shard": self.shard_id, "problem": str(error)})
+            return (), UNTRAINED
 
     def _obey(self, epoch: Epoch) -> None:
         if epoch < self._epoch:
@@ -94,8 +133,29 @@ class Shard:
         self._epoch = epoch
 
 
-def rebuild_submodel(store_uri: str, record: ShardRecord, items: FileRef, config: EraserConfig) -> bytes:
-    """What the file of a shard's submodel should contain, computed anew from its stored interactions: for the audit."""
+def rebuild_shard(store_uri: str, record: ShardRecord, users: FileRef, items: FileRef, config: EraserConfig) -> list[bytes]:
+    """What a shard's files of vectors should contain, computed anew from its stored interactions: for the audit.
+
+    The submodel's first, then each checkpoint's in order.
+    """
     store = Store(store_uri)
     data = store.read_shard_data(record.interactions)
-    return embeddings_bytes(train_submodel(data.train, data.valid, store.read_item_keys(items), config, record.shard))
+    slices_U, item_keys = _slices(store, users, data, config), store.read_item_keys(items)
+    checkpoints: list[bytes] = []
+
+    def keep(state: TrainingState) -> None:
+        checkpoints.append(checkpoint_bytes(state))
+
+    submodel = train_submodel(data.train, data.valid, item_keys, config, record.shard, slices_U, keep=keep)
+    return [embeddings_bytes(submodel), *checkpoints]
+
+
+def _slices(store: Store, users: FileRef, data: ShardData, config: EraserConfig) -> np.ndarray | None:
+    """(U,) the slice of every user of a shard; None without slices, where nobody need be looked up."""
+    if config.training.slices == 1:
+        return None
+    return _slices_of(store, users, np.union1d(data.train.users, data.valid.users), config)
+
+
+def _slices_of(store: Store, users: FileRef, rows: np.ndarray, config: EraserConfig) -> np.ndarray:
+    return slices_of_users(store.read_vocabulary(users, "user"), rows, config)

@@ -8,8 +8,10 @@ vocabularies, safetensors for vectors, JSON for manifests; nothing that runs cod
     vocabulary/items-<digest>.parquet         id, key (keyed hash of the id, 0 where erased)
     shards/<k>/interactions-<digest>.parquet  user, item (rows), held_out
     shards/<k>/submodel-<digest>.safetensors
+    shards/<k>/checkpoint-<digest>.safetensors  the state of training after a stage (`training.slices`)
     aggregate/aggregate-<digest>.safetensors
     generations/<digest>.json
+    deployment.json                             to which ledger all this belongs
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import ConfigError, InputError, StoreError
 from ray_eraser.ids import ShardId
+from ray_eraser.models.base import TrainingState
 
 _FORMAT = 1
+_OWNER = "deployment.json"
 _OWN_FILES = re.compile(
     r"(vocabulary|shards/\d+|aggregate|generations)/[a-z]*-?[0-9a-f]{64}\.(parquet|safetensors|json)(\.partial-.*)?"
 )
@@ -54,13 +58,18 @@ class FileRef:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What one shard consists of in one generation."""
+    """What one shard consists of in one generation.
+
+    Attributes:
+        checkpoints: the state of training after every stage but the last, in order; none without slices.
+    """
 
     shard: ShardId
     interactions: FileRef
     submodel: FileRef
     n_train: int
     n_valid: int
+    checkpoints: tuple[FileRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,10 @@ class ShardData:
 
     def without(self, erased: Interactions) -> ShardData:
         return ShardData(self.train.without(erased), self.valid.without(erased))
+
+    def with_learned(self, learned: Interactions) -> ShardData:
+        """What came later is all trained on: nothing of it is held out."""
+        return ShardData(Interactions.union([self.train, learned]), self.valid)
 
     def __len__(self) -> int:
         return len(self.train) + len(self.valid)
@@ -90,7 +103,7 @@ class Manifest:
 
     def files(self) -> list[FileRef]:
         """All files that this generation needs, itself not among them."""
-        parts = [ref for record in self.shards for ref in (record.interactions, record.submodel)]
+        parts = [ref for record in self.shards for ref in (record.interactions, record.submodel, *record.checkpoints)]
         return [self.users, self.items, *parts, self.aggregate]
 
     @property
@@ -119,6 +132,7 @@ class Manifest:
                     FileRef(**record["submodel"]),
                     record["n_train"],
                     record["n_valid"],
+                    tuple(FileRef(**ref) for ref in record.get("checkpoints", ())),  # older ones have none
                 )
                 for record in fields["shards"]
             ),
@@ -174,6 +188,15 @@ class Store:
     def write_submodel(self, shard: ShardId, submodel: Embeddings) -> FileRef:
         return self._write(f"shards/{shard}/submodel", "safetensors", embeddings_bytes(submodel))
 
+    def write_checkpoint(self, shard: ShardId, state: TrainingState) -> FileRef:
+        return self._write(f"shards/{shard}/checkpoint", "safetensors", checkpoint_bytes(state))
+
+    def read_checkpoint(self, ref: FileRef) -> TrainingState:
+        try:
+            return TrainingState.of(load_tensors(self.read(ref)))
+        except (SafetensorError, KeyError) as error:
+            raise StoreError(ref.path, f"is not a checkpoint ({error})") from error
+
     def write_aggregate(self, aggregate: Embeddings) -> FileRef:
         return self._write("aggregate/aggregate", "safetensors", embeddings_bytes(aggregate))
 
@@ -193,6 +216,22 @@ class Store:
             return Manifest.from_json(self.read(ref))
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise StoreError(ref.path, f"is not a manifest ({error})") from error
+
+    # ---- whose it is ---------------------------------------------------------------------------------------------------
+
+    def owner(self) -> str | None:
+        """The name of the ledger that the files here belong to; None where nobody claimed them."""
+        try:
+            with self._fs.open_input_file(f"{self._root}/{_OWNER}") as stream:
+                return str(json.loads(stream.read())["ledger"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(_OWNER, f"cannot be read ({error})") from error
+
+    def claim(self, ledger: str) -> None:
+        """Say to which ledger the files here belong: another one's would take them for leftovers."""
+        self._put(_OWNER, json.dumps({"ledger": ledger}).encode() + b"\n")
 
     # ---- files ---------------------------------------------------------------------------------------------------------
 
@@ -234,6 +273,10 @@ class Store:
     def _write(self, stem: str, suffix: str, content: bytes) -> FileRef:
         digest = hashlib.sha256(content).hexdigest()
         path = f"{stem}{digest}.{suffix}" if stem.endswith("/") else f"{stem}-{digest}.{suffix}"
+        self._put(path, content)
+        return FileRef(path, digest)
+
+    def _put(self, path: str, content: bytes) -> None:
         target = f"{self._root}/{path}"
         try:
             if self.local_folder is None:
@@ -243,7 +286,6 @@ class Store:
                 _write_durably(Path(target), content)
         except OSError as error:
             raise StoreError(path, f"cannot be written ({error}): check space and permissions") from error
-        return FileRef(path, digest)
 
     def _read_parquet(self, ref: FileRef, columns: list[str]) -> pa.Table:
         try:
@@ -259,7 +301,12 @@ def manifest_ref(digest: str) -> FileRef:
 
 def embeddings_bytes(embeddings: Embeddings) -> bytes:
     """The file of a submodel or an aggregate: same vectors, same bytes."""
-    return bytes(save_tensors({name: np.ascontiguousarray(array) for name, array in embeddings.arrays().items()}))
+    return _to_safetensors(embeddings.arrays())
+
+
+def checkpoint_bytes(state: TrainingState) -> bytes:
+    """The file of a state of training: same arrays, same bytes."""
+    return _to_safetensors(state.arrays())
 
 
 def shard_data_bytes(data: ShardData) -> bytes:
@@ -268,6 +315,10 @@ def shard_data_bytes(data: ShardData) -> bytes:
     users = np.concatenate([data.train.users, data.valid.users])
     items = np.concatenate([data.train.items, data.valid.items])
     return _to_parquet(pa.table({"user": users, "item": items, "held_out": held_out}))
+
+
+def _to_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
+    return bytes(save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def _to_parquet(table: pa.Table) -> bytes:

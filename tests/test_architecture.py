@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "ray_eraser"
 FLOORS = [
     {"errors", "ids", "seeds", "compute", "determinism", "config", "embeddings", "data"},
     {"partition", "models", "recommend", "metrics", "evaluate", "training", "aggregation"},
-    {"store", "shard", "aggregator", "unlearning"},
+    {"store", "shard", "aggregator", "unlearning", "generation"},
     {"pool", "coordinator"},
     {"study"},
     {"runtime"},

@@ -13,7 +13,7 @@ import numpy as np
 from ray_eraser.config import BprConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.models.base import Start
+from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.seeds import derive, normal_rows
 from ray_eraser.training.kernels import compiled
 from ray_eraser.training.sampling import draw_triplets
@@ -25,37 +25,53 @@ _ACCUMULATOR_START = 1e-8
 """Adagrad's first squared gradient: small, so that the first step of a row is a whole `lr`, as in models/wmf_adagrad.py."""
 
 
-class Bpr:
-    """BPR-MF: a `BaseModel`."""
+class Bpr(BaseModel):
+    """BPR-MF."""
+
+    config: BprConfig
 
     def __init__(self, config: BprConfig) -> None:
         self.config = config
 
-    def fit(self, interactions: Interactions, valid: Interactions, start: Start) -> Embeddings:  # noqa: ARG002 - trains all epochs
+    def train(
+        self,
+        before: TrainingState,
+        interactions: Interactions,
+        valid: Interactions,  # noqa: ARG002 - trains all epochs
+        start: Start,
+        epochs: int,
+    ) -> TrainingState:
         """Train for all epochs, each of as many triplets as there are interactions."""
         config = self.config
-        if not len(interactions):
-            return Embeddings.empty(config.width)
         compact = interactions.compact()
         observed_UI = compact.matrix()
-        users_UD = user_start(observed_UI.shape[0], config.width, start) * np.float32(_START_SCALE)
-        items_ID = start.items * np.float32(_START_SCALE)
-        users_squares_UD = np.full_like(users_UD, _ACCUMULATOR_START)
-        items_squares_ID = np.full_like(items_ID, _ACCUMULATOR_START)
+        fresh = TrainingState(
+            _fresh(compact.user_rows, user_start(observed_UI.shape[0], config.width, start)),
+            _fresh(compact.item_rows, start.items),
+        )
+        state = fresh.after(before)
         n, seed = len(interactions), derive(start.seed, "triplets")
-        for epoch in range(config.epochs):
+        for epoch in range(epochs):
             triplets_n3 = draw_triplets(observed_UI, n, seed, first=epoch * n)
             _train_epoch(
                 triplets_n3,
-                users_UD,
-                items_ID,
-                users_squares_UD,
-                items_squares_ID,
+                state.users["vectors"],
+                state.items["vectors"],
+                state.users["squares"],
+                state.items["squares"],
                 config.batch,
                 np.float32(config.lr),
                 np.float32(config.reg),
             )
-        return Embeddings(compact.user_rows, users_UD, compact.item_rows, items_ID)
+        return state
+
+    def embeddings(self, state: TrainingState, interactions: Interactions) -> Embeddings:  # noqa: ARG002 - all in the state
+        return Embeddings(state.users.rows, state.users["vectors"], state.items.rows, state.items["vectors"])
+
+
+def _fresh(rows: np.ndarray, normal_RD: np.ndarray) -> Table:
+    vectors_RD = normal_RD * np.float32(_START_SCALE)
+    return Table(rows, {"vectors": vectors_RD, "squares": np.full_like(vectors_RD, _ACCUMULATOR_START)})
 
 
 def user_start(n_users: int, width: int, start: Start) -> np.ndarray:

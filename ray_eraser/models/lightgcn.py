@@ -13,7 +13,7 @@ from scipy import sparse
 from ray_eraser.config import LightGcnConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.models.base import Start
+from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.models.bpr import bpr_slopes, user_start
 from ray_eraser.seeds import derive
 from ray_eraser.training.kernels import compiled
@@ -26,24 +26,34 @@ _DECAY_1, _DECAY_2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e
 """Adam's, as Kingma and Ba 2015 have them."""
 
 
-class LightGcn:
-    """LightGCN: a `BaseModel`."""
+class LightGcn(BaseModel):
+    """LightGCN. Its state has the vectors before smoothing."""
+
+    config: LightGcnConfig
 
     def __init__(self, config: LightGcnConfig) -> None:
         self.config = config
 
-    def fit(self, interactions: Interactions, valid: Interactions, start: Start) -> Embeddings:  # noqa: ARG002 - trains all epochs
+    def train(
+        self,
+        before: TrainingState,
+        interactions: Interactions,
+        valid: Interactions,  # noqa: ARG002 - trains all epochs
+        start: Start,
+        epochs: int,
+    ) -> TrainingState:
         """Train for all epochs, each of as many triplets as there are interactions."""
         config = self.config
-        if not len(interactions):
-            return Embeddings.empty(config.width)
         compact = interactions.compact()
         observed_UI = compact.matrix()
         graph = Graph.of(observed_UI, config.layers)
-        users = Adam(user_start(observed_UI.shape[0], config.width, start) * np.float32(_START_SCALE), config.lr)
-        items = Adam(start.items * np.float32(_START_SCALE), config.lr)
+        users_UD = user_start(observed_UI.shape[0], config.width, start) * np.float32(_START_SCALE)
+        items_ID = start.items * np.float32(_START_SCALE)
+        fresh = TrainingState(Adam.table(compact.user_rows, users_UD), Adam.table(compact.item_rows, items_ID))
+        state = fresh.after(before)
+        users, items = Adam(state.users, config.lr), Adam(state.items, config.lr)
         n, seed = len(interactions), derive(start.seed, "triplets")
-        for epoch in range(config.epochs):
+        for epoch in range(epochs):
             triplets_n3 = draw_triplets(observed_UI, n, seed, first=epoch * n)
             # The last, shorter batch is kept: a shard of fewer interactions than a batch has no other.
             for first in range(0, n, config.batch):
@@ -51,8 +61,12 @@ class LightGcn:
                 slope_UD, slope_ID = slopes(graph, users.weights, items.weights, batch_n3, config.reg)
                 users.step(slope_UD)
                 items.step(slope_ID)
-        users_UD, items_ID = graph.smoothed(users.weights, items.weights)
-        return Embeddings(compact.user_rows, users_UD, compact.item_rows, items_ID)
+        return state
+
+    def embeddings(self, state: TrainingState, interactions: Interactions) -> Embeddings:
+        graph = Graph.of(interactions.compact().matrix(), self.config.layers)
+        users_UD, items_ID = graph.smoothed(state.users["vectors"], state.items["vectors"])
+        return Embeddings(state.users.rows, users_UD, state.items.rows, items_ID)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +107,32 @@ class Graph:
 
 
 class Adam:
-    """One table under Adam (Kingma and Ba 2015): `step` moves `weights` in place."""
+    """One table under Adam (Kingma and Ba 2015): `step` moves it in place.
 
-    def __init__(self, weights: np.ndarray, lr: float) -> None:
-        self.weights = weights
+    A row counts its own steps, so that one which a later stage brings is no more biased at its beginning than the first were.
+    """
+
+    def __init__(self, table: Table, lr: float) -> None:
+        self.weights = table["vectors"]
         self._lr = lr
-        self._means, self._squares = np.zeros_like(weights), np.zeros_like(weights)
-        self._steps = 0
+        self._means, self._squares, self._steps_R = table["means"], table["squares"], table["steps"]
+        # Rows of one stage are of one age, A ages in all.
+        self._ages_A, self._age_of_R = np.unique(self._steps_R, return_inverse=True)
+
+    @staticmethod
+    def table(rows: np.ndarray, vectors_RD: np.ndarray) -> Table:
+        """These vectors before the first step."""
+        zeros, steps = np.zeros_like(vectors_RD), np.zeros(len(vectors_RD), np.int64)
+        return Table(rows, {"vectors": vectors_RD, "means": zeros, "squares": zeros.copy(), "steps": steps})
 
     def step(self, slope: np.ndarray) -> None:
         """Every coordinate by about `lr` against the running mean of its slope."""
-        self._steps += 1
-        bias_1, bias_2 = 1 - float(_DECAY_1) ** self._steps, 1 - float(_DECAY_2) ** self._steps
-        _adam_step(self.weights, slope, self._means, self._squares, np.float32(self._lr / bias_1), np.float32(1 / bias_2))
+        self._steps_R += 1
+        self._ages_A += 1
+        ages = self._ages_A.tolist()
+        lr_A = np.array([self._lr / (1 - float(_DECAY_1) ** age) for age in ages], np.float32)
+        unbias_A = np.array([1 / (1 - float(_DECAY_2) ** age) for age in ages], np.float32)
+        _adam_step(self.weights, slope, self._means, self._squares, self._age_of_R, lr_A, unbias_A)
 
 
 def slopes(
@@ -160,12 +187,14 @@ def _adam_step(
     slope_RD: np.ndarray,
     means_RD: np.ndarray,
     squares_RD: np.ndarray,
-    lr: np.float32,
-    unbias: np.float32,
+    age_of_R: np.ndarray,
+    lr_A: np.ndarray,
+    unbias_A: np.ndarray,
 ) -> None:
     """In place: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr m / (sqrt(v unbias) + eps)."""
     one = np.float32(1)
     for r in range(weights_RD.shape[0]):
+        lr, unbias = lr_A[age_of_R[r]], unbias_A[age_of_R[r]]
         for d in range(weights_RD.shape[1]):
             slope = slope_RD[r, d]
             mean = _DECAY_1 * means_RD[r, d] + (one - _DECAY_1) * slope

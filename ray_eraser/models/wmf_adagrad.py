@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from ray_eraser.config import WmfAdagradConfig
-from ray_eraser.data.interactions import Compact, Interactions
+from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.evaluate import evaluate
-from ray_eraser.models.base import Start
+from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.training.stopping import EarlyStopping
 
 _START_SCALE = 0.01
@@ -28,26 +29,31 @@ _ACCUMULATOR_START = 1e-8
 """Adagrad's first squared gradient, as in the authors' code: small, so that the first step of a row is a whole `lr`."""
 
 
-class WmfAdagrad:
-    """WMF by non-sampling gradient steps: a `BaseModel`."""
+class WmfAdagrad(BaseModel):
+    """WMF by non-sampling gradient steps."""
+
+    config: WmfAdagradConfig
 
     def __init__(self, config: WmfAdagradConfig) -> None:
         self.config = config
 
-    def fit(self, interactions: Interactions, valid: Interactions, start: Start) -> Embeddings:
-        """Train for all epochs or, with `patience`, until Recall@10 on `valid` stops rising; the best weights then count."""
+    def train(
+        self, before: TrainingState, interactions: Interactions, valid: Interactions, start: Start, epochs: int
+    ) -> TrainingState:
+        """Train for all epochs or, with `patience`, until Recall@10 on `valid` stops rising; the best state then counts."""
         config = self.config
-        if not len(interactions):
-            return Embeddings.empty(config.width)
         compact = interactions.compact()
         observed_UI = compact.matrix()
         generator = torch.Generator().manual_seed(start.seed)
         users_UD = torch.randn(len(compact.user_rows), config.width, generator=generator) * _START_SCALE
-        items_ID = torch.from_numpy(start.items) * _START_SCALE
-        users_squares_UD = torch.full_like(users_UD, _ACCUMULATOR_START)
-        items_squares_ID = torch.full_like(items_ID, _ACCUMULATOR_START)
-        stopping: EarlyStopping[Embeddings] = EarlyStopping(config.patience)
-        for epoch in range(1, config.epochs + 1):
+        fresh = TrainingState(
+            _fresh(compact.user_rows, users_UD.numpy()), _fresh(compact.item_rows, start.items * np.float32(_START_SCALE))
+        )
+        state = fresh.after(before)
+        users_UD, users_squares_UD = (torch.from_numpy(state.users[name]) for name in ("vectors", "squares"))
+        items_ID, items_squares_ID = (torch.from_numpy(state.items[name]) for name in ("vectors", "squares"))
+        stopping: EarlyStopping[TrainingState] = EarlyStopping(config.patience)
+        for epoch in range(1, epochs + 1):
             # `split` keeps the last, shorter batch. The authors drop it: a shard of fewer users than a batch never trains.
             for batch_B in torch.split(torch.randperm(len(users_UD), generator=generator), config.batch):
                 before_BD = users_UD.index_select(0, batch_B)
@@ -61,12 +67,15 @@ class WmfAdagrad:
                 users_UD.index_copy_(0, batch_B, before_BD)
                 users_squares_UD.index_copy_(0, batch_B, squares_BD)
                 adagrad_step(items_ID, slope_ID, items_squares_ID, config.lr)
-            if config.patience and len(valid) and (epoch % config.check_every == 0 or epoch == config.epochs):
-                model = _embeddings(compact, users_UD.clone(), items_ID.clone())
-                stopping = stopping.after(evaluate(model, interactions, valid, (10,))["recall@10"], model)
+            if config.patience and len(valid) and (epoch % config.check_every == 0 or epoch == epochs):
+                score = evaluate(self.embeddings(state, interactions), interactions, valid, (10,))["recall@10"]
+                stopping = stopping.after(score, state.copy())
                 if stopping.exhausted:
                     break
-        return stopping.best or _embeddings(compact, users_UD, items_ID)
+        return stopping.best or state
+
+    def embeddings(self, state: TrainingState, interactions: Interactions) -> Embeddings:  # noqa: ARG002 - all in the state
+        return Embeddings(state.users.rows, state.users["vectors"], state.items.rows, state.items["vectors"])
 
 
 def non_sampling_loss(
@@ -117,5 +126,5 @@ def _observed_scores(users_BD: Tensor, items_ID: Tensor, observed_BI: sparse.csr
         return scores_BI.values()
 
 
-def _embeddings(compact: Compact, users_UD: Tensor, items_ID: Tensor) -> Embeddings:
-    return Embeddings(compact.user_rows, users_UD.numpy(), compact.item_rows, items_ID.numpy())
+def _fresh(rows: np.ndarray, vectors_RD: np.ndarray) -> Table:
+    return Table(rows, {"vectors": vectors_RD, "squares": np.full_like(vectors_RD, _ACCUMULATOR_START)})

@@ -19,33 +19,47 @@ from torch import Tensor
 from ray_eraser.config import WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.models.base import START_LENGTH, Start
+from ray_eraser.models.base import START_LENGTH, BaseModel, Start, Table, TrainingState
 
 _BATCH_CELLS = 1 << 14
 """Gathered vectors of a batch: 4 MB at width 64, so that a batch stays in the cache."""
 
 
-class WmfAls:
-    """WMF by alternating least squares: a `BaseModel`."""
+class WmfAls(BaseModel):
+    """WMF by alternating least squares. Its state is the items' vectors: the users' follow from them."""
+
+    config: WmfAlsConfig
 
     def __init__(self, config: WmfAlsConfig) -> None:
         self.config = config
 
-    def fit(self, interactions: Interactions, valid: Interactions, start: Start) -> Embeddings:  # noqa: ARG002 - no early stopping: few epochs, all of them cheap
-        """Alternate exact solves, users then items, and end with the users."""
-        config = self.config
-        if not len(interactions):
-            return Embeddings.empty(config.width)
+    def train(
+        self,
+        before: TrainingState,
+        interactions: Interactions,
+        valid: Interactions,  # noqa: ARG002 - no early stopping: few epochs, all of them cheap
+        start: Start,
+        epochs: int,
+    ) -> TrainingState:
+        """Alternate exact solves, users then items."""
         compact = interactions.compact()
         by_user = compact.matrix()
         by_item = by_user.T.tocsr()
-        items = torch.from_numpy(start.items) * (START_LENGTH / config.width**0.5)
-        alpha0 = config.known_alpha0
-        users = half_sweep(by_user, items, alpha0, config.reg)
-        for _ in range(config.epochs):
-            items = half_sweep(by_item, users, alpha0, config.reg)
-            users = half_sweep(by_user, items, alpha0, config.reg)
-        return Embeddings(compact.user_rows, users.numpy(), compact.item_rows, items.numpy())
+        first_ID = start.items * np.float32(START_LENGTH / self.config.width**0.5)
+        state = TrainingState(items=Table(compact.item_rows, {"vectors": first_ID})).after(before)
+        items_ID = torch.from_numpy(state.items["vectors"])
+        for _ in range(epochs):
+            items_ID = self._half_sweep(by_item, self._half_sweep(by_user, items_ID))
+        return TrainingState(items=Table(compact.item_rows, {"vectors": items_ID.numpy()}))
+
+    def embeddings(self, state: TrainingState, interactions: Interactions) -> Embeddings:
+        """End with the users."""
+        compact, items_ID = interactions.compact(), state.items["vectors"]
+        users_UD = self._half_sweep(compact.matrix(), torch.from_numpy(items_ID))
+        return Embeddings(compact.user_rows, users_UD.numpy(), compact.item_rows, items_ID)
+
+    def _half_sweep(self, matrix: sparse.csr_matrix, others_CD: Tensor) -> Tensor:
+        return half_sweep(matrix, others_CD, self.config.known_alpha0, self.config.reg)
 
 
 def half_sweep(matrix: sparse.csr_matrix, others_CD: Tensor, alpha0: float, reg: float) -> Tensor:

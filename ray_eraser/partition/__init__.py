@@ -5,6 +5,8 @@ n interactions, K shards, U users, I items.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ray_eraser.config import PartitionConfig
@@ -13,7 +15,7 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.partition import balanced, communities, hashed, transport
 from ray_eraser.partition.assignment import Partition
 
-__all__ = ["Partition", "divide", "place"]
+__all__ = ["Partition", "divide", "place", "place_learned"]
 
 
 def divide(
@@ -79,12 +81,57 @@ def place(
     return _main_shards(interactions.users, partition, user_keys).take(valid.users)
 
 
+def place_learned(
+    new: Interactions,
+    shards: Sequence[Interactions],
+    user_keys: np.ndarray,
+    item_keys: np.ndarray,
+    config: PartitionConfig,
+    seed: int,
+) -> np.ndarray:
+    """The shards that interactions go to which come when the partition is made already, (n_new,) int16.
+
+    `hashed` and `random` place a pair where they would have put it at first. `item_based` sends it to the shard that owns most
+    of the item's interactions, the other learned kinds to the one that owns most of the user's (ties: the lowest shard); a user
+    or item that no shard knows goes to the shard that has the fewest interactions by then.
+
+    Args:
+        new: pairs that no shard has.
+        shards: what each shard learns from, in order.
+        user_keys: (U,) uint64, keyed hash of the raw id by row.
+        item_keys: (I,) uint64, the same for items.
+        config: what `divide` was given.
+        seed: what `divide` was given.
+    """
+    if not config.is_learned:
+        return divide(new, user_keys, item_keys, config, seed).owners
+    of_items = config.kind == "item_based"
+    owners = np.repeat(np.arange(len(shards), dtype=np.int16), [len(shard) for shard in shards])
+    known = np.concatenate([shard.items if of_items else shard.users for shard in shards])
+    rows = new.items if of_items else new.users
+    shard_of = np.full(int(rows.max(initial=-1)) + 1, -1, np.int16)
+    present, main = _most_owned(known, owners, len(shards))
+    inside = present < len(shard_of)
+    shard_of[present[inside]] = main[inside]
+    sizes = np.array([len(shard) for shard in shards]) + np.bincount(shard_of[rows][shard_of[rows] >= 0], minlength=len(shards))
+    for row, count in zip(*np.unique(rows[shard_of[rows] < 0], return_counts=True), strict=True):
+        shard_of[row] = np.argmin(sizes)
+        sizes[shard_of[row]] += count
+    return np.asarray(shard_of[rows])
+
+
 def _main_shards(rows: np.ndarray, partition: Partition, keys: np.ndarray) -> np.ndarray:
     """The shard that owns most interactions of each user (or item), by row; (U,) int16. `rows`: (n,), whose each one is."""
-    cells, counts = np.unique(rows.astype(np.int64) * partition.n_shards + partition.owners, return_counts=True)
-    owned_rows, shards = np.divmod(cells, partition.n_shards)
+    main = hashed.shard_of_keys(keys, partition.n_shards)
+    present, shards = _most_owned(rows, partition.owners, partition.n_shards)
+    main[present] = shards
+    return main
+
+
+def _most_owned(rows: np.ndarray, owners: np.ndarray, n_shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows, ascending, and the shard that owns most interactions of each; ties: the lowest shard."""
+    cells, counts = np.unique(rows.astype(np.int64) * n_shards + owners, return_counts=True)
+    owned_rows, shards = np.divmod(cells, n_shards)
     order = np.lexsort((shards, -counts, owned_rows))
     present, first = np.unique(owned_rows[order], return_index=True)
-    main = hashed.shard_of_keys(keys, partition.n_shards)
-    main[present] = shards[order][first]
-    return main
+    return present, shards[order][first]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,19 +17,20 @@ import ray
 
 from ray_eraser.aggregator import Aggregator
 from ray_eraser.config import EraserConfig
-from ray_eraser.coordinator import Coordinator, FitReport, Submitted
+from ray_eraser.coordinator import Coordinator, FitReport, Submitted, reason_of
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import RayEraserError, StaleEpochError
+from ray_eraser.errors import LedgerError, PoolError, RayEraserError, StaleEpochError, StoreError
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.runtime.pool import RayShardPool
 from ray_eraser.shard import Shard
 from ray_eraser.unlearning.receipt import Receipt
-from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+_ALARM_SECONDS = 60.0
 
 
 class CoordinatorService:
@@ -38,6 +41,7 @@ class CoordinatorService:
         self._failure: RayEraserError | None = None
         self._last_error = ""
         self._wake = threading.Event()
+        self._hurry = threading.Event()
         make_pool = partial(RayShardPool, deployment, storage_path, ShardActor, AggregatorActor)
         try:
             self._coordinator = Coordinator(deployment, storage_path, make_pool, config, ledger_url)
@@ -61,10 +65,40 @@ class CoordinatorService:
         self._opened().pool.warm()
 
     @ray.method(concurrency_group="requests")
-    def submit(self, request: UnlearningRequest, idempotency_key: str | None) -> Submitted:
-        submitted = self._opened().submit(request, idempotency_key)
+    def submit(self, request: UnlearningRequest, idempotency_key: str | None, priority: int) -> Submitted:
+        submitted = self._opened().submit(request, idempotency_key, priority)
         self._wake.set()
         return submitted
+
+    @ray.method(concurrency_group="requests")
+    def submit_many(self, submissions: Sequence[Submission], partial: bool) -> list[Submitted | Refusal]:
+        answers = self._opened().submit_many(submissions, partial=partial)
+        self._wake.set()
+        return answers
+
+    @ray.method(concurrency_group="requests")
+    def learn(self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None) -> Submitted:
+        submitted = self._opened().learn(pairs, idempotency_key)
+        self._wake.set()
+        return submitted
+
+    @ray.method(concurrency_group="requests")
+    def repartition(self, changes: Sequence[str]) -> Submitted:
+        submitted = self._opened().repartition(changes)
+        self._wake.set()
+        return submitted
+
+    @ray.method(concurrency_group="requests")
+    def retry(self, request_id: RequestId) -> None:
+        self._opened().retry(request_id)
+        self._wake.set()
+
+    @ray.method(concurrency_group="requests")
+    def process_now(self) -> None:
+        """Whatever the plan says: all that waits is carried out next."""
+        self._opened()
+        self._hurry.set()
+        self._wake.set()
 
     @ray.method(concurrency_group="reads")
     def recommend(self, user_id: RawId, n: int) -> list[RawId]:
@@ -77,6 +111,10 @@ class CoordinatorService:
     @ray.method(concurrency_group="reads")
     def receipt(self, request_id: RequestId) -> Receipt | None:
         return self._opened().receipt(request_id)
+
+    @ray.method(concurrency_group="reads")
+    def reason(self, request_id: RequestId) -> str:
+        return self._opened().set_aside().get(request_id, "")
 
     @ray.method(concurrency_group="reads")
     def progress(self) -> dict[str, Any]:
@@ -99,26 +137,38 @@ class CoordinatorService:
         return self._coordinator
 
     def _work(self) -> None:
-        """Process requests for ever. What fails is tried again: it is recorded, and a promise."""
+        """Process requests for ever, when they are due. What fails is tried again: it is recorded, and a promise."""
         coordinator = self._opened()
         self._wake.set()  # a crash may have left requests behind
+        alarmed_at = 0.0
         while True:
             self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
+            hurried = self._hurry.is_set()
+            self._hurry.clear()  # before looking at what waits: who hurries after that is not passed over
             try:
                 coordinator.check_in_force()
-                if coordinator.has_pending():
+                if time.monotonic() > alarmed_at + _ALARM_SECONDS and (overdue := coordinator.overdue()):
+                    log.error("requests are overdue", extra={"deployment": coordinator.deployment, "requests": overdue})
+                    alarmed_at = time.monotonic()
+                if (hurried and coordinator.has_pending()) or coordinator.is_due():
                     coordinator.process_pending()
                     self._last_error = ""
+                    self._wake.set()  # there may be a second batch
+                    if hurried and coordinator.has_pending():
+                        self._hurry.set()
             except StaleEpochError as error:
                 self._failure, self._coordinator = error, None  # nothing more is served from here
                 return
-            except Exception as error:
-                self._last_error = str(error)
-                log.exception("processing failed, it is tried again")
-                self._wake.wait(_RETRY_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the promise stands
+                self._last_error = reason_of(error)
+                if hurried:
+                    self._hurry.set()
+                log.error("processing failed, it is tried again", extra={"reason": self._last_error})  # noqa: TRY400 - a traceback names users
+                # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
+                self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError) else 0)
 
 
 ShardActor: Any = ray.remote(Shard)
 AggregatorActor: Any = ray.remote(Aggregator)
-CoordinatorActor: Any = ray.remote(concurrency_groups={"reads": 8, "requests": 1, "work": 1})(CoordinatorService)
+CoordinatorActor: Any = ray.remote(concurrency_groups={"reads": 8, "requests": 4, "work": 1})(CoordinatorService)

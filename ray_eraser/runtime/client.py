@@ -11,24 +11,26 @@ import ray
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DeploymentError, RequestError, WaitTimeoutError
+from ray_eraser.errors import DeploymentError, RequestError, SetAsideError, WaitTimeoutError
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.runtime.actors import CoordinatorActor
 from ray_eraser.runtime.pool import translated
 from ray_eraser.runtime.session import NAMESPACE, ensure_ray
 from ray_eraser.unlearning.receipt import Receipt
-from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
 
 _CALL_SECONDS = 120.0
 _START_SECONDS = 300.0
+_MANY_SECONDS = 600.0
 
 
 class Ticket:
-    """An accepted unlearning request.
+    """Something that was accepted: a request to forget, data to learn from, a new partition.
 
     Attributes:
         request_id: ask for it again from any other client.
-        salt: opens the receipt's commitment; handed out with the request and forgotten by the system when it is finished.
+        salt: opens the receipt's commitment; handed out with the request and forgotten by the system when it is finished. None
+            where nothing is forgotten, and there is no receipt.
     """
 
     def __init__(self, client: Client, submitted: Submitted) -> None:
@@ -40,19 +42,35 @@ class Ticket:
         """Where the request stands now."""
         return self._client.status(self.request_id)
 
+    def finished(self, timeout: float = 3600.0) -> RequestState:
+        """The state in which it ended, `erased` or `done`, once it has.
+
+        Raises:
+            WaitTimeoutError: not within `timeout` seconds; the request goes on all the same.
+            SetAsideError: its retraining failed again and again, and it waits for an operator.
+        """
+        deadline = time.monotonic() + timeout
+        pause = 0.01
+        while not (state := self.status()).is_final:
+            if state is RequestState.SET_ASIDE:
+                raise SetAsideError(self.request_id, self._client.reason(self.request_id))
+            if time.monotonic() > deadline:
+                raise WaitTimeoutError(f"the end of request {self.request_id}", timeout)
+            time.sleep(pause)
+            pause = min(1.0, pause * 1.2)
+        return state
+
     def wait(self, timeout: float = 3600.0) -> Receipt:
         """The receipt, once there is one.
 
         Raises:
-            WaitTimeoutError: not within `timeout` seconds; the request goes on all the same.
+            WaitTimeoutError, SetAsideError: as `finished`.
+            RequestError: nothing was asked to be forgotten, so that there is no receipt.
         """
-        deadline = time.monotonic() + timeout
-        pause = 0.01
-        while (receipt := self._client.receipt(self.request_id)) is None:
-            if time.monotonic() > deadline:
-                raise WaitTimeoutError(f"the erasure of request {self.request_id}", timeout)
-            time.sleep(pause)
-            pause = min(1.0, pause * 1.2)
+        if self.finished(timeout) is not RequestState.ERASED:
+            raise RequestError(f"request {self.request_id} asked for no erasure and has no receipt: use finished()")
+        receipt = self.receipt()
+        assert receipt is not None, "what is erased has a receipt"
         return receipt
 
     def receipt(self) -> Receipt | None:
@@ -82,16 +100,56 @@ class Client:
         item_id: RawId | None = None,
         pairs: Sequence[tuple[RawId, RawId]] | None = None,
         idempotency_key: str | None = None,
+        priority: int = 0,
     ) -> Ticket:
         """Have a user, an item, or (user id, item id) pairs forgotten.
 
-        On return the request is recorded and nothing that is served depends on the data; retraining follows.
+        On return the request is recorded and nothing that is served depends on the data; retraining follows, by the plan or,
+        with a priority above 0, at once.
 
         Raises:
-            RequestError, UnknownIdError: it cannot be accepted; nothing was changed.
+            RequestError, UnknownIdError, QueueFullError: it cannot be accepted; nothing was changed.
         """
         request = UnlearningRequest(user_id, item_id, None if pairs is None else tuple((u, i) for u, i in pairs))
-        return Ticket(self, self._get(self._actor.submit.remote(request, idempotency_key)))
+        submission = Submission(request, idempotency_key, priority)  # refuses what no key or priority can be
+        return Ticket(self, self._get(self._actor.submit.remote(request, submission.idempotency_key, submission.priority)))
+
+    def unlearn_many(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[Ticket | Refusal]:
+        """Have many requests accepted: all or, with `partial`, all that can be; answers in their order.
+
+        Raises:
+            RequestError, QueueFullError: one cannot be accepted, its row is named; nothing was changed.
+        """
+        answers = self._get(self._actor.submit_many.remote(list(submissions), partial), _MANY_SECONDS)
+        return [answer if isinstance(answer, Refusal) else Ticket(self, answer) for answer in answers]
+
+    def learn(self, pairs: Sequence[tuple[RawId, RawId]], *, idempotency_key: str | None = None) -> Ticket:
+        """Have (user id, item id) pairs learned from: the shards that they go to are trained anew, by the plan.
+
+        Raises:
+            RequestError, QueueFullError: they cannot be accepted; nothing was changed.
+        """
+        return Ticket(self, self._get(self._actor.learn.remote(list(pairs), idempotency_key), _MANY_SECONDS))
+
+    def repartition(self, *changes: str) -> Ticket:
+        """Have everything made from scratch on what remains, with settings changed (`section.key=value`) if any are given.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range.
+        """
+        return Ticket(self, self._get(self._actor.repartition.remote(list(changes))))
+
+    def retry(self, request_id: RequestId) -> None:
+        """Have a request that was set aside tried again."""
+        self._get(self._actor.retry.remote(request_id))
+
+    def process_now(self) -> None:
+        """Have everything that waits carried out next, whatever the plan says. Does not wait for it."""
+        self._get(self._actor.process_now.remote())
+
+    def reason(self, request_id: RequestId) -> str:
+        """Why a request was set aside; empty where it was not."""
+        return cast(str, self._get(self._actor.reason.remote(request_id)))
 
     def status(self, request_id: RequestId) -> RequestState:
         return cast(RequestState, self._get(self._actor.status.remote(request_id)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -74,12 +74,13 @@ class RayShardPool:
         self._shard_actor, self._aggregator_actor = shard_actor, aggregator_actor
         self._timeout = config.runtime.timeout_seconds
         self._tasks = RayTasks(config.runtime)
+        self._prefix = f"{deployment}/{config.fingerprint()[:8]}/"
         self._actors: dict[str, Any] = {}
         self._warming: Any = None
 
     def warm(self) -> None:
         shards = [self._shard(ShardId(k)) for k in range(self._config.partition.n_shards)]
-        waiting = [actor.ready.remote() for actor in [*shards, self._aggregator()]]
+        waiting = [actor.ready.remote() for actor in [*shards, self._aggregator(), self._excisor()]]
         with translated("the shards' processes"):
             ray.get(waiting, timeout=_START_SECONDS + 5 * len(waiting))
 
@@ -92,18 +93,27 @@ class RayShardPool:
         return {shard: done[shard] for shard in orders}
 
     def prepare_excision(self, order: AggregationOrder) -> None:
-        self._warming = self._aggregator().warm.options(max_task_retries=0).remote(order)
+        self._warming = self._excisor().warm.options(max_task_retries=0).remote(order)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         with translated("the aggregator"):
             return cast(Aggregated, ray.get(self._aggregator().aggregate.remote(order), timeout=self._timeout))
 
     def excise(self, order: AggregationOrder) -> Embeddings:
-        with translated("the aggregator"):
-            return cast(Embeddings, ray.get(self._aggregator().excise.remote(order), timeout=self._timeout))
+        with translated("the aggregator of excisions"):
+            return cast(Embeddings, ray.get(self._excisor().excise.remote(order), timeout=self._timeout))
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return self._tasks.run(calls)
+
+    def tidy(self) -> None:
+        for named in ray.util.list_named_actors(all_namespaces=True):
+            name = str(named["name"])
+            # The coordinator's name has one slash, those of what it works with have two.
+            ours = named["namespace"] == NAMESPACE and name.startswith(f"{self._deployment}/") and name.count("/") == 2
+            if ours and not name.startswith(self._prefix):
+                with suppress(ValueError):  # it went by itself meanwhile
+                    ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
     def close(self) -> None:
         if self._warming is not None:
@@ -118,11 +128,18 @@ class RayShardPool:
     def _aggregator(self) -> Any:
         return self._actor("aggregator", self._aggregator_actor, self._store_uri, self._config)
 
+    def _excisor(self) -> Any:
+        """One of its own: who asks to be forgotten does not wait for the aggregation after somebody else's erasure."""
+        return self._actor("excisor", self._aggregator_actor, self._store_uri, self._config)
+
     def _actor(self, role: str, actor_class: Any, *args: Any) -> Any:
-        """The named actor, made or found. One that was found must be of the same deployment."""
+        """The named actor, made or found. One that was found must be of the same deployment.
+
+        Settings are part of the name: while everything is made anew with others, both are there.
+        """
         if role not in self._actors:
             actor = actor_class.options(
-                name=f"{self._deployment}/{role}",
+                name=f"{self._prefix}{role}",
                 namespace=NAMESPACE,
                 lifetime="detached",
                 get_if_exists=True,

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from measured cells. Needs the extra `plots`."""
+"""The paper's figures, drawn from measured cells, and plans compared. Needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_eraser.config import DAY
 from ray_eraser.errors import InputError
 from ray_eraser.study.tables import cutoff
 
@@ -18,13 +19,7 @@ def draw(what: str, rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise InputError("drawing needs matplotlib: pip install 'ray-eraser[plots]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     n = cutoff(str(rows[0]["data"]))
     if what == "figure4":
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -53,7 +48,74 @@ def draw(what: str, rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
             axis.tick_params(axis="x", rotation=20)
     titles = {"figure2": "Partitions, aggregated by attention", "figure3": "Aggregations, interaction-based shards"}
     figure.suptitle(f"{titles.get(what, 'Number of shards')}, {rows[0]['data']}")
-    files = [folder / f"{what}.png", folder / f"{what}.svg"]
+    return _save(plt, figure, folder, what)
+
+
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_TIMES = {"1 s": 1.0, "1 min": 60.0, "1 h": 3600.0, "1 d": DAY, "30 d": 30 * DAY}
+
+
+def draw_plans(rows: Sequence[dict[str, Any]], deadline_days: float, folder: Path) -> list[Path]:
+    """PNG and SVG of simulated plans: time to restore against machine hours, a line a plan, a point a shard count.
+
+    Args:
+        rows: `Outcome.to_row` with `plan` and `shards`.
+        deadline_days: the legal one.
+        folder: where the files go, as `simulate.png` and `simulate.svg`.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    plt = _pyplot()
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    plans, counts = list(dict.fromkeys(row["plan"] for row in rows)), sorted({row["shards"] for row in rows})
+    colors = {plan: _COLORS[number % len(_COLORS)] for number, plan in enumerate(plans)}
+    marks = {count: _MARKS[number % len(_MARKS)] for number, count in enumerate(counts)}
+    for plan, color in colors.items():
+        of_this = sorted((row for row in rows if row["plan"] == plan), key=lambda row: row["shards"])
+        axis.plot([row["machine_hours"] for row in of_this], [row["p95"] for row in of_this], color=color, linewidth=1)
+        for row in of_this:
+            axis.plot(row["machine_hours"], row["p95"], marks[row["shards"]], color=color, markersize=8, fillstyle="none")
+            axis.vlines(row["machine_hours"], row["p50"], row["max"], color=color, alpha=0.4)
+    deadline = deadline_days * DAY
+    axis.axhline(deadline, color="black", linestyle="--", linewidth=1)
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    axis.annotate("legal deadline", (1, deadline), (-4, 4), fontsize=8, **place)
+    lowest = max(1e-3, min(row["p50"] for row in rows)) / 2
+    highest = 3 * max(deadline, *(row["max"] for row in rows))
+    axis.set(xlabel="machine hours", ylabel="time to restore", yscale="log", ylim=(lowest, highest))
+    ticks = {name: seconds for name, seconds in _TIMES.items() if lowest <= seconds <= highest}
+    axis.set_yticks(list(ticks.values()), list(ticks))
+    axis.yaxis.minorticks_off()
+    hours = [row["machine_hours"] for row in rows]
+    if max(hours) > 20 * min(hours) > 0:  # else no power of ten may lie between them
+        axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.grid(alpha=0.3)
+    axis.set_title("Simulated plans: 95th percentile, bars from the median to the longest", fontsize=10)
+    of_plans = [Line2D([], [], color=color, label=plan) for plan, color in colors.items()]
+    of_counts = [Line2D([], [], color="black", marker=mark, fillstyle="none", ls="", label=n) for n, mark in marks.items()]
+    figure.legend(handles=of_plans, title="plan", loc="outside right upper")
+    figure.legend(handles=of_counts, title="shards", loc="outside right lower")
+    return _save(plt, figure, folder, "simulate")
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise InputError("drawing needs matplotlib: pip install 'ray-eraser[plots]'") from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _save(plt: Any, figure: Any, folder: Path, name: str) -> list[Path]:
+    files = [folder / f"{name}.png", folder / f"{name}.svg"]
     for file in files:
         figure.savefig(file, dpi=150)
     plt.close(figure)

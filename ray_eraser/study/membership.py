@@ -50,6 +50,7 @@ from ray_eraser.study.attack import (
     signals,
 )
 from ray_eraser.training.pretrain import pretrain
+from ray_eraser.training.slices import slices_of_users
 from ray_eraser.training.submodel import train_submodel
 from ray_eraser.training.weights import choose_alpha0
 
@@ -153,6 +154,7 @@ class Learned:
     Attributes:
         config: with what was left open chosen.
         item_keys: (I,) keyed hash of every item's id.
+        user_slices: (U,) every user's slice.
         shards: every shard's data.
         submodels: and submodel.
         model: the aggregate.
@@ -160,6 +162,7 @@ class Learned:
 
     config: EraserConfig
     item_keys: np.ndarray
+    user_slices: np.ndarray
     shards: tuple[ShardData, ...]
     submodels: tuple[Embeddings, ...]
     model: Embeddings
@@ -184,14 +187,15 @@ def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
         ShardData(partition.of_shard(dataset.train, ShardId(k)), dataset.valid.take(held_owners == k))
         for k in range(settings.n_shards)
     ]
-    return _trained(config, item_keys, shards, {}, compute)
+    slices_U = slices_of_users(dataset.users, np.arange(len(dataset.users)), config)
+    return _trained(config, item_keys, slices_U, shards, {}, compute)
 
 
 def unlearn(before: Learned, erased: Interactions, compute: Compute) -> Learned:
     """As `Coordinator.process_pending` does: the owning shards from scratch on what remains, the others as they are."""
     shards = [data.without(erased) for data in before.shards]
     kept = {k: before.submodels[k] for k, data in enumerate(shards) if len(data) == len(before.shards[k])}
-    return _trained(before.config, before.item_keys, shards, kept, compute)
+    return _trained(before.config, before.item_keys, before.user_slices, shards, kept, compute)
 
 
 def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: Compute) -> Learned:
@@ -204,24 +208,27 @@ def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: C
         partial(_trained_on, submodel, data.train, before.config, epochs, ShardId(k))
         for k, (submodel, data) in enumerate(zip(before.submodels, shards, strict=True))
     ]
-    return _trained(before.config, before.item_keys, shards, dict(enumerate(compute.run(calls))), compute)
+    return _trained(before.config, before.item_keys, before.user_slices, shards, dict(enumerate(compute.run(calls))), compute)
 
 
 def _trained(
     config: EraserConfig,
     item_keys: np.ndarray,
+    slices_U: np.ndarray,
     shards: list[ShardData],
     kept: Mapping[int, Embeddings],
     compute: Compute,
 ) -> Learned:
     """The submodels that are not kept, and the aggregate."""
     missing = [k for k in range(len(shards)) if k not in kept]
-    calls = [partial(train_submodel, shards[k].train, shards[k].valid, item_keys, config, ShardId(k)) for k in missing]
+    calls = [
+        partial(train_submodel, shards[k].train, shards[k].valid, item_keys, config, ShardId(k), slices_U) for k in missing
+    ]
     made = {**kept, **dict(zip(missing, compute.run(calls), strict=True))}
     submodels = tuple(made[k] for k in range(len(shards)))
     remaining = Interactions.union([data.train for data in shards])
     (model,) = compute.run([partial(aggregate, submodels, remaining, config)])
-    return Learned(config, item_keys, tuple(shards), submodels, model)
+    return Learned(config, item_keys, slices_U, tuple(shards), submodels, model)
 
 
 def _trained_on(old: Embeddings, remaining: Interactions, config: EraserConfig, epochs: int, shard: ShardId) -> Embeddings:

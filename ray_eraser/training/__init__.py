@@ -1,1 +1,1 @@
-"""Training one submodel, always from scratch."""
+"""Training one submodel."""

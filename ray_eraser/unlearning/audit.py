@@ -24,8 +24,8 @@ from ray_eraser.determinism import environment
 from ray_eraser.errors import StoreError
 from ray_eraser.ids import Generation, RawId, ShardId
 from ray_eraser.partition import divide
-from ray_eraser.shard import rebuild_submodel
-from ray_eraser.store import FileRef, Manifest, ShardData, Store, manifest_ref, shard_data_bytes
+from ray_eraser.shard import rebuild_shard
+from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, manifest_ref, shard_data_bytes
 from ray_eraser.unlearning.ledger import GenerationRow
 
 
@@ -138,8 +138,13 @@ def _misplaced(manifest: Manifest, shards: dict[ShardId, ShardData], users: Voca
 
 
 def _miscounted(manifest: Manifest, shards: dict[ShardId, ShardData]) -> list[str]:
-    """Shards whose numbers in the manifest are not those of their interactions."""
+    """Shards whose numbers in the manifest are not those of their interactions, or of the settings."""
+    n_checkpoints = manifest.config.training.slices - 1
     return [
+        f"shard {record.shard}: has {len(record.checkpoints)} checkpoints, its settings ask for {n_checkpoints}"
+        for record in manifest.shards
+        if len(record.checkpoints) != n_checkpoints
+    ] + [
         f"shard {record.shard}: holds {len(data.train)} and {len(data.valid)} held out, "
         f"the manifest says {record.n_train} and {record.n_valid}"
         for record, data in ((record, shards[record.shard]) for record in manifest.shards)
@@ -156,23 +161,31 @@ def _foreign_keys(store: Store, manifest: Manifest, items: Vocabulary) -> list[s
 
 def _rebuilt(store: Store, manifest: Manifest, compute: Compute, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
     """How many files of vectors were computed anew, and a line for each whose stored content differs."""
-    config, records = manifest.config, manifest.shards
-    calls = [partial(rebuild_submodel, store.uri, record, manifest.items, config) for record in records]
-    refs = [record.submodel for record in records]
+    rebuilt = compute.run([partial(_shard_digests, store.uri, record, manifest) for record in manifest.shards])
+    pairs = [
+        (ref, digest)
+        for record, digests in zip(manifest.shards, rebuilt, strict=True)
+        for ref, digest in zip((record.submodel, *record.checkpoints), digests, strict=False)
+    ]
     differing = []
-    for ref, content in zip(refs, compute.run([partial(_digest_of, call) for call in calls]), strict=True):
+    for ref, digest in pairs:
         on_done(ref.path)
-        differing += _compared(store, ref, content)
+        differing += _compared(store, ref, digest)
     if not differing:
         # Aggregated from the stored submodels, which are now known to be right.
-        (digest,) = compute.run([partial(_digest_of, partial(rebuild_aggregate, store.uri, records, config))])
+        (digest,) = compute.run([partial(_aggregate_digest, store.uri, manifest)])
         on_done(manifest.aggregate.path)
         differing += _compared(store, manifest.aggregate, digest)
-    return len(refs) + 1, differing
+    return len(pairs) + 1, differing
 
 
-def _digest_of(content: Callable[[], bytes]) -> str:
-    return hashlib.sha256(content()).hexdigest()
+def _shard_digests(uri: str, record: ShardRecord, manifest: Manifest) -> list[str]:
+    contents = rebuild_shard(uri, record, manifest.users, manifest.items, manifest.config)
+    return [hashlib.sha256(content).hexdigest() for content in contents]
+
+
+def _aggregate_digest(uri: str, manifest: Manifest) -> str:
+    return hashlib.sha256(rebuild_aggregate(uri, manifest.shards, manifest.config)).hexdigest()
 
 
 def _compared(store: Store, ref: FileRef, digest: str) -> list[str]:

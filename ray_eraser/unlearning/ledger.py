@@ -1,28 +1,56 @@
 """The record of everything that was promised: requests, generations, and who may write.
 
 A database through SQLAlchemy Core: SQLite by default, written through to the disk at every commit; PostgreSQL by URL. Every
-method is one transaction. What a finished request was about is no longer in it.
+method is one transaction, and of all programs' transactions one runs at a time. What a finished request was about is no longer
+in it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Float, Integer, MetaData, String, Table, Text, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ray_eraser.errors import DeploymentError, InputError, RequestError, StaleEpochError, UnknownRequestError
+from ray_eraser.errors import (
+    DeploymentError,
+    IllegalTransitionError,
+    InputError,
+    LedgerError,
+    QueueFullError,
+    RequestError,
+    StaleEpochError,
+    UnknownRequestError,
+)
 from ray_eraser.ids import Epoch, Generation, RequestId
 from ray_eraser.store import Store
-from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.plan import Waiting
+from ray_eraser.unlearning.receipt import START, Head, Receipt, Signer, chained
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.work import Learning, Work, work_from_json
+
+log = logging.getLogger(__name__)
+
+_FORMAT = "2"
+"""Of the tables. A ledger of another format is refused."""
 
 _metadata = MetaData()
+
+_notes = Table(
+    "notes",
+    _metadata,
+    Column("name", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+)
 
 _epochs = Table(
     "epochs",
@@ -44,30 +72,95 @@ _requests = Table(
     _metadata,
     Column("sequence", Integer, primary_key=True, autoincrement=True),
     Column("request_id", String(64), nullable=False, unique=True),
-    Column("idempotency_key", String(200), unique=True),
+    # Of the idempotency key, which may name a user, only a keyed hash.
+    Column("key_hash", String(64), unique=True),
     Column("kind", String(16), nullable=False),
-    Column("state", String(16), nullable=False),
-    # Raw ids stand here while they are needed and nowhere afterwards; the salt likewise.
-    Column("payload", Text),
-    Column("salt", String(64)),
+    Column("state", String(16), nullable=False, index=True),
+    Column("priority", Integer, nullable=False),
     Column("received_at", Float, nullable=False),
     Column("excised_at", Float),
+    # How often its retraining failed, why the last time, and with which others it is tried again; null: with all new ones.
+    Column("attempts", Integer, nullable=False),
+    Column("reason", Text),
+    Column("party", Integer),
     Column("generation", Integer),
     Column("receipt", Text),
+    # The finished receipt's place in the chain.
+    Column("number", Integer, unique=True),
 )
+# Raw ids stand here while they are needed and nowhere afterwards; the salt likewise. In a table of its own, that stays small:
+# PostgreSQL can get rid of deleted rows only by writing a table anew.
+_works = Table(
+    "works",
+    _metadata,
+    Column("request_id", String(64), primary_key=True),
+    Column("payload", Text, nullable=False),
+    Column("salt", String(64)),
+)
+for _secret in (_works.c.payload, _works.c.salt):
+    # PostgreSQL's statistics would quote values of the column, and keep them when the rows are gone.
+    _uncounted: Any = sa.DDL(f"ALTER TABLE {_works.name} ALTER COLUMN {_secret.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
+    event.listen(_works, "after_create", _uncounted.execute_if(dialect="postgresql"))
+
+_rows = sa.select(_requests, _works.c.payload, _works.c.salt).outerjoin(_works, _works.c.request_id == _requests.c.request_id)
+
+
+_FINAL = tuple(state for state in RequestState if state.is_final)
+
+WAITING = (RequestState.RECEIVED, RequestState.EXCISED, RequestState.ROUTED)
+"""The states of what is still to be carried out without anybody's doing."""
+
+_WIPE_TRIES, _WIPE_SECONDS = 20, 0.05
+
+_TURN = 0x72617965726173  # any number that no other program of the same database locks
+
+# Who died or hangs in the middle of a transaction loses its turn before those who wait for theirs give up.
+_POSTGRESQL_SETTINGS = {"lock_timeout": "30s", "idle_in_transaction_session_timeout": "15s"}
+
+# For libpq, where the URL says nothing else: a server that is gone without a word is noticed in half a minute, not in hours.
+_LIBPQ_SETTINGS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "30000",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is to be recorded.
+
+    Attributes:
+        request_id: its name.
+        work: what it asks for.
+        salt: keys what its receipt says of the data; None where there will be no receipt.
+        key_hash: of the idempotency key; None where none was given.
+        priority: above 0: is not to wait for others.
+    """
+
+    request_id: RequestId
+    work: Work
+    salt: str | None = None
+    key_hash: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)
 class RequestRow:
-    """A request as the ledger has it; `request` and `salt` are None once it is finished."""
+    """A request as the ledger has it; `work` and `salt` are None once it is finished."""
 
     request_id: RequestId
     state: RequestState
     kind: str
-    request: UnlearningRequest | None
+    work: Work | None
     salt: str | None
+    priority: int
     received_at: float
     excised_at: float | None
+    attempts: int
+    reason: str | None
+    party: int | None
     generation: Generation | None
     receipt: Receipt | None
 
@@ -86,20 +179,26 @@ class Ledger:
     """One deployment's ledger.
 
     Raises:
-        InputError: the database cannot be opened.
+        InputError: the database cannot be opened, or is of another format.
+        LedgerError: from any method: the database failed. Nothing was changed.
     """
 
     def __init__(self, url: str | sa.URL) -> None:
         try:
-            self._engine = sa.create_engine(url)
-            if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _set_up_sqlite)
-                event.listen(self._engine, "begin", _begin_immediate)
-            _metadata.create_all(self._engine)
+            self._engine = _engine(sa.engine.make_url(url))
+            with self._engine.begin() as connection:
+                _take_turn(connection)
+                _metadata.create_all(connection)
         except (SQLAlchemyError, ImportError) as error:
             raise InputError(
                 f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
             ) from error
+        found = self.noted("format", _FORMAT)
+        if found != _FORMAT:
+            raise InputError(
+                f"ledger {_without_password(url)} has format {found}, this version reads {_FORMAT}: use the one that made it"
+            )
+        self.name = self.noted("name", secrets.token_hex(16))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -124,10 +223,30 @@ class Ledger:
         return Epoch(connection.execute(sa.select(sa.func.max(_epochs.c.epoch))).scalar_one())
 
     def _refuse_stale(self, connection: Connection, epoch: Epoch) -> None:
-        """Within the transaction that writes, so that nobody can take over in between."""
+        """Within the transaction that writes: nobody can take over before it ends, as transactions take turns."""
         newest = self._newest_epoch(connection)
         if newest != epoch:
             raise StaleEpochError("the ledger", newest, epoch)
+
+    # ---- what is remembered beside them --------------------------------------------------------------------------------
+
+    def noted(self, name: str, first: str) -> str:
+        """What stands under a name; where nothing does, `first` is noted."""
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(_notes.c.text).where(_notes.c.name == name)).scalar_one_or_none()
+            if found is None:
+                connection.execute(_notes.insert().values(name=name, text=first))
+            return first if found is None else str(found)
+
+    def note(self, name: str, text: str) -> None:
+        """Put something under a name, in place of what stands there."""
+        with self._transaction() as connection:
+            self._put_note(connection, name, text)
+
+    @staticmethod
+    def _put_note(connection: Connection, name: str, text: str) -> None:
+        connection.execute(_notes.delete().where(_notes.c.name == name))
+        connection.execute(_notes.insert().values(name=name, text=text))
 
     # ---- generations ---------------------------------------------------------------------------------------------------
 
@@ -144,8 +263,17 @@ class Ledger:
         epoch: Epoch,
         generation: GenerationRow,
         receipts: Mapping[RequestId, Receipt],
+        requests: Sequence[RequestId],
+        notes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Make a generation current, with the unfinished receipts of the requests that it carries out; all or nothing.
+
+        Args:
+            epoch: of the coordinator.
+            generation: the generation.
+            receipts: of those of the requests that get one.
+            requests: all that it carries out.
+            notes: by name, in place of what stands there; see `note`.
 
         Raises:
             StaleEpochError: another coordinator has started since.
@@ -159,67 +287,92 @@ class Ledger:
                 "to_purge": json.dumps(generation.to_purge),
             }
             connection.execute(_generations.insert().values(**values))
-            for request_id, receipt in receipts.items():
-                connection.execute(
-                    _requests.update()
-                    .where(_requests.c.request_id == request_id)
-                    .values(generation=generation.number, receipt=json.dumps(receipt.to_dict()))
-                )
+            for request_id in requests:
+                receipt = json.dumps(receipts[request_id].to_dict()) if request_id in receipts else None
+                named = _requests.c.request_id == request_id
+                connection.execute(_requests.update().where(named).values(generation=generation.number, receipt=receipt))
+            for name, text in notes.items():
+                self._put_note(connection, name, text)
 
     # ---- requests ------------------------------------------------------------------------------------------------------
 
     def receive(
         self,
         epoch: Epoch,
-        request_id: RequestId,
-        request: UnlearningRequest,
-        salt: str,
-        idempotency_key: str | None,
+        entries: Sequence[Entry],
         at: float,
-    ) -> RequestRow:
-        """Record a request; from here on it cannot be lost. A known idempotency key gives the request recorded under it.
+        max_pending: int,
+        amended: Mapping[RequestId, Learning] = MappingProxyType({}),
+    ) -> list[RequestRow]:
+        """Record requests, all or none; from here on they cannot be lost. A known key gives the request recorded under it.
+
+        Args:
+            epoch: of the coordinator.
+            entries: the requests.
+            at: the time.
+            max_pending: how many may wait at a time.
+            amended: learnings that wait, as they are without what these requests are about.
 
         Raises:
-            RequestError: the key belongs to another request.
-            StaleEpochError: another coordinator has started since. It would go on serving what this request is about.
+            RequestError: a key belongs to another request.
+            QueueFullError: too many would wait.
+            StaleEpochError: another coordinator has started since. It would go on serving what these requests are about.
         """
         with self._transaction() as connection:
             self._refuse_stale(connection, epoch)
-            known = self._recorded(connection, idempotency_key, request)
-            if known is not None:
-                return known
-            values = {
-                "request_id": request_id,
-                "idempotency_key": idempotency_key,
-                "kind": request.kind,
-                "state": RequestState.RECEIVED,
-                "payload": request.to_json(),
-                "salt": salt,
-                "received_at": at,
-            }
-            connection.execute(_requests.insert().values(**values))
-            return _request_row(connection.execute(sa.select(_requests).where(_requests.c.request_id == request_id)).one())
+            waiting = connection.execute(sa.select(sa.func.count()).where(_requests.c.state.not_in(_FINAL))).scalar_one()
+            rows, n_new = [], 0
+            for entry in entries:
+                known = self._recorded(connection, entry.key_hash, entry.work)
+                rows.append(entry.request_id if known is None else known.request_id)
+                if known is not None:
+                    continue
+                n_new += 1
+                values = {
+                    "request_id": entry.request_id,
+                    "key_hash": entry.key_hash,
+                    "kind": entry.work.kind,
+                    "state": RequestState.RECEIVED,
+                    "priority": entry.priority,
+                    "received_at": at,
+                    "attempts": 0,
+                }
+                connection.execute(_requests.insert().values(**values))
+                secret = {"request_id": entry.request_id, "payload": entry.work.to_json(), "salt": entry.salt}
+                connection.execute(_works.insert().values(**secret))
+            if n_new and waiting + n_new > max_pending:
+                raise QueueFullError(waiting, n_new, max_pending)
+            self._amend(connection, amended)
+            return [self._request(connection, request_id) for request_id in rows]
 
-    def recorded(self, idempotency_key: str | None, request: UnlearningRequest) -> RequestRow | None:
+    @staticmethod
+    def _amend(connection: Connection, amended: Mapping[RequestId, Learning]) -> None:
+        for request_id, learning in amended.items():
+            named = _works.c.request_id == request_id
+            connection.execute(_works.update().where(named).values(payload=learning.to_json()))
+
+    def recorded(self, key_hash: str | None, work: Work) -> RequestRow | None:
         """The request that was submitted with this key before, finished or not; None where the key is new or not given.
 
         Raises:
             RequestError: the key belongs to another request.
         """
         with self._transaction() as connection:
-            return self._recorded(connection, idempotency_key, request)
+            return self._recorded(connection, key_hash, work)
 
     @staticmethod
-    def _recorded(connection: Connection, key: str | None, request: UnlearningRequest) -> RequestRow | None:
-        if key is None:
+    def _recorded(connection: Connection, key_hash: str | None, work: Work) -> RequestRow | None:
+        if key_hash is None:
             return None
-        found = connection.execute(sa.select(_requests).where(_requests.c.idempotency_key == key)).one_or_none()
+        found = connection.execute(_rows.where(_requests.c.key_hash == key_hash)).one_or_none()
         if found is None:
             return None
         row = _request_row(found)
-        # What a finished request was about is gone from the ledger; its kind is all that can still be compared.
-        if row.kind != request.kind or (row.request is not None and row.request != request):
-            raise RequestError(f"idempotency key {key!r} belongs to another request: choose a new key")
+        # What a finished request was about is gone from the ledger, and a learning may have lost some of it since: the kind is
+        # all that can still be compared.
+        changed = isinstance(work, UnlearningRequest) and row.work is not None and row.work != work
+        if row.kind != work.kind or changed:
+            raise RequestError("the idempotency key belongs to another request: choose a new key")
         return row
 
     def request(self, request_id: RequestId) -> RequestRow:
@@ -229,18 +382,29 @@ class Ledger:
             UnknownRequestError: there is none of this id.
         """
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_requests).where(_requests.c.request_id == request_id)).one_or_none()
+            return self._request(connection, request_id)
+
+    @staticmethod
+    def _request(connection: Connection, request_id: RequestId) -> RequestRow:
+        row = connection.execute(_rows.where(_requests.c.request_id == request_id)).one_or_none()
         if row is None:
             raise UnknownRequestError(request_id)
         return _request_row(row)
 
-    def unfinished(self) -> list[RequestRow]:
-        """All requests that are not erased yet, in the order in which they came."""
+    def unfinished(self, *states: RequestState) -> list[RequestRow]:
+        """All requests in these states, or in any that is not final, in the order in which they came."""
+        chosen = _requests.c.state.in_(states) if states else _requests.c.state.not_in(_FINAL)
         with self._transaction() as connection:
-            rows = connection.execute(
-                sa.select(_requests).where(_requests.c.state != RequestState.ERASED).order_by(_requests.c.sequence)
-            ).all()
+            rows = connection.execute(_rows.where(chosen).order_by(_requests.c.sequence)).all()
         return [_request_row(row) for row in rows]
+
+    def waiting(self) -> list[Waiting]:
+        """When each request came that is to be carried out, and how urgent it is; without what it is about."""
+        columns = _requests.c.received_at, _requests.c.priority
+        chosen = _requests.c.state.in_(WAITING)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(*columns).where(chosen).order_by(_requests.c.sequence)).all()
+        return [Waiting(row.received_at, row.priority) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Requests by state, every state named."""
@@ -252,43 +416,157 @@ class Ledger:
 
     def excised(self, requests: Sequence[RequestId], at: float) -> None:
         """Nothing that is served depends on these any more."""
-        self._move(requests, RequestState.EXCISED, excised_at=at)
+        self._move(requests, RequestState.RECEIVED, RequestState.EXCISED, excised_at=at)
 
     def routed(self, requests: Sequence[RequestId]) -> None:
         """These make up the batch that the shards now work on."""
-        self._move(requests, RequestState.ROUTED)
+        self._move(requests, RequestState.EXCISED, RequestState.ROUTED)
 
-    def finish(self, receipts: Sequence[Receipt]) -> None:
-        """Close the requests of a published and purged generation; what they were about leaves the ledger."""
+    def failed(
+        self,
+        requests: Sequence[RequestId],
+        reason: str,
+        max_attempts: int,
+        amended: Mapping[RequestId, Learning] = MappingProxyType({}),
+    ) -> None:
+        """Their retraining failed. Several are tried again in two halves, so that those go on that it was not the fault of.
+
+        One alone is tried again, and set aside the `max_attempts`-th time.
+
+        Args:
+            requests: the batch.
+            reason: for an operator; names no user and no item.
+            max_attempts: how often one alone is tried; 0: without end.
+            amended: those of them that are learnings, as they are without what was asked to be forgotten since.
+        """
         with self._transaction() as connection:
-            for receipt in receipts:
-                done = {"receipt": json.dumps(receipt.to_dict()), "payload": None, "salt": None}
-                self._move_one(connection, receipt.request_id, RequestState.ERASED, **done)
+            self._amend(connection, amended)
+            last = connection.execute(sa.select(sa.func.max(_requests.c.party))).scalar_one() or 0
+            halves = [requests[: len(requests) // 2], requests[len(requests) // 2 :]]
+            for party, half in enumerate(halves, last + 1):
+                for request_id in half:
+                    attempts = self._request(connection, request_id).attempts + 1 if len(requests) == 1 else 0
+                    given_up = len(requests) == 1 and 0 < max_attempts <= attempts
+                    state = RequestState.SET_ASIDE if given_up else RequestState.EXCISED
+                    self._move_one(
+                        connection, request_id, RequestState.ROUTED, state, attempts=attempts, reason=reason, party=party
+                    )
+
+    def retry(self, request_id: RequestId) -> None:
+        """Have a request that was set aside tried again.
+
+        Raises:
+            IllegalTransitionError: it was not set aside.
+        """
+        self._move([request_id], RequestState.SET_ASIDE, RequestState.EXCISED, attempts=0)
+
+    def finish(
+        self, receipts: Sequence[Receipt], signer: Signer | None = None, done: Sequence[RequestId] = ()
+    ) -> list[Receipt]:
+        """Close the requests of a published and purged generation; what they were about leaves the ledger.
+
+        Gives the receipts as they are recorded: the next of the chain, signed where there is a signer. `done` are the requests
+        that get none.
+        """
+        with self._transaction() as connection:
+            links = chained(receipts, self._head(connection), signer)
+            for receipt in links:
+                left = {"receipt": json.dumps(receipt.to_dict()), "number": receipt.number}
+                self._move_one(connection, receipt.request_id, RequestState.ROUTED, RequestState.ERASED, **left)
+            for request_id in done:
+                self._move_one(connection, request_id, RequestState.ROUTED, RequestState.DONE)
+            for request_id in [*(receipt.request_id for receipt in links), *done]:
+                connection.execute(_works.delete().where(_works.c.request_id == request_id))
             newest = sa.select(sa.func.max(_generations.c.number)).scalar_subquery()
             connection.execute(_generations.update().where(_generations.c.number == newest).values(to_purge="[]"))
         self._wipe()
-
-    def _move(self, requests: Sequence[RequestId], state: RequestState, **values: Any) -> None:
-        with self._transaction() as connection:
-            for request_id in requests:
-                self._move_one(connection, request_id, state, **values)
+        return links
 
     @staticmethod
-    def _move_one(connection: Connection, request_id: RequestId, state: RequestState, **values: Any) -> None:
-        present = connection.execute(sa.select(_requests.c.state).where(_requests.c.request_id == request_id)).scalar_one()
-        RequestState(present).check(request_id, state)
-        connection.execute(_requests.update().where(_requests.c.request_id == request_id).values(state=state, **values))
+    def _head(connection: Connection) -> Head:
+        """The newest receipt of the chain."""
+        finished = sa.select(_requests.c.receipt).where(_requests.c.number.is_not(None))
+        text = connection.execute(finished.order_by(_requests.c.number.desc()).limit(1)).scalar_one_or_none()
+        if text is None:
+            return START
+        receipt = Receipt.from_dict(json.loads(text))
+        return Head(receipt.number, receipt.digest())
+
+    def receipts(self) -> list[Receipt]:
+        """The receipts of all finished requests, in the order of their chain."""
+        with self._transaction() as connection:
+            chosen = sa.select(_requests.c.receipt).where(_requests.c.number.is_not(None)).order_by(_requests.c.number)
+            return [Receipt.from_dict(json.loads(text)) for text in connection.execute(chosen).scalars()]
+
+    def record(self, since: float, until: float) -> list[RequestRow]:
+        """All requests received in [since, until), finished or not, as they came; without what they are about."""
+        untold = [sa.null().label(name) for name in ("payload", "salt")]
+        within = (_requests.c.received_at >= since) & (_requests.c.received_at < until)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(_requests, *untold).where(within).order_by(_requests.c.sequence)).all()
+        return [_request_row(row) for row in rows]
+
+    def _move(self, requests: Sequence[RequestId], source: RequestState, state: RequestState, **values: Any) -> None:
+        with self._transaction() as connection:
+            for request_id in requests:
+                self._move_one(connection, request_id, source, state, **values)
+
+    @staticmethod
+    def _move_one(
+        connection: Connection, request_id: RequestId, source: RequestState, state: RequestState, **values: Any
+    ) -> None:
+        """From the one state that this step starts at: several lead to some, and each has a step of its own."""
+        named = _requests.c.request_id == request_id
+        present = RequestState(connection.execute(sa.select(_requests.c.state).where(named)).scalar_one())
+        if present is not source:
+            raise IllegalTransitionError(request_id, present, state)
+        present.check(request_id, state)
+        connection.execute(_requests.update().where(named).values(state=state, **values))
 
     def _wipe(self) -> None:
-        """Rows that were overwritten must not live on in SQLite's write-ahead log; freed pages are zeroed as they are freed."""
-        if self._engine.dialect.name == "sqlite":
+        """What was deleted or overwritten must not live on in the database's files.
+
+        SQLite zeroes pages as it frees them, and its write-ahead log is emptied. PostgreSQL keeps old rows until a table is
+        written anew; of its own write-ahead log and of backups see docs/decisions/0011.
+        """
+        wiped = self._wiped_sqlite if self._engine.dialect.name == "sqlite" else self._wiped_postgresql
+        if not wiped():
+            log.warning("the ledger could not be wiped yet, somebody reads it: the next request's end tries again")
+
+    def _wiped_sqlite(self) -> bool:
+        for _ in range(_WIPE_TRIES):
             with closing(self._engine.raw_connection()) as connection:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return True
+            time.sleep(_WIPE_SECONDS)
+        return False
+
+    def _wiped_postgresql(self) -> bool:
+        try:
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                # Not for long: whoever comes after waits behind it.
+                connection.exec_driver_sql(f"SET lock_timeout = '{_WIPE_TRIES * _WIPE_SECONDS}s'")
+                try:
+                    connection.exec_driver_sql(f"VACUUM (FULL) {_works.name}")  # a plain one leaves the bytes in the pages
+                finally:
+                    connection.exec_driver_sql(f"SET lock_timeout = '{_POSTGRESQL_SETTINGS['lock_timeout']}'")
+        except SQLAlchemyError:
+            return False
+        return True
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            yield connection
+        committing = False
+        try:
+            with self._engine.begin() as connection:
+                _take_turn(connection)
+                yield connection
+                committing = True
+        except SQLAlchemyError as error:
+            if committing and isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise LedgerError(_first_line(error), "whether it was recorded all the same is not known") from error
+            raise LedgerError(_first_line(error)) from error
 
 
 def _request_row(row: Any) -> RequestRow:
@@ -296,13 +574,36 @@ def _request_row(row: Any) -> RequestRow:
         RequestId(row.request_id),
         RequestState(row.state),
         row.kind,
-        None if row.payload is None else UnlearningRequest.from_json(row.payload),
+        None if row.payload is None else work_from_json(row.payload),
         row.salt,
+        row.priority,
         row.received_at,
         row.excised_at,
+        row.attempts,
+        row.reason,
+        row.party,
         None if row.generation is None else Generation(row.generation),
         None if row.receipt is None else Receipt.from_dict(json.loads(row.receipt)),
     )
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "postgresql":
+        engine = sa.create_engine(url, hide_parameters=True)  # an error's text must not name users
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "begin", _begin_immediate)
+        return engine
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")  # what SQLAlchemy takes by itself depends on its version
+    if url.get_driver_name().startswith("psycopg"):
+        url = url.set(query={**_LIBPQ_SETTINGS, **url.query})
+    # Read committed, whatever the server's default: each statement sees what was committed when it began. In a stricter level
+    # all would see what was committed when the transaction began to wait for its turn, and not another coordinator's epoch.
+    # Pre-ping: connections that died with the server are replaced when they are needed next.
+    engine = sa.create_engine(url, hide_parameters=True, isolation_level="READ COMMITTED", pool_pre_ping=True)
+    event.listen(engine, "connect", _set_up_postgresql)
+    return engine
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
@@ -314,6 +615,23 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and writes later would fail, instead of waiting, where two writers meet.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    with closing(connection.cursor()) as cursor:
+        for name, value in _POSTGRESQL_SETTINGS.items():
+            cursor.execute(f"SET {name} = '{value}'")
+        # A commit that does not wait for the disk is no promise; all other settings do, some for a standby's disk as well.
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    connection.commit()
+
+
+def _take_turn(connection: Connection) -> None:
+    """One transaction at a time, from its first statement to its commit: on PostgreSQL what BEGIN IMMEDIATE is on SQLite."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TURN)))
 
 
 def _without_password(url: str | sa.URL) -> str:

@@ -1,26 +1,63 @@
-"""What the asker gets: evidence of an erasure without a trace of what was erased."""
+"""What the asker gets: evidence of an erasure without a trace of what was erased.
+
+All receipts of a deployment form a chain in the order of finishing: each holds the digest of the one before, so that none can
+be changed, left out or put in later without changing all that follow.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 from ray_eraser.ids import Generation, RequestId, ShardId
+from ray_eraser.store import ShardRecord
 from ray_eraser.unlearning.request import UnlearningRequest
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class ShardChange:
-    """One touched shard: the digests of its two files before and after."""
+    """One touched shard: the digests of its files before (keyed, see `sealed`) and after; empty where it is no more."""
 
     shard: ShardId
     interactions_before: str
     interactions_after: str
     submodel_before: str
     submodel_after: str
+    checkpoints_before: tuple[str, ...] = ()
+    checkpoints_after: tuple[str, ...] = ()
+
+    @classmethod
+    def between(cls, before: ShardRecord, after: ShardRecord | None) -> ShardChange:
+        """With plain digests: to be sealed before anybody sees it. None: there is no such shard any more."""
+        return cls(
+            before.shard,
+            before.interactions.digest,
+            after.interactions.digest if after is not None else "",
+            before.submodel.digest,
+            after.submodel.digest if after is not None else "",
+            tuple(ref.digest for ref in before.checkpoints),
+            tuple(ref.digest for ref in after.checkpoints) if after is not None else (),
+        )
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ShardChange:
+        checkpoints = {name: tuple(fields[name]) for name in ("checkpoints_before", "checkpoints_after")}
+        return cls(**(fields | checkpoints))
+
+    def under_seal(self, salt: str) -> ShardChange:
+        return replace(
+            self,
+            interactions_before=sealed(self.interactions_before, salt),
+            submodel_before=sealed(self.submodel_before, salt),
+            checkpoints_before=tuple(sealed(digest, salt) for digest in self.checkpoints_before),
+        )
 
 
 @dataclass(frozen=True)
@@ -38,9 +75,15 @@ class Receipt:
         changes: their digests before and after.
         generation: number of the generation that is free of the data.
         generation_digest: digest of its manifest.
-        aggregate_before, aggregate_after: digests of the served model.
-        purged: the superseded files that were deleted, for the whole batch that the request was done in.
-        received_at, excised_at, erased_at: seconds since 1970, UTC.
+        aggregate_before, aggregate_after: digests of the served model, the former keyed.
+        purged: the superseded files that were deleted, for the whole batch that the request was done in. Keyed digests stand in
+            the place of those in their names.
+        received_at, excised_at, restored_at, purged_at: seconds since 1970, UTC. Accepted; out of what is served; the new
+            generation is served; the superseded files are deleted.
+        number: 1, 2, 3 ... in the order of finishing; 0 while unfinished.
+        previous: digest of the receipt before this one; 64 zeros for the first.
+        key_id: which key signed, the first 16 hexadecimal digits of the SHA-256 of the raw public key; None where none did.
+        signature: Ed25519 of the digest's 32 bytes, hexadecimal.
     """
 
     request_id: RequestId
@@ -57,15 +100,31 @@ class Receipt:
     purged: tuple[str, ...]
     received_at: float
     excised_at: float
-    erased_at: float
+    restored_at: float = 0.0
+    purged_at: float = 0.0
+    number: int = 0
+    previous: str = ""
+    key_id: str | None = None
+    signature: str | None = None
 
     @property
     def seconds(self) -> dict[str, float]:
-        """`to_forget`: from receiving to excision; `to_restore`: from receiving to this receipt."""
-        return {
-            "to_forget": round(self.excised_at - self.received_at, 4),
-            "to_restore": round(self.erased_at - self.received_at, 4),
-        }
+        """From receiving `to_forget` (excision), `to_restore` (the new generation is served) and `to_purge` (files deleted)."""
+        moments = {"to_forget": self.excised_at, "to_restore": self.restored_at, "to_purge": self.purged_at}
+        return {name: round(moment - self.received_at, 4) for name, moment in moments.items()}
+
+    def under_seal(self, salt: str) -> Receipt:
+        """The same with keyed digests for the files from before: see `sealed`. All that is ever written of a receipt is so."""
+        changes = tuple(change.under_seal(salt) for change in self.changes)
+        purged = tuple(sorted(sealed_path(path, salt) for path in self.purged))
+        return replace(self, changes=changes, aggregate_before=sealed(self.aggregate_before, salt), purged=purged)
+
+    def digest(self) -> str:
+        """SHA-256 of all fields but the signature as JSON with sorted keys and no blanks; hexadecimal."""
+        fields = self.to_dict()
+        del fields["signature"]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -74,11 +133,69 @@ class Receipt:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Receipt:
-        changes = tuple(ShardChange(**change) for change in fields["changes"])
+        changes = tuple(ShardChange.from_dict(change) for change in fields["changes"])
         lists = {"shards_touched": tuple(fields["shards_touched"]), "purged": tuple(fields["purged"]), "changes": changes}
-        return cls(**(fields | lists))
+        # Programs that rewrite JSON may make 12 of 12.0: the digest must not depend on it.
+        times = {name: float(value) for name, value in fields.items() if name.endswith("_at")}
+        return cls(**(fields | lists | times))
+
+
+class Head(NamedTuple):
+    """The newest receipt of a chain, as the next one refers to it."""
+
+    number: int
+    digest: str
+
+
+START = Head(0, "0" * 64)
+"""The head of a chain without receipts."""
+
+
+class Signer(Protocol):
+    """Whoever signs receipts; `signing.SigningKey` does."""
+
+    @property
+    def key_id(self) -> str: ...
+
+    def sign(self, digest: str) -> str:
+        """The signature of a digest, both hexadecimal."""
+        ...
+
+
+def chained(receipts: Iterable[Receipt], head: Head, signer: Signer | None = None) -> list[Receipt]:
+    """The receipts as the next of a chain, in the order given: numbered, each linked to the one before, and signed."""
+    links = []
+    for receipt in receipts:
+        link = replace(
+            receipt,
+            number=head.number + 1,
+            previous=head.digest,
+            key_id=None if signer is None else signer.key_id,
+            signature=None,
+        )
+        head = Head(link.number, link.digest())
+        links.append(link if signer is None else replace(link, signature=signer.sign(head.digest)))
+    return links
 
 
 def commitment(request: UnlearningRequest, salt: str) -> str:
     """Binds a receipt to what was asked: HMAC-SHA256 of the request's JSON, keyed with the salt; hexadecimal."""
-    return hmac.new(bytes.fromhex(salt), request.to_json().encode(), hashlib.sha256).hexdigest()
+    return _keyed(request.to_json(), salt)
+
+
+def sealed(digest: str, salt: str) -> str:
+    """HMAC-SHA256 of a digest, keyed with the asker's salt; hexadecimal.
+
+    The plain digest of a file from before the erasure is a hash of what was erased: whoever has the rest of the shard could try
+    candidates until one fits. The asker, who has the salt, can have the keyed one checked; without it there is nothing to try.
+    """
+    return _keyed(digest, salt)
+
+
+def sealed_path(path: str, salt: str) -> str:
+    """A stored file's path with the digest in its name sealed: folder and kind still say what it was."""
+    return _DIGEST.sub(lambda found: sealed(found.group(), salt), path)
+
+
+def _keyed(text: str, salt: str) -> str:
+    return hmac.new(bytes.fromhex(salt), text.encode(), hashlib.sha256).hexdigest()

@@ -14,8 +14,9 @@ import pytest
 
 from ray_eraser.errors import IllegalTransitionError, RayEraserError, RequestError, StaleEpochError, UnknownRequestError
 from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
-from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow
-from ray_eraser.unlearning.receipt import Receipt, ShardChange
+from ray_eraser.unlearning.evidence import verify_chain
+from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow
+from ray_eraser.unlearning.receipt import START, Receipt, ShardChange, chained
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
 ANN = UnlearningRequest(user_id="ann")
@@ -24,7 +25,7 @@ SALT = "5a" * 32
 OpenLedger = Callable[[], Ledger]
 
 
-def receipt_of(request_id: str, number: int = 2, erased_at: float = 0.0) -> Receipt:
+def receipt_of(request_id: str, generation: int = 2, finished_at: float = 0.0) -> Receipt:
     return Receipt(
         request_id=RequestId(request_id),
         kind="user",
@@ -33,14 +34,15 @@ def receipt_of(request_id: str, number: int = 2, erased_at: float = 0.0) -> Rece
         pairs_erased=3,
         shards_touched=(ShardId(1),),
         changes=(ShardChange(ShardId(1), "a", "b", "c", "d"),),
-        generation=Generation(number),
+        generation=Generation(generation),
         generation_digest="d1" * 32,
         aggregate_before="e",
         aggregate_after="f",
         purged=("shards/1/old",),
         received_at=10.0,
         excised_at=11.0,
-        erased_at=erased_at,
+        restored_at=finished_at,
+        purged_at=finished_at,
     )
 
 
@@ -49,25 +51,39 @@ def generation(number: int, to_purge: tuple[str, ...] = ()) -> GenerationRow:
 
 
 def receive(ledger: Ledger, name: str, request: UnlearningRequest = ANN, key: str | None = None) -> RequestRow:
-    return ledger.receive(ledger.newest_epoch(), RequestId(name), request, SALT, key, 10.0)
+    return ledger.receive(ledger.newest_epoch(), [Entry(RequestId(name), request, SALT, key)], 10.0, 1000)[0]
 
 
 def advance(ledger: Ledger, name: str, state: RequestState) -> None:
-    """Take a received request along the only way that there is."""
-    if state in (RequestState.EXCISED, RequestState.ROUTED, RequestState.ERASED):
+    """Take a received request along the way that leads there."""
+    if state is not RequestState.RECEIVED:
         ledger.excised([RequestId(name)], 11.0)
-    if state in (RequestState.ROUTED, RequestState.ERASED):
+    if state not in (RequestState.RECEIVED, RequestState.EXCISED):
         ledger.routed([RequestId(name)])
     if state is RequestState.ERASED:
-        ledger.finish([receipt_of(name, erased_at=12.0)])
+        ledger.finish([receipt_of(name, finished_at=12.0)])
+    if state is RequestState.DONE:
+        ledger.finish([], done=[RequestId(name)])
+    if state is RequestState.SET_ASIDE:
+        ledger.failed([RequestId(name)], "diverged", 1)
 
 
 MOVES: dict[RequestState, Callable[[Ledger, str], None]] = {
     RequestState.EXCISED: lambda ledger, name: ledger.excised([RequestId(name)], 11.0),
     RequestState.ROUTED: lambda ledger, name: ledger.routed([RequestId(name)]),
     RequestState.ERASED: lambda ledger, name: ledger.finish([receipt_of(name)]),
+    RequestState.DONE: lambda ledger, name: ledger.finish([], done=[RequestId(name)]),
+    RequestState.SET_ASIDE: lambda ledger, name: ledger.failed([RequestId(name)], "diverged", 1),
 }
-LEGAL = {("received", "excised"), ("excised", "routed"), ("routed", "erased")}
+LEGAL = {
+    ("received", "excised"),
+    ("excised", "routed"),
+    ("routed", "erased"),
+    ("routed", "done"),
+    ("routed", "set_aside"),
+    ("set_aside", "excised"),
+}
+WAY = (RequestState.EXCISED, RequestState.ROUTED, RequestState.ERASED)
 ILLEGAL = [(state, wanted) for state in RequestState for wanted in MOVES if (state, wanted) not in LEGAL]
 
 
@@ -80,8 +96,8 @@ class LedgerContract:
 
     def test_a_request_goes_from_received_to_erased_one_state_at_a_time(self, ledger: Ledger) -> None:
         assert receive(ledger, "r").state is RequestState.RECEIVED
-        for state, move in MOVES.items():
-            move(ledger, "r")
+        for state in WAY:
+            MOVES[state](ledger, "r")
             assert ledger.request(RequestId("r")).state is state
 
     @pytest.mark.parametrize(("state", "wanted"), ILLEGAL)
@@ -108,7 +124,7 @@ class LedgerContract:
         request = UnlearningRequest(pairs=(("ann", 'quote"'), ("bøb", "2")))
         receive(ledger, "r", request)
         row = ledger.request(RequestId("r"))
-        assert (row.request, row.salt, row.kind, row.received_at, row.excised_at) == (request, SALT, "pairs", 10.0, None)
+        assert (row.work, row.salt, row.kind, row.received_at, row.excised_at) == (request, SALT, "pairs", 10.0, None)
         assert (row.generation, row.receipt) == (None, None)
 
     def test_the_time_of_excision_is_kept(self, ledger: Ledger) -> None:
@@ -123,12 +139,12 @@ class LedgerContract:
         assert [row.request_id for row in ledger.unfinished()] == ["c", "b"]
 
     def test_counts_name_every_state(self, ledger: Ledger) -> None:
-        assert ledger.counts() == {"received": 0, "excised": 0, "routed": 0, "erased": 0}
+        assert ledger.counts() == dict.fromkeys(map(str, RequestState), 0)
         for name in ("a", "b", "c"):
             receive(ledger, name)
         advance(ledger, "a", RequestState.ERASED)
         advance(ledger, "b", RequestState.ROUTED)
-        assert ledger.counts() == {"received": 1, "excised": 0, "routed": 1, "erased": 1}
+        assert ledger.counts() == dict.fromkeys(map(str, RequestState), 0) | {"received": 1, "routed": 1, "erased": 1}
 
     def test_a_request_that_nobody_made_is_an_error(self, ledger: Ledger) -> None:
         with pytest.raises(UnknownRequestError, match="'nobody'"):
@@ -138,8 +154,8 @@ class LedgerContract:
         receive(ledger, "r", key="k")
         advance(ledger, "r", RequestState.ERASED)
         row = ledger.request(RequestId("r"))
-        assert (row.request, row.salt) == (None, None)
-        assert row.receipt == receipt_of("r", erased_at=12.0)
+        assert (row.work, row.salt) == (None, None)
+        assert [row.receipt] == chained([receipt_of("r", finished_at=12.0)], START)
 
     # ---- idempotency keys
 
@@ -157,20 +173,20 @@ class LedgerContract:
         assert ledger.recorded("k", ANN) == row
         assert sum(ledger.counts().values()) == 1
 
-    @pytest.mark.parametrize("state", [state for state in RequestState if state is not RequestState.ERASED])
+    @pytest.mark.parametrize("state", [state for state in RequestState if not state.is_final])
     def test_a_key_of_a_pending_request_is_refused_for_another(self, ledger: Ledger, state: RequestState) -> None:
         receive(ledger, "r", key="k")
         advance(ledger, "r", state)
-        with pytest.raises(RequestError, match="'k' belongs to another request"):
+        with pytest.raises(RequestError, match="key belongs to another request"):
             receive(ledger, "again", BOB, "k")
-        with pytest.raises(RequestError, match="'k' belongs to another request"):
+        with pytest.raises(RequestError, match="key belongs to another request"):
             ledger.recorded("k", BOB)
         assert sum(ledger.counts().values()) == 1
 
     def test_a_key_of_a_finished_request_is_refused_for_one_of_another_kind(self, ledger: Ledger) -> None:
         receive(ledger, "r", key="k")
         advance(ledger, "r", RequestState.ERASED)
-        with pytest.raises(RequestError, match="'k' belongs to another request"):
+        with pytest.raises(RequestError, match="key belongs to another request"):
             receive(ledger, "again", UnlearningRequest(item_id="ann"), "k")
 
     def test_requests_without_a_key_are_never_the_same(self, ledger: Ledger) -> None:
@@ -186,38 +202,38 @@ class LedgerContract:
     def test_the_newest_generation_is_current(self, ledger: Ledger) -> None:
         epoch = ledger.begin_epoch(1.0)
         for number in (1, 2):
-            ledger.publish(epoch, generation(number, ("a/b", "c")), {})
+            ledger.publish(epoch, generation(number, ("a/b", "c")), {}, [])
         assert ledger.current() == generation(2, ("a/b", "c"))
 
     def test_publishing_gives_requests_their_generation_and_leaves_them_unfinished(self, ledger: Ledger) -> None:
         for name in ("a", "b"):
             receive(ledger, name)
             advance(ledger, name, RequestState.ROUTED)
-        ledger.publish(ledger.begin_epoch(1.0), generation(2), {RequestId("a"): receipt_of("a")})
+        ledger.publish(ledger.begin_epoch(1.0), generation(2), {RequestId("a"): receipt_of("a")}, [RequestId("a")])
         carried_out, waiting = ledger.unfinished()
         assert (carried_out.generation, carried_out.receipt) == (2, receipt_of("a"))
         assert (waiting.generation, waiting.receipt) == (None, None)
-        assert carried_out.request == ANN
+        assert carried_out.work == ANN
 
     def test_a_coordinator_that_was_replaced_cannot_publish(self, ledger: Ledger) -> None:
         receive(ledger, "r")
         advance(ledger, "r", RequestState.ROUTED)
         old = ledger.begin_epoch(1.0)
-        ledger.publish(old, generation(1), {})
+        ledger.publish(old, generation(1), {}, [])
         new = ledger.begin_epoch(2.0)
         assert new > old
         before = ledger.request(RequestId("r"))
         with pytest.raises(StaleEpochError, match=f"obeys epoch {new} and refuses epoch {old}"):
-            ledger.publish(old, generation(2), {RequestId("r"): receipt_of("r")})
+            ledger.publish(old, generation(2), {RequestId("r"): receipt_of("r")}, [RequestId("r")])
         assert ledger.current() == generation(1)
         assert ledger.request(RequestId("r")) == before
-        ledger.publish(new, generation(2), {})
+        ledger.publish(new, generation(2), {}, [])
 
     def test_a_coordinator_that_was_replaced_can_receive_nothing(self, ledger: Ledger) -> None:
         old = ledger.begin_epoch(1.0)
         new = ledger.begin_epoch(2.0)
         with pytest.raises(StaleEpochError, match=f"obeys epoch {new} and refuses epoch {old}"):
-            ledger.receive(old, RequestId("r"), ANN, SALT, None, 10.0)
+            ledger.receive(old, [Entry(RequestId("r"), ANN, SALT)], 10.0, 1000)
         assert ledger.unfinished() == []
 
     def test_publishing_happens_whole_or_not_at_all(self, ledger: Ledger) -> None:
@@ -230,23 +246,23 @@ class LedgerContract:
 
         receive(ledger, "r")
         epoch = ledger.begin_epoch(1.0)
-        ledger.publish(epoch, generation(1), {})
+        ledger.publish(epoch, generation(1), {}, [])
         before = ledger.request(RequestId("r"))
         receipts: dict[RequestId, Any] = {RequestId("r"): receipt_of("r"), RequestId("x"): Broken()}
         with pytest.raises(PowerCut):
-            ledger.publish(epoch, generation(2), receipts)
+            ledger.publish(epoch, generation(2), receipts, list(receipts))
         assert ledger.current() == generation(1)
         assert ledger.request(RequestId("r")) == before
-        ledger.publish(epoch, generation(2), {})
+        ledger.publish(epoch, generation(2), {}, [])
 
     def test_finishing_happens_whole_or_not_at_all(self, ledger: Ledger) -> None:
         for name in ("a", "b"):
             receive(ledger, name)
         advance(ledger, "a", RequestState.ROUTED)
-        ledger.publish(ledger.begin_epoch(1.0), generation(1, ("old",)), {})
+        ledger.publish(ledger.begin_epoch(1.0), generation(1, ("old",)), {}, [])
         with pytest.raises(IllegalTransitionError):
             ledger.finish([receipt_of("a"), receipt_of("b")])
-        assert ledger.request(RequestId("a")).request == ANN
+        assert ledger.request(RequestId("a")).work == ANN
         current = ledger.current()
         assert current is not None
         assert current.to_purge == ("old",)
@@ -254,9 +270,55 @@ class LedgerContract:
     def test_finishing_leaves_nothing_to_purge(self, ledger: Ledger) -> None:
         receive(ledger, "r")
         advance(ledger, "r", RequestState.ROUTED)
-        ledger.publish(ledger.begin_epoch(1.0), generation(2, ("old",)), {RequestId("r"): receipt_of("r")})
-        ledger.finish([receipt_of("r", erased_at=12.0)])
+        ledger.publish(ledger.begin_epoch(1.0), generation(2, ("old",)), {RequestId("r"): receipt_of("r")}, [RequestId("r")])
+        ledger.finish([receipt_of("r", finished_at=12.0)])
         assert ledger.current() == replace(generation(2), to_purge=())
+
+    # ---- the chain of receipts
+
+    def test_receipts_are_chained_in_the_order_of_finishing(self, ledger: Ledger) -> None:
+        for name in "abc":
+            receive(ledger, name)
+            advance(ledger, name, RequestState.ROUTED)
+        first = ledger.finish([receipt_of("c", finished_at=12.0)])
+        rest = ledger.finish([receipt_of("b", finished_at=13.0), receipt_of("a", finished_at=13.0)])
+        assert ledger.receipts() == [*first, *rest]
+        assert [(receipt.number, receipt.request_id) for receipt in ledger.receipts()] == [(1, "c"), (2, "b"), (3, "a")]
+        assert verify_chain(ledger.receipts()) == []
+        assert [ledger.request(RequestId(name)).receipt for name in "cba"] == ledger.receipts()
+
+    def test_a_chain_goes_on_after_reopening(self, open_ledger: OpenLedger) -> None:
+        for name in ("a", "b"):
+            ledger = open_ledger()
+            receive(ledger, name)
+            advance(ledger, name, RequestState.ERASED)
+        assert [receipt.number for receipt in open_ledger().receipts()] == [1, 2]
+        assert verify_chain(open_ledger().receipts()) == []
+
+    def test_what_is_unfinished_is_in_no_chain(self, ledger: Ledger) -> None:
+        receive(ledger, "r")
+        advance(ledger, "r", RequestState.ROUTED)
+        ledger.publish(ledger.begin_epoch(1.0), generation(2), {RequestId("r"): receipt_of("r")}, [RequestId("r")])
+        assert ledger.receipts() == []
+
+    def test_finishing_that_fails_leaves_the_chain_as_it_was(self, ledger: Ledger) -> None:
+        for name in ("a", "b"):
+            receive(ledger, name)
+        advance(ledger, "a", RequestState.ROUTED)
+        with pytest.raises(IllegalTransitionError):
+            ledger.finish([receipt_of("a"), receipt_of("b")])
+        assert ledger.receipts() == []
+
+    def test_the_record_of_a_period_has_what_was_received_in_it_and_not_what_it_was_about(self, ledger: Ledger) -> None:
+        for name in ("a", "b"):
+            receive(ledger, name)  # at 10.0
+        advance(ledger, "a", RequestState.ERASED)
+        assert [(row.request_id, row.state, row.salt) for row in ledger.record(10.0, 10.5)] == [
+            ("a", "erased", None),
+            ("b", "received", None),
+        ]
+        assert "ann" not in repr(ledger.record(10.0, 10.5))
+        assert ledger.record(10.5, 99.0) == ledger.record(0.0, 10.0) == []
 
     # ---- durability and concurrency
 
@@ -267,7 +329,7 @@ class LedgerContract:
         advance(ledger, "a", RequestState.ERASED)
         advance(ledger, "b", RequestState.ROUTED)
         epoch = ledger.begin_epoch(1.0)
-        ledger.publish(epoch, generation(3, ("old",)), {RequestId("b"): receipt_of("b", 3)})
+        ledger.publish(epoch, generation(3, ("old",)), {RequestId("b"): receipt_of("b", 3)}, [RequestId("b")])
         before = [ledger.request(RequestId(name)) for name in "abc"]
         ledger.close()
         again = open_ledger()

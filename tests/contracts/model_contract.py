@@ -16,7 +16,7 @@ from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
-from ray_eraser.models.base import BaseModel, Start
+from ray_eraser.models.base import UNTRAINED, BaseModel, Start, TrainingState
 from ray_eraser.seeds import normal_rows
 from ray_eraser.training.submodel import train_submodel
 
@@ -130,6 +130,68 @@ class ModelContract:
         direct = log_of(set(zip(interactions.users.tolist(), interactions.items.tolist(), strict=True)) - {(0, 2), (3, 5)})
         assert not self.fit(interactions).same_bits(self.fit(direct))
         assert self.fit(interactions.without(erased)).same_bits(self.fit(direct))
+
+    def in_stages(self, interactions: Interactions, *last_users: int) -> list[TrainingState]:
+        """The states after one stage for each of `last_users`, which has the users up to that one."""
+        states = [UNTRAINED]
+        for seed, last in enumerate(last_users):
+            seen = interactions.take(interactions.users <= last)
+            states.append(self.model.train(states[-1], seen, Interactions.none(), self.start(seen, seed), 3))
+        return states[1:]
+
+    def test_one_stage_of_all_epochs_is_a_fit(self):
+        interactions, _ = checkerboard()
+        start, epochs = self.start(interactions), self.model.config.epochs
+        state = self.model.train(UNTRAINED, interactions, Interactions.none(), start, epochs)
+        assert self.model.embeddings(state, interactions).same_bits(self.fit(interactions))
+
+    def test_a_later_stage_covers_exactly_its_users_and_items_and_starts_from_the_one_before(self):
+        interactions = Interactions.union([checkerboard()[0], log_of([(20, 40), (21, 40), (21, 3)])])
+        ends = [self.in_stages(interactions, *last_users)[-1] for last_users in ((9, 21), (8, 21))]
+        models = [self.model.embeddings(state, interactions) for state in ends]
+        assert all(self.covers_exactly(model, interactions) for model in models)
+        assert not models[0].same_bits(models[1])
+
+    def test_a_stage_leaves_the_one_before_as_it_was_even_where_nothing_new_comes(self):
+        interactions, _ = checkerboard()
+        (state,) = self.in_stages(interactions, 15)
+        before = {name: array.copy() for name, array in state.arrays().items()}
+        after = self.model.train(state, interactions, Interactions.none(), self.start(interactions, 9), 2)
+        self.model.embeddings(state, interactions)
+        assert all((array == before[name]).all() for name, array in state.arrays().items())
+        assert not any(
+            np.shares_memory(new, old)
+            for new, old in zip(after.arrays().values(), state.arrays().values(), strict=True)
+            if old.dtype == np.float32
+        )
+
+    def test_a_state_that_was_stored_goes_on_as_if_it_had_never_been(self):
+        interactions, _ = checkerboard()
+        (state,) = self.in_stages(interactions, 7)
+        stored = TrainingState.of(
+            {name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in state.arrays().items()}
+        )
+        ends = [
+            self.model.embeddings(
+                self.model.train(before, interactions, Interactions.none(), self.start(interactions), 3), interactions
+            )
+            for before in (state, stored)
+        ]
+        assert ends[0].same_bits(ends[1])
+
+    def test_rows_that_a_later_stage_brings_start_as_at_the_beginning(self):
+        interactions = log_of([(user, item) for user in range(8) for item in (user, user + 8)])
+        (first,) = self.in_stages(interactions, 3)
+        start = self.start(interactions)
+        begun = self.model.train(first, interactions, Interactions.none(), start, 0)
+        fresh = self.model.train(UNTRAINED, interactions, Interactions.none(), start, 0)
+        for side in ("users", "items"):
+            before, table, new = (getattr(state, side) for state in (first, begun, fresh))
+            known = np.isin(table.rows, before.rows)
+            assert set(table.columns) == set(before.columns) == set(new.columns)
+            for name, column in table.columns.items():
+                assert (column[known] == before[name]).all()
+                assert (column[~known] == new[name][~known]).all()
 
     def test_a_fit_leaves_its_arguments_as_they_were(self):
         interactions, _ = checkerboard()

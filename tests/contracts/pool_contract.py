@@ -18,7 +18,7 @@ from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.pool import ShardPool
-from ray_eraser.shard import ShardOrder, rebuild_submodel
+from ray_eraser.shard import ShardOrder, rebuild_shard
 from ray_eraser.store import ShardData, Store, embeddings_bytes
 
 
@@ -51,8 +51,9 @@ class PoolContract:
         trained = pool.erase(orders, heard.append)
         assert sorted(answer.record.shard for answer in heard) == [0, 1, 2]
         for shard, answer in trained.items():
-            expected = rebuild_submodel(store.uri, answer.record, orders[shard].items, tiny_config)
-            assert store.read(answer.record.submodel) == expected
+            order = orders[shard]
+            expected = rebuild_shard(store.uri, answer.record, order.users, order.items, tiny_config)
+            assert [store.read(answer.record.submodel)] == expected
 
     def test_an_order_that_is_repeated_gives_the_same_files(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
         first = pool.erase(orders, lambda _: None)

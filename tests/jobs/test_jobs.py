@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
-NAMES = ("prepare", "train", "unlearn", "recommend", "evaluate", "audit")
+NAMES = ("prepare", "train", "unlearn", "recommend", "evaluate", "audit", "export", "keys")
 SMALL = """
 [data]
 synthetic_users = 60
@@ -82,9 +82,10 @@ def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(fold
         "request_id", "state", "guarantee", "shards_touched", "pairs_erased", "seconds", "generation", "purged",
     }  # fmt: skip
     assert expected <= set(erased)
-    assert set(erased["seconds"]) == {"to_forget", "to_restore"}
+    assert set(erased["seconds"]) == {"to_forget", "to_restore", "to_purge"}
     assert (erased["state"], erased["generation"], len(erased["shards_touched"])) == ("erased", 2, 1)
     assert json.loads((folder / "receipt.json").read_text())["commitment"] == erased["commitment"]
+    assert result("audit", "--deployment", "outlives", "--receipt", "receipt.json", "--user-id", "1003", **here)["holds"]
 
     gone = run("recommend", "--deployment", "outlives", "--user-id", "1003", **here)
     assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)

@@ -31,7 +31,10 @@ def _kill(actor_name: str) -> None:
     """Kill -9 the process of an actor of this test's own Ray."""
     import ray
 
-    actor = ray.get_actor(actor_name, namespace="ray_eraser")
+    deployment, _, role = actor_name.partition("/")
+    names = [named["name"] for named in ray.util.list_named_actors(all_namespaces=True)]
+    (name,) = [name for name in names if name.startswith(f"{deployment}/") and name.endswith(f"/{role}")]
+    actor = ray.get_actor(name, namespace="ray_eraser")
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
     os.kill(pid, signal.SIGKILL)
 

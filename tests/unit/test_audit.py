@@ -11,14 +11,16 @@ from conftest import Deployments, audited
 
 from ray_eraser import seeds
 from ray_eraser.aggregation import aggregate
-from ray_eraser.config import config_from
+from ray_eraser.config import EraserConfig, TrainingConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import Generation, ShardId
+from ray_eraser.models.base import Table, TrainingState
 from ray_eraser.pool import LocalShardPool
-from ray_eraser.store import Manifest, ShardData, Store, manifest_ref
+from ray_eraser.store import FileRef, Manifest, ShardData, Store, manifest_ref
+from ray_eraser.training.slices import slices_of_users
 from ray_eraser.training.submodel import train_submodel
 from ray_eraser.unlearning.audit import AuditReport, Erased, audit
 from ray_eraser.unlearning.ledger import GenerationRow
@@ -72,8 +74,20 @@ class Forger:
 
     def retrain(self, shard: int) -> None:
         data, keys = self.data(shard), self.store.read_item_keys(self.manifest.items)
-        submodel = train_submodel(data.train, data.valid, keys, self.manifest.config, ShardId(shard))
-        self.shard(shard, submodel=self.store.write_submodel(ShardId(shard), submodel))
+        users = self.store.read_vocabulary(self.manifest.users, "user")
+        slices_U = slices_of_users(users, np.arange(len(users)), self.manifest.config)
+        checkpoints: list[FileRef] = []
+        submodel = train_submodel(
+            data.train,
+            data.valid,
+            keys,
+            self.manifest.config,
+            ShardId(shard),
+            slices_U,
+            keep=lambda state: checkpoints.append(self.store.write_checkpoint(ShardId(shard), state)),
+        )
+        written = self.store.write_submodel(ShardId(shard), submodel)
+        self.shard(shard, submodel=written, checkpoints=tuple(checkpoints))
 
     def aggregate(self) -> None:
         submodels = [self.store.read_embeddings(record.submodel) for record in self.manifest.shards]
@@ -263,6 +277,89 @@ def test_counts_that_the_interactions_do_not_have_are_found(coordinator: Coordin
     forger.shard(1, n_train=forger.manifest.shards[1].n_train + 1)
     report = report_on(forger, forger.published())
     assert not report.exact
+
+
+@pytest.fixture
+def sliced(deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig) -> tuple[Coordinator, Manifest]:
+    """A deployment with slices that has erased a user of the first slice, and its manifest before."""
+    config = tiny_config.model_copy(update={"training": TrainingConfig(slices=3)})
+    coordinator = deployments.fit("sliced", config, tiny)
+    before = coordinator._loaded().manifest
+    slices_U = slices_of_users(tiny.users, np.arange(len(tiny.users)), config)
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[int(np.flatnonzero(slices_U == 0)[3])]))
+    coordinator.process_pending()
+    deployments.honest = False
+    return coordinator, before
+
+
+def changed_shard(sliced: tuple[Coordinator, Manifest]) -> int:
+    coordinator, before = sliced
+    (shard,) = (k for k, record in enumerate(coordinator._loaded().manifest.shards) if record != before.shards[k])
+    return shard
+
+
+def test_checkpoints_are_trained_again_too(sliced: tuple[Coordinator, Manifest]) -> None:
+    coordinator, _ = sliced
+    report = audited(coordinator)
+    assert (report.exact, report.compared) == (True, (2 + 2) * 3 + 1)
+    forger = Forger.of(coordinator)
+    for shard in range(3):
+        forger.retrain(shard)
+    assert forger.published().digest == forger.digest
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered"])
+def test_a_missing_or_altered_checkpoint_is_found_and_named(sliced: tuple[Coordinator, Manifest], damage: str) -> None:
+    coordinator, _ = sliced
+    ref = coordinator._loaded().manifest.shards[1].checkpoints[1]
+    file = coordinator._store.local_folder / ref.path
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes() + b"\0")
+    (mismatch,) = audited(coordinator).mismatches
+    assert ref.path in mismatch
+
+
+def test_one_bit_of_a_checkpoint_that_training_does_not_give_is_found(sliced: tuple[Coordinator, Manifest]) -> None:
+    """The next erasure would go on from it."""
+    forger = Forger.of(sliced[0])
+    first, second = forger.manifest.shards[1].checkpoints
+    state = forger.store.read_checkpoint(first)
+    vectors = state.items["vectors"].copy()
+    vectors.view(np.uint32)[0, 0] ^= 1
+    forged = TrainingState(state.users, Table(state.items.rows, {"vectors": vectors}), state.stages)
+    ref = forger.store.write_checkpoint(ShardId(1), forged)
+    forger.shard(1, checkpoints=(ref, second))
+    (mismatch,) = report_on(forger, forger.published()).mismatches
+    assert mismatch.startswith(f"{ref.path}: training again gives {first.digest}")
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_checkpoint_that_saw_the_erased_user_is_found(
+    deployments: Deployments, sliced: tuple[Coordinator, Manifest], tiny: Dataset, stage: int
+) -> None:
+    """What a lazy operator does: keep it, with all that it knows, for the next erasure to begin from."""
+    coordinator, before = sliced
+    shard = changed_shard(sliced)
+    never = deployments.fit("before", coordinator.config, tiny)
+    stale = before.shards[shard].checkpoints[stage]
+    forger = Forger.of(coordinator)
+    kept = list(forger.manifest.shards[shard].checkpoints)
+    assert kept[stage] != stale
+    kept[stage] = forger.store.write_checkpoint(ShardId(shard), never._store.read_checkpoint(stale))
+    forger.shard(shard, checkpoints=tuple(kept))
+    (mismatch,) = report_on(forger, forger.published()).mismatches
+    assert mismatch.startswith(f"{stale.path}: training again gives ")
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 3])
+def test_too_few_or_too_many_checkpoints_are_found(sliced: tuple[Coordinator, Manifest], n_kept: int) -> None:
+    forger = Forger.of(sliced[0])
+    kept = forger.manifest.shards[2].checkpoints
+    forger.shard(2, checkpoints=(*kept, kept[0])[:n_kept])
+    report = report_on(forger, forger.published())
+    assert report.mismatches == (f"shard 2: has {n_kept} checkpoints, its settings ask for 2",)
 
 
 def test_data_that_was_not_erased_is_found_by_its_name(coordinator: Coordinator, tiny: Dataset) -> None:

@@ -18,12 +18,22 @@ from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import DeploymentError, PoolError, RequestError, StaleEpochError, UnknownIdError, UnknownRequestError
+from ray_eraser.errors import (
+    DeploymentError,
+    InputError,
+    PoolError,
+    RequestError,
+    StaleEpochError,
+    UnknownIdError,
+    UnknownRequestError,
+)
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.training.submodel import item_start
+from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.ledger import Ledger
-from ray_eraser.unlearning.receipt import commitment
+from ray_eraser.unlearning.receipt import commitment, sealed, sealed_path
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.signing import load_public_key, make_key_pair
 
 
 @pytest.fixture
@@ -244,7 +254,7 @@ def test_a_key_that_is_repeated_is_the_same_request(coordinator: Coordinator, ti
 
 def test_a_key_of_another_request_is_refused(coordinator: Coordinator, tiny: Dataset) -> None:
     coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[3]), "key")
-    with pytest.raises(RequestError, match="'key' belongs to another request"):
+    with pytest.raises(RequestError, match="key belongs to another request"):
         coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[4]), "key")
     assert len(coordinator.process_pending()) == 1
 
@@ -271,9 +281,9 @@ def test_a_receipt_says_what_was_done_and_nothing_of_to_whom(coordinator: Coordi
     assert (receipt.kind, receipt.guarantee, receipt.pairs_erased, receipt.generation) == ("user", "exact", n_pairs, 2)
     assert receipt.generation_digest == digest_of(coordinator)
     (shard,) = receipt.shards_touched
-    assert receipt.changes[0].submodel_before == old.manifest.shards[shard].submodel.digest
+    assert receipt.changes[0].submodel_before == sealed(old.manifest.shards[shard].submodel.digest, submitted.salt)
     assert receipt.changes[0].submodel_after == coordinator._loaded().manifest.shards[shard].submodel.digest
-    assert set(receipt.purged) == set(files) - set(coordinator._store.files())
+    assert set(receipt.purged) == {sealed_path(path, submitted.salt) for path in set(files) - set(coordinator._store.files())}
     assert len(receipt.purged) == 5  # users' vocabulary, interactions, submodel, aggregate, manifest
 
 
@@ -288,8 +298,31 @@ def test_of_two_requests_for_the_same_pair_the_first_counts_it(coordinator: Coor
 def test_times_are_those_of_the_clock(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
     ticks = iter(range(100, 200))
     receipt = erase(deployments.copy(trained, "shop", clock=lambda: float(next(ticks))), user_id=tiny.users.ids[0])
-    assert 100 < receipt.received_at < receipt.excised_at < receipt.erased_at
+    assert 100 < receipt.received_at < receipt.excised_at < receipt.restored_at < receipt.purged_at
     assert receipt.seconds["to_forget"] == 1
+
+
+def test_receipts_are_signed_and_chained_over_restarts(
+    deployments: Deployments, trained: Path, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    private, public, _ = make_key_pair(tmp_path / "key")
+    config = changed(tiny_config, "unlearning", signing_key=str(private))
+    coordinator = deployments.copy(trained, "shop", config=config)
+    receipts = [erase(coordinator, user_id=tiny.users.ids[0]), erase(coordinator, user_id=tiny.users.ids[1])]
+    again = deployments.open("shop", config)
+    receipts.append(erase(again, user_id=tiny.users.ids[2]))
+    assert [receipt.number for receipt in receipts] == [1, 2, 3]
+    assert verify_chain(receipts, load_public_key(public)) == []
+    assert again._ledger.receipts() == receipts
+
+
+def test_a_key_that_cannot_be_used_is_refused_before_anything_is_made(
+    deployments: Deployments, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    config = changed(tiny_config, "unlearning", signing_key=str(tmp_path / "none.pem"))
+    with pytest.raises(InputError, match=r"signing key .* cannot be read"):
+        deployments.open("shop", config)
+    assert not (tmp_path / "shop").exists()
 
 
 # ---- excision
@@ -462,13 +495,13 @@ def test_a_user_whose_pairs_are_all_gone_can_still_be_erased(coordinator: Coordi
     own = everything(coordinator).of_users(np.array([7]))
     user = tiny.users.ids[7]
     erase(coordinator, pairs=tuple((user, tiny.items.ids[i]) for i in own.items))
-    coordinator.submit(UnlearningRequest(user_id=user))
+    submitted = coordinator.submit(UnlearningRequest(user_id=user))
     with pytest.raises(UnknownIdError):
         coordinator.recommend(user)
     assert coordinator.describe()["serving"] == "generation"
     (receipt,) = coordinator.process_pending()
     assert (receipt.pairs_erased, receipt.shards_touched, receipt.generation) == (0, (), 3)
-    assert receipt.aggregate_before == receipt.aggregate_after
+    assert receipt.aggregate_before == sealed(receipt.aggregate_after, submitted.salt)
     assert audited(coordinator).exact
 
 

@@ -50,7 +50,8 @@ def receipts_of(coordinator: Coordinator) -> list[Receipt]:
     connection.close()
     found = [coordinator.receipt(name) for name in names]
     assert None not in found
-    return [replace(receipt, received_at=0.0, excised_at=0.0, erased_at=0.0) for receipt in found if receipt is not None]
+    times = dict.fromkeys(("received_at", "excised_at", "restored_at", "purged_at"), 0.0)
+    return [replace(receipt, **times) for receipt in found if receipt is not None]
 
 
 @pytest.mark.parametrize("step", STEPS)

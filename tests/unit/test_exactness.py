@@ -19,10 +19,13 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import environment
+from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
-from ray_eraser.store import Manifest, ShardData, ShardRecord, Store, embeddings_bytes
+from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, embeddings_bytes
+from ray_eraser.training.slices import slices_of_users
 from ray_eraser.training.submodel import train_submodel
 from ray_eraser.unlearning.audit import Erased
+from ray_eraser.unlearning.receipt import sealed_path
 from ray_eraser.unlearning.request import UnlearningRequest
 
 PARTITIONS = ("hashed", "random", "user_based", "item_based", "interaction_based")
@@ -39,18 +42,21 @@ AGGREGATIONS = {
     "spectral": {"kind": "spectral", "sweeps": 1},
 }
 WAYS = [
-    *((partition, model, "spectral") for partition, model in product(PARTITIONS, ("als", "adagrad"))),
-    *(("hashed", model, "spectral") for model in ("bpr", "lightgcn")),
-    *(("hashed", "als", aggregation) for aggregation in AGGREGATIONS if aggregation != "spectral"),
+    *((partition, model, "spectral", 1) for partition, model in product(PARTITIONS, ("als", "adagrad"))),
+    *(("hashed", model, "spectral", 1) for model in ("bpr", "lightgcn")),
+    *(("hashed", "als", aggregation, 1) for aggregation in AGGREGATIONS if aggregation != "spectral"),
+    *((partition, "adagrad", "spectral", 3) for partition in PARTITIONS),
+    *(("hashed", model, "attention", 3) for model in ("als", "bpr", "lightgcn")),
 ]
 
 
-def configured(partition: str, model: str, aggregation: str = "spectral") -> EraserConfig:
+def configured(partition: str, model: str, aggregation: str = "spectral", slices: int = 1) -> EraserConfig:
     return config_from(
         {
             "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
             "partition": {"kind": partition, "n_shards": 3},
             "model": {"width": 6, **MODELS[model]},
+            "training": {"slices": slices},
             "aggregation": {"foldin_alpha0": 0.3, **AGGREGATIONS[aggregation]},
         }
     )
@@ -84,7 +90,22 @@ def from_scratch(store: Store, dataset: Dataset, at_first: dict[ShardId, ShardDa
     items = dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None)
     item_keys = items.keys(seeds.secret(config.seed, "ids"))
     remaining = {shard: ShardData(data.train.without(erased), data.valid.without(erased)) for shard, data in at_first.items()}
-    submodels = {shard: train_submodel(data.train, data.valid, item_keys, config, shard) for shard, data in remaining.items()}
+    slices_U = slices_of_users(users, np.arange(len(users)), config)
+    checkpoints: dict[ShardId, list[FileRef]] = {shard: [] for shard in remaining}
+
+    def trained(shard: ShardId, data: ShardData) -> Embeddings:
+        keep = checkpoints[shard]
+        return train_submodel(
+            data.train,
+            data.valid,
+            item_keys,
+            config,
+            shard,
+            slices_U,
+            keep=lambda state: keep.append(store.write_checkpoint(shard, state)),
+        )
+
+    submodels = {shard: trained(shard, data) for shard, data in remaining.items()}
     records = tuple(
         ShardRecord(
             shard,
@@ -92,6 +113,7 @@ def from_scratch(store: Store, dataset: Dataset, at_first: dict[ShardId, ShardDa
             store.write_submodel(shard, submodels[shard]),
             len(data.train),
             len(data.valid),
+            tuple(checkpoints[shard]),
         )
         for shard, data in remaining.items()
     )
@@ -121,17 +143,17 @@ def requests_of(dataset: Dataset) -> list[UnlearningRequest]:
     ]
 
 
-@pytest.mark.parametrize(("partition", "model", "aggregation"), WAYS)
+@pytest.mark.parametrize(("partition", "model", "aggregation", "slices"), WAYS)
 def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from_scratch(
-    deployments: Deployments, partition: str, model: str, aggregation: str
+    deployments: Deployments, partition: str, model: str, aggregation: str, slices: int
 ) -> None:
-    config = configured(partition, model, aggregation)
+    config = configured(partition, model, aggregation, slices)
     dataset = generated(config)
     coordinator = deployments.fit("one by one", config, dataset)
     at_first, done = coordinator.shard_data(), []
     for request in requests_of(dataset):
         before, files = coordinator._loaded().manifest, coordinator._store.files()
-        coordinator.submit(request)
+        salt = coordinator.submit(request).salt
         (receipt,) = coordinator.process_pending()
         done.append(request)
 
@@ -142,7 +164,8 @@ def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from
         assert set(receipt.shards_touched) <= owning  # an earlier request may have taken a shard's pairs already
         for shard in set(at_first) - owning:
             assert after.shards[shard] == before.shards[shard]
-        assert sorted(receipt.purged) == sorted(set(files) - set(coordinator._store.files()))
+        gone_files = set(files) - set(coordinator._store.files())
+        assert sorted(receipt.purged) == sorted(sealed_path(path, salt) for path in gone_files)
     names = Erased(
         user_ids=tuple(r.user_id for r in done if r.user_id is not None),
         item_ids=tuple(r.item_id for r in done if r.item_id is not None),

@@ -49,12 +49,19 @@ AGGREGATIONS = {
 }
 
 
-def configured(partition: str, model: str, aggregation: str) -> EraserConfig:
+SLICED = [
+    *product(PARTITIONS, ["als", "adagrad, stopping early"], ["spectral, two sweeps"]),
+    *product(["hashed", "interaction_based"], MODELS, ["spectral, two sweeps", "attention"]),
+]
+
+
+def configured(partition: str, model: str, aggregation: str, slices: int = 1) -> EraserConfig:
     return config_from(
         {
             "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
             "partition": {"kind": partition, "n_shards": 3},
             "model": {"width": 6, **MODELS[model]},
+            "training": {"slices": slices},
             "aggregation": {"foldin_alpha0": 0.3, **AGGREGATIONS[aggregation]},
         }
     )
@@ -84,13 +91,13 @@ def a_pair(dataset: Dataset, position: int, *, held_out: bool = False) -> tuple[
 
 
 @pytest.mark.parametrize(
-    ("partition", "model", "aggregation"),
-    list(product(PARTITIONS, MODELS, AGGREGATIONS)),
+    ("partition", "model", "aggregation", "slices"),
+    [*((*way, 1) for way in product(PARTITIONS, MODELS, AGGREGATIONS)), *((*way, 3) for way in sorted(set(SLICED)))],
 )
 def test_erasing_a_user_and_a_pair_equals_training_from_scratch_on_the_rest(
-    deployments: Deployments, partition: str, model: str, aggregation: str
+    deployments: Deployments, partition: str, model: str, aggregation: str, slices: int
 ) -> None:
-    config = configured(partition, model, aggregation)
+    config = configured(partition, model, aggregation, slices)
     dataset = read_dataset("synthetic", config.data, config.seed)
     coordinator = deployments.fit("kept", config, dataset)
     user, pair = dataset.users.ids[4], a_pair(dataset, -1)
@@ -106,12 +113,14 @@ def test_erasing_a_user_and_a_pair_equals_training_from_scratch_on_the_rest(
         assert digest_of(fresh) == digest_of(coordinator)
     report = audited(coordinator, Erased(user_ids=(user,), pairs=(pair,)))
     assert report.exact, report.mismatches
-    assert report.compared == 2 * 3 + 1
+    assert report.compared == (1 + slices) * 3 + 1
 
 
-@pytest.mark.parametrize("partition", PARTITIONS)
-def test_one_after_the_other_together_and_from_scratch_end_in_the_same_bits(deployments: Deployments, partition: str) -> None:
-    config = configured(partition, "als", "spectral, two sweeps")
+@pytest.mark.parametrize(("partition", "slices"), list(product(PARTITIONS, [1, 4])))
+def test_one_after_the_other_together_and_from_scratch_end_in_the_same_bits(
+    deployments: Deployments, partition: str, slices: int
+) -> None:
+    config = configured(partition, "als", "spectral, two sweeps", slices)
     dataset = read_dataset("synthetic", config.data, config.seed)
     requests = [
         UnlearningRequest(user_id=dataset.users.ids[1]),
@@ -135,18 +144,21 @@ def test_one_after_the_other_together_and_from_scratch_end_in_the_same_bits(depl
     same = owners_of(together, rest.train) if partition in LEARNED else None
     fresh = deployments.open("fresh", config)
     fresh.fit(rest, same)
-    after = {record.shard: record.submodel for record in together._loaded().manifest.shards}
-    assert {record.shard: record.submodel for record in fresh._loaded().manifest.shards} == after
+    vectors, afresh = (
+        [(record.submodel, record.checkpoints) for record in coordinator._loaded().manifest.shards]
+        for coordinator in (together, fresh)
+    )
+    assert afresh == vectors
     assert fresh._loaded().manifest.aggregate == together._loaded().manifest.aggregate
     assert audited(together).exact
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "slices"), list(product(MODELS, [1, 3])))
 def test_a_log_that_never_had_the_user_gives_the_same_vectors_id_by_id(
-    deployments: Deployments, tmp_path: Path, model: str
+    deployments: Deployments, tmp_path: Path, model: str, slices: int
 ) -> None:
     """Without any help from the deployment: the lines are taken out of the files, which are read and numbered anew."""
-    config = configured("hashed", model, "spectral, two sweeps")
+    config = configured("hashed", model, "spectral, two sweeps", slices)
     rng = np.random.default_rng(1)
     lines = {f"user{u:02}": sorted({f"item{i:02}" for i in rng.integers(0, 25, 9)}) for u in range(40)}
     erased = ("user07", "user31")

@@ -112,7 +112,7 @@ def test_a_killed_program_loses_nothing_that_it_was_told(open_ledger, tmp_path):
     url = f"sqlite:///{tmp_path}/ledger.db"
     command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), url]
     assert subprocess.run(command, check=False).returncode == 9
-    assert [row.request for row in open_ledger().unfinished()] == [ANN]
+    assert [row.work for row in open_ledger().unfinished()] == [ANN]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
@@ -177,7 +177,7 @@ class AnyHistory(RuleBasedStateMachine):
             if key is not None:
                 self.keys[key] = name
             return name
-        if self.states[owner] is RequestState.ERASED or self.payloads[owner] == request:
+        if self.states[owner].is_final or self.payloads[owner] == request:
             assert receive(self.ledger, name, request, key).request_id == owner
         else:
             with pytest.raises(RequestError):
@@ -198,10 +198,10 @@ class AnyHistory(RuleBasedStateMachine):
     def publish(self, stale):
         if stale:
             with pytest.raises(StaleEpochError):
-                self.ledger.publish(Epoch(self.epoch - 1), generation(self.current + 1), {})
+                self.ledger.publish(Epoch(self.epoch - 1), generation(self.current + 1), {}, [])
         else:
             self.current += 1
-            self.ledger.publish(self.epoch, generation(self.current), {})
+            self.ledger.publish(self.epoch, generation(self.current), {}, [])
 
     @rule()
     def reopen(self):
@@ -211,8 +211,8 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_says_what_happened(self):
-        pending = {name: self.payloads[name] for name, state in self.states.items() if state is not RequestState.ERASED}
-        assert {row.request_id: row.request for row in self.ledger.unfinished()} == pending
+        pending = {name: self.payloads[name] for name, state in self.states.items() if not state.is_final}
+        assert {row.request_id: row.work for row in self.ledger.unfinished()} == pending
         assert {name: self.ledger.request(RequestId(name)).state for name in self.states} == self.states
         current = self.ledger.current()
         assert (0 if current is None else current.number) == self.current

@@ -111,13 +111,37 @@ def test_steps_are_those_of_torchs_adam():
     generator = np.random.default_rng(1)
     weights = generator.normal(size=(4, 3)).astype(np.float32)
     reference = torch.from_numpy(weights.copy()).requires_grad_()
-    optimizer, adam = torch.optim.Adam([reference], lr=0.03), Adam(weights, 0.03)
+    optimizer, adam = torch.optim.Adam([reference], lr=0.03), Adam(Adam.table(np.arange(4), weights), 0.03)
     for _ in range(5):
         slope = generator.normal(size=(4, 3)).astype(np.float32)
         reference.grad = torch.from_numpy(slope.copy())
         optimizer.step()
         adam.step(slope)
     np.testing.assert_allclose(adam.weights, reference.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_table_that_goes_on_steps_as_if_it_had_never_stopped_and_its_new_rows_as_at_first():
+    generator = np.random.default_rng(2)
+    start, slopes_of_steps = (generator.normal(size=shape).astype(np.float32) for shape in ((4, 3), (5, 4, 3)))
+    without_a_stop = Adam.table(np.arange(4), start.copy())
+    stopped = Adam.table(np.array([0, 2]), start[[0, 2]])
+    adam = Adam(without_a_stop, 0.03)
+    for slope in slopes_of_steps:
+        adam.step(slope)
+    adam = Adam(stopped, 0.03)
+    for slope in slopes_of_steps[:3]:
+        adam.step(slope[[0, 2]])
+    grown = Adam.table(np.arange(4), start.copy()).after(stopped)
+    adam = Adam(grown, 0.03)
+    for slope in slopes_of_steps[3:]:
+        adam.step(slope)
+    assert grown["steps"].tolist() == [5, 2, 5, 2]
+    assert grown["vectors"][[0, 2]].tobytes() == without_a_stop["vectors"][[0, 2]].tobytes()
+    fresh = Adam.table(np.array([1, 3]), start[[1, 3]])
+    adam = Adam(fresh, 0.03)
+    for slope in slopes_of_steps[3:]:
+        adam.step(slope[[1, 3]])
+    assert grown["vectors"][[1, 3]].tobytes() == fresh["vectors"].tobytes()
 
 
 def test_training_ranks_the_users_own_items_above_the_others():

@@ -3,11 +3,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 
 import pytest
 from contracts.ledger_contract import receipt_of
 
-from ray_eraser.unlearning.receipt import Receipt, commitment
+from ray_eraser.ids import ShardId
+from ray_eraser.store import FileRef, ShardRecord
+from ray_eraser.unlearning.receipt import START, Head, Receipt, ShardChange, chained, commitment, sealed, sealed_path
 from ray_eraser.unlearning.request import UnlearningRequest
 
 ANN = UnlearningRequest(user_id="ann")
@@ -37,7 +40,7 @@ def test_with_the_salt_nothing_but_the_request_verifies(other):
 
 
 def test_a_receipt_survives_json():
-    receipt = receipt_of("r", erased_at=12.25)
+    receipt = receipt_of("r", finished_at=12.25)
     assert Receipt.from_dict(json.loads(json.dumps(receipt.to_dict()))) == receipt
 
 
@@ -45,9 +48,90 @@ def test_a_receipt_in_plain_values_is_json_as_it_stands():
     fields = receipt_of("r").to_dict()
     assert json.loads(json.dumps(fields)) == fields
     assert fields["changes"] == [
-        {"shard": 1, "interactions_before": "a", "interactions_after": "b", "submodel_before": "c", "submodel_after": "d"}
+        {
+            "shard": 1,
+            "interactions_before": "a",
+            "interactions_after": "b",
+            "submodel_before": "c",
+            "submodel_after": "d",
+            "checkpoints_before": [],
+            "checkpoints_after": [],
+        }
     ]
 
 
-def test_forgetting_and_restoring_are_two_figures():
-    assert receipt_of("r", erased_at=12.25).seconds == {"to_forget": 1.0, "to_restore": 2.25}
+def test_forgetting_restoring_and_purging_are_three_figures():
+    receipt = replace(receipt_of("r"), restored_at=12.25, purged_at=14.0)
+    assert receipt.seconds == {"to_forget": 1.0, "to_restore": 2.25, "to_purge": 4.0}
+
+
+# ---- seal
+
+
+def record(letter: str) -> ShardRecord:
+    files = [FileRef(f"shards/1/{kind}-{letter * 64}.x", letter * 64) for kind in ("interactions", "submodel")]
+    return ShardRecord(ShardId(1), *files, 5, 0, (FileRef(f"shards/1/checkpoint-{letter * 64}.safetensors", letter * 64),))
+
+
+def test_what_was_before_is_keyed_and_what_is_after_is_plain():
+    plain = replace(receipt_of("r"), changes=(ShardChange.between(record("a"), record("b")),))
+    receipt = plain.under_seal(SALT)
+    (change,) = receipt.changes
+    keyed = hmac.new(bytes.fromhex(SALT), b"a" * 64, hashlib.sha256).hexdigest()
+    assert (change.interactions_before, change.submodel_before, change.checkpoints_before) == (keyed, keyed, (keyed,))
+    assert (change.interactions_after, change.submodel_after, change.checkpoints_after) == ("b" * 64, "b" * 64, ("b" * 64,))
+    assert receipt.aggregate_before == sealed(plain.aggregate_before, SALT)
+    assert receipt.aggregate_after == plain.aggregate_after
+    assert sealed("a" * 64, OTHER) != keyed
+
+
+def test_a_shard_that_a_new_partition_does_not_have_leaves_nothing_after():
+    change = ShardChange.between(record("a"), None)
+    assert (change.interactions_after, change.submodel_after, change.checkpoints_after) == ("", "", ())
+
+
+def test_a_purged_file_keeps_its_folder_and_kind_and_loses_the_digest_in_its_name():
+    path = f"shards/1/interactions-{'ab' * 32}.parquet"
+    assert sealed_path(path, SALT) == f"shards/1/interactions-{sealed('ab' * 32, SALT)}.parquet"
+    assert sealed_path(f"generations/{'ab' * 32}.json", SALT) == f"generations/{sealed('ab' * 32, SALT)}.json"
+    assert replace(receipt_of("r"), purged=(path,)).under_seal(SALT).purged == (sealed_path(path, SALT),)
+
+
+# ---- chain
+
+
+class Initials:
+    """A signer whose signatures can be read."""
+
+    key_id = "initials"
+
+    def sign(self, digest: str) -> str:
+        return f"signed {digest}"
+
+
+def test_receipts_are_numbered_from_one_and_linked():
+    first, second = chained([receipt_of("a"), receipt_of("b")], START)
+    assert (first.number, first.previous) == (1, "0" * 64)
+    assert (second.number, second.previous) == (2, first.digest())
+    assert (first.key_id, first.signature) == (None, None)
+
+
+def test_a_chain_goes_on_from_its_head():
+    receipts = [receipt_of(name) for name in "abc"]
+    first, *rest = chained(receipts, START)
+    assert chained(receipts[1:], Head(1, first.digest())) == rest
+
+
+def test_a_signature_is_of_the_digest_of_everything_else():
+    (receipt,) = chained([receipt_of("a")], START, Initials())
+    fields = receipt.to_dict()
+    del fields["signature"]
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    assert receipt.key_id == "initials"
+    assert receipt.signature == f"signed {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def test_a_digest_does_not_depend_on_how_a_file_writes_round_numbers():
+    receipt = receipt_of("a", finished_at=12.0)
+    assert json.loads('{"purged_at": 12}')["purged_at"] == receipt.purged_at
+    assert Receipt.from_dict(receipt.to_dict() | {"purged_at": 12}).digest() == receipt.digest()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import InputError, StoreError
 from ray_eraser.ids import ShardId
+from ray_eraser.models.base import UNTRAINED
 from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, embeddings_bytes, manifest_ref, shard_data_bytes
 
 ROWS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), max_size=20)
@@ -175,6 +177,24 @@ def test_a_manifest_of_another_format_is_refused(store):
     digest = altered_manifest(store, lambda fields: fields.update(format=2))
     with pytest.raises(StoreError, match=f"{digest}.*format 2, this version reads 1"):
         store.read_manifest(digest)
+
+
+def test_a_manifest_from_before_there_were_checkpoints_has_none(store):
+    def older(fields):
+        del fields["config"]["training"], fields["shards"][0]["checkpoints"]
+
+    manifest = store.read_manifest(altered_manifest(store, older))
+    assert manifest.shards[0].checkpoints == ()
+    assert manifest.config == EraserConfig()
+
+
+def test_a_manifest_names_its_checkpoints(store):
+    ref = store.write_checkpoint(ShardId(0), UNTRAINED)
+    manifest = store.read_manifest(written(store)["manifest"][0].digest)
+    manifest = replace(manifest, shards=(replace(manifest.shards[0], checkpoints=(ref, ref)),))
+    back = store.read_manifest(store.write_manifest(manifest).digest)
+    assert back == manifest
+    assert back.files().count(ref) == 2
 
 
 def test_a_manifest_with_a_setting_that_this_version_does_not_know_is_refused_by_name(store):

@@ -1,0 +1,73 @@
+"""Have a deployment learn from interactions that came after it was trained."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import cli
+import typer
+
+from ray_eraser.data.files import read_dataset
+from ray_eraser.data.interactions import Interactions
+
+
+def learn(
+    data: cli.DataOption,
+    storage_path: cli.StorageOption = None,
+    deployment: cli.DeploymentOption = "default",
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="KEY", help="A submission repeated with the same key is the same one."),
+    ] = None,
+    now: cli.NowOption = False,
+    wait_seconds: Annotated[float, typer.Option("--timeout", help="Seconds to wait until it is learned.")] = 3600.0,
+    config: cli.ConfigOption = None,
+    changes: cli.SetOption = None,
+    ray_address: cli.RayOption = None,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Append interactions to what a deployment has learned from, and train the shards that they go to.
+
+    All of --data is learned, whatever split it comes with; what is known already is passed over. New users go to a shard by the
+    hash of their id or, where the partition is learned, to the one with the fewest interactions. What is learned can be
+    unlearned like everything else, also while it still waits.
+
+    [bold]Example[/bold]: python jobs/learn.py --storage-path deployments/shop --data today.csv
+    """
+    with cli.exit_codes(debug):
+        settings = cli.settings(config, changes)
+        whole = settings.data.model_copy(update={"test_share": 0.0, "valid_share": 0.0})
+        log = read_dataset(data, whole, settings.seed)
+        found = Interactions.union([log.train, log.valid, log.test])
+        users, items = log.users.raw(found.users), log.items.raw(found.items)
+        pairs = [(user, item) for user, item in zip(users, items, strict=True) if user is not None and item is not None]
+
+        from ray_eraser.runtime.session import session
+
+        with session(ray_address) as ray_session:
+            client = cli.attach(deployment, storage_path, settings.unlearning.ledger)
+            ticket = client.learn(pairs, idempotency_key=key)
+            cli.say(f"request {ticket.request_id} is {ticket.status()}; {len(pairs)} interactions in {data}")
+            state = cli.carried_out(client, ticket, wait_seconds, now=now)
+            described = client.describe()
+            if ray_session.local:
+                client.shutdown()
+        result = {
+            "request_id": ticket.request_id,
+            "state": str(state),
+            "interactions_given": len(pairs),
+            "generation": described["generation"],
+            "digest": described["digest"],
+            "n_users": described["n_users"],
+            "n_items": described["n_items"],
+            "n_interactions": described["n_interactions"],
+        }
+        if as_json:
+            cli.print_json(result)
+        else:
+            cli.print_table("learned" if state.is_final else "accepted", result)
+
+
+if __name__ == "__main__":
+    cli.run(learn)

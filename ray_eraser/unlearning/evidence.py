@@ -1,0 +1,411 @@
+"""Checks receipts as an auditor does: with the store, the ledger's word on what is current, and nothing that is computed.
+
+What a receipt's checks can show, and what only training again can (that a submodel is what its interactions give), are two
+things; the latter is audit.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.errors import InputError, StoreError
+from ray_eraser.ids import RawId, ShardId
+from ray_eraser.store import FileRef, Manifest, Store
+from ray_eraser.unlearning.ledger import GenerationRow
+from ray_eraser.unlearning.receipt import START, Head, Receipt, commitment, sealed, sealed_path
+from ray_eraser.unlearning.request import UnlearningRequest
+from ray_eraser.unlearning.signing import PublicKey
+
+_SALT = re.compile(r"([0-9a-f]{2})+")
+
+
+class Outcome(StrEnum):
+    """What came of one check."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    UNCHECKED = "unchecked"
+    """It cannot be said from what was given; the finding says why."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of a receipt: what was looked at, what came of it, and what is wrong or was missing."""
+
+    check: str
+    outcome: Outcome
+    detail: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def verify_receipt(
+    receipt: Receipt,
+    store: Store,
+    published: GenerationRow | None,
+    public_key: PublicKey | None = None,
+    salt: str | None = None,
+    request: UnlearningRequest | None = None,
+    chain: Sequence[Receipt] | None = None,
+    digest: str | None = None,
+) -> list[Finding]:
+    """Every check of one receipt, those that could not be made among them.
+
+    Args:
+        receipt: as the asker has it.
+        store: the deployment's.
+        published: the current generation, from the ledger; None where there is none.
+        public_key: the deployment's.
+        salt: the asker's.
+        request: what the receipt is claimed to be about.
+        chain: all receipts of the ledger, in their order.
+        digest: the receipt's, as its file or someone else has it.
+    """
+    return [
+        *_digest(receipt, digest),
+        _signature(receipt, public_key),
+        _fields(receipt),
+        _place(receipt, chain),
+        *_generation(receipt, store, published),
+        _before(receipt, salt, chain),
+        _purged(receipt, store, salt),
+        _about(receipt, salt, request),
+        _gone(receipt, store, published, request),
+    ]
+
+
+def verify_chain(receipts: Sequence[Receipt], public_key: PublicKey | None = None) -> list[str]:
+    """What is wrong with a chain of receipts, one line each, the first at fault first; empty where it is whole.
+
+    That receipts were cut off at the end shows only to who holds one of them, or knows the chain's head from another time.
+
+    Args:
+        receipts: in the ledger's order, from the first.
+        public_key: the deployment's; without it signatures are left alone.
+    """
+    problems = []
+    head, before = START, None
+    for receipt in receipts:
+        name = f"receipt {receipt.number} ({receipt.request_id})"
+        if receipt.number != head.number + 1:
+            problems.append(f"{name}: stands where number {head.number + 1} belongs")
+        if receipt.previous != head.digest:
+            problems.append(f"{name}: does not follow the one before, which was altered, or one was put in or taken out")
+        problems += [f"{name}: {problem}" for problem in _disorder(receipt)]
+        if before is not None and receipt.purged_at < before.purged_at:
+            problems.append(f"{name}: was finished before number {before.number}")
+        if before is not None and receipt.generation < before.generation:
+            problems.append(f"{name}: names an older generation than number {before.number}")
+        if public_key is not None and (problem := _unsigned(receipt, public_key)):
+            problems.append(f"{name}: {problem}")
+        head, before = Head(receipt.number, receipt.digest()), receipt
+    return problems
+
+
+@dataclass(frozen=True)
+class ReceiptFile:
+    """A receipt as it is handed to the asker: with the salt, and with its digest for people to note and compare."""
+
+    receipt: Receipt
+    salt: str | None
+    digest: str | None
+
+    @classmethod
+    def of(cls, receipt: Receipt, salt: str | None) -> ReceiptFile:
+        return cls(receipt, salt, receipt.digest())
+
+    def to_json(self) -> str:
+        fields = {**self.receipt.to_dict(), "digest": self.digest, "salt": self.salt}
+        return json.dumps(fields, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ReceiptFile:
+        """The file's content; whether it is true is for `verify_receipt` to say.
+
+        Raises:
+            InputError: it is no receipt.
+        """
+        try:
+            fields: dict[str, Any] = dict(json.loads(text))
+            salt, digest = fields.pop("salt", None), fields.pop("digest", None)
+            receipt = TypeAdapter(Receipt).validate_json(json.dumps(fields, allow_nan=False), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"is no receipt ({where}: {first['msg']}): give a file that unlearn.py --receipt wrote") from error
+        except (ValueError, TypeError) as error:
+            raise InputError("is no receipt: give a JSON file that unlearn.py --receipt wrote") from error
+        if receipt.to_dict() != fields:
+            raise InputError("is no receipt: it has fields that a receipt does not have")
+        if salt is not None and not (isinstance(salt, str) and _SALT.fullmatch(salt)):
+            raise InputError("has a salt that is not hexadecimal: it was not written by unlearn.py --receipt")
+        return cls(receipt, salt, digest)
+
+
+# ---- what can be said of the receipt alone ---------------------------------------------------------------------------------
+
+
+def _digest(receipt: Receipt, digest: str | None) -> Iterator[Finding]:
+    if digest is not None:
+        yield _finding("digest", [] if digest == receipt.digest() else [f"its fields give {receipt.digest()}, not {digest}"])
+
+
+def _signature(receipt: Receipt, public_key: PublicKey | None) -> Finding:
+    check = "signature"
+    if public_key is None:
+        how = "it is not signed" if receipt.signature is None else "give the deployment's public key"
+        return Finding(check, Outcome.UNCHECKED, how)
+    problem = _unsigned(receipt, public_key)
+    return Finding(check, Outcome.FAILS, problem) if problem else Finding(check, Outcome.HOLDS, f"of key {public_key.key_id}")
+
+
+def _unsigned(receipt: Receipt, public_key: PublicKey) -> str:
+    """What is wrong with the signature; nothing where it is right."""
+    if receipt.signature is None:
+        return "is not signed"
+    if receipt.key_id != public_key.key_id:
+        return f"names key {receipt.key_id}, the one given is {public_key.key_id}"
+    if not public_key.verifies(receipt.digest(), receipt.signature):
+        return "was altered: its signature does not fit"
+    return ""
+
+
+def _fields(receipt: Receipt) -> Finding:
+    """Whether the fields agree with each other."""
+    problems = _disorder(receipt)
+    if receipt.shards_touched != tuple(change.shard for change in receipt.changes):
+        problems.append("the shards touched are not those whose digests it names")
+    if receipt.number < 1:
+        problems.append("it has no number: it was never finished")
+    return _finding("fields", problems)
+
+
+def _disorder(receipt: Receipt) -> list[str]:
+    moments = {name: getattr(receipt, f"{name}_at") for name in ("received", "excised", "restored", "purged")}
+    return [
+        f"its times are out of order, it was {later} before it was {earlier}"
+        for earlier, later in pairwise(moments)
+        if moments[later] < moments[earlier]
+    ]
+
+
+def _place(receipt: Receipt, chain: Sequence[Receipt] | None) -> Finding:
+    """Whether the ledger has this receipt, at the place that it names."""
+    check = "place in the chain"
+    if chain is None:
+        return Finding(check, Outcome.UNCHECKED, "the ledger's receipts were not given")
+    problems = []
+    if not 1 <= receipt.number <= len(chain):
+        problems.append(f"the ledger has no receipt {receipt.number}, it has {len(chain)}")
+    elif chain[receipt.number - 1] != receipt:
+        problems.append(f"the ledger's receipt {receipt.number} is another")
+    else:
+        previous = START.digest if receipt.number == 1 else chain[receipt.number - 2].digest()
+        if receipt.previous != previous:
+            problems.append("it does not follow the ledger's receipt before it")
+    return _finding(check, problems)
+
+
+# ---- the files after -------------------------------------------------------------------------------------------------------
+
+
+def _generation(receipt: Receipt, store: Store, published: GenerationRow | None) -> Iterator[Finding]:
+    """The generation that the receipt names, and its files, where it is still the current one."""
+    check, files = "generation", "files after"
+    if published is None or receipt.generation > published.number:
+        newest = "none" if published is None else f"generation {published.number}"
+        yield Finding(check, Outcome.FAILS, f"generation {receipt.generation} is not published here, the newest is {newest}")
+        yield Finding(files, Outcome.UNCHECKED, "there is no such generation")
+        return
+    if receipt.generation < published.number:
+        yield Finding(check, Outcome.UNCHECKED, f"superseded by generation {published.number}, its manifest is deleted")
+        yield Finding(files, Outcome.UNCHECKED, f"deleted with it: audit generation {published.number}, and verify the chain")
+        return
+    if receipt.generation_digest != published.digest:
+        yield Finding(check, Outcome.FAILS, f"the ledger's generation {published.number} has digest {published.digest}")
+        yield Finding(files, Outcome.UNCHECKED, "the generation is another")
+        return
+    try:
+        manifest = store.read_manifest(published.digest)
+    except StoreError as error:
+        yield Finding(check, Outcome.FAILS, str(error))
+        yield Finding(files, Outcome.UNCHECKED, "its manifest cannot be read")
+        return
+    claimed = manifest.config.guarantee
+    yield _finding(check, [] if receipt.guarantee == claimed else [f"its guarantee is {claimed}"], "the current one")
+    yield _finding(files, list(_differing(receipt, store, manifest)))
+
+
+def _differing(receipt: Receipt, store: Store, manifest: Manifest) -> Iterator[str]:
+    """Files that are not what the receipt says, by the manifest or by their content."""
+    records = {record.shard: record for record in manifest.shards}
+    named = [(receipt.aggregate_after, manifest.aggregate)]
+    for change in receipt.changes:
+        if change.shard not in records:
+            if change.interactions_after or change.submodel_after:
+                yield f"generation {receipt.generation} has no shard {change.shard}"
+            continue
+        record = records[change.shard]
+        if len(change.checkpoints_after) != len(record.checkpoints):
+            yield f"shard {change.shard} has {len(record.checkpoints)} checkpoints, not {len(change.checkpoints_after)}"
+        named += [(change.interactions_after, record.interactions), (change.submodel_after, record.submodel)]
+        named += zip(change.checkpoints_after, record.checkpoints, strict=False)
+    for digest, ref in named:
+        if digest != ref.digest:
+            yield f"the manifest names {ref.path}, the receipt {digest}"
+            continue
+        try:
+            store.read(ref)
+        except StoreError as error:
+            yield str(error)
+
+
+# ---- the files before ------------------------------------------------------------------------------------------------------
+
+
+def _before(receipt: Receipt, salt: str | None, chain: Sequence[Receipt] | None) -> Finding:
+    """The keyed digests from before against what earlier receipts say of the same files."""
+    check = "digests before"
+    if salt is None or chain is None:
+        return Finding(check, Outcome.UNCHECKED, "they are keyed: give the salt and the ledger")
+    known = _left_by(chain, receipt)
+    named = {"aggregate": receipt.aggregate_before}
+    for change in receipt.changes:
+        named |= _by_name(change.shard, change.interactions_before, change.submodel_before, change.checkpoints_before)
+    compared = [what for what in named if what in known]
+    if not compared:
+        return Finding(check, Outcome.UNCHECKED, "no earlier receipt names the same files")
+    wrong = [what for what in compared if sealed(known[what], salt) != named[what]]
+    earlier = "an earlier receipt left something else, or the salt is another"
+    return _finding(check, [f"{what}: {earlier}" for what in wrong], f"{len(compared)} of {len(named)} known from receipts")
+
+
+def _left_by(chain: Sequence[Receipt], receipt: Receipt) -> dict[str, str]:
+    """Digests of files as the generation before the receipt's had them, as far as an unbroken row of receipts says."""
+    known: dict[str, str] = {}
+    newest = None
+    for earlier in sorted((r for r in chain if r.generation < receipt.generation), key=lambda r: (r.generation, r.number)):
+        if newest is not None and earlier.generation > newest + 1:
+            known.clear()  # a generation without a receipt may have changed any file
+        newest = earlier.generation
+        known["aggregate"] = earlier.aggregate_after
+        for change in earlier.changes:
+            known |= _by_name(change.shard, change.interactions_after, change.submodel_after, change.checkpoints_after)
+    return known if newest == receipt.generation - 1 else {}
+
+
+def _by_name(shard: ShardId, interactions: str, submodel: str, checkpoints: tuple[str, ...]) -> dict[str, str]:
+    """A shard's digests under names for people."""
+    stages = {f"checkpoint {stage} of shard {shard}": digest for stage, digest in enumerate(checkpoints, 1)}
+    return {f"interactions of shard {shard}": interactions, f"submodel of shard {shard}": submodel, **stages}
+
+
+def _purged(receipt: Receipt, store: Store, salt: str | None) -> Finding:
+    check = "purged files are gone"
+    if salt is None:
+        return Finding(check, Outcome.UNCHECKED, "their names are keyed: give the salt")
+    purged = set(receipt.purged)
+    return _finding(
+        check,
+        [f"{path} is there" for path in store.everything() if sealed_path(path, salt) in purged],
+        f"{len(purged)} files",
+    )
+
+
+# ---- what it is about ------------------------------------------------------------------------------------------------------
+
+
+def _about(receipt: Receipt, salt: str | None, request: UnlearningRequest | None) -> Finding:
+    check = "what it is about"
+    if salt is None or request is None:
+        return Finding(check, Outcome.UNCHECKED, "give the salt and the ids that were asked to be forgotten")
+    if request.kind != receipt.kind:
+        return Finding(check, Outcome.FAILS, f"it is about {receipt.kind}, not {request.kind}")
+    fits = any(commitment(spelled, salt) == receipt.commitment for spelled in _spellings(request))
+    return _finding(check, [] if fits else ["it is not about these ids, or the salt is another"])
+
+
+def _spellings(request: UnlearningRequest) -> Iterator[UnlearningRequest]:
+    """The request with its ids as they are, as integers and as text: whoever asked for 12 may have written 12 or "12"."""
+    if request.user_id is not None:
+        yield from (UnlearningRequest(user_id=user) for user in _spelled(request.user_id))
+    elif request.item_id is not None:
+        yield from (UnlearningRequest(item_id=item) for item in _spelled(request.item_id))
+    else:
+        pairs = request.pairs or ()
+        as_is = range(2)
+        for user_way, item_way in product(as_is, as_is):
+            yield UnlearningRequest(pairs=tuple((_spelled(user)[user_way], _spelled(item)[item_way]) for user, item in pairs))
+
+
+def _spelled(raw: RawId) -> tuple[RawId, RawId]:
+    """An id as an integer, where it is written like one, and as text."""
+    text = str(raw)
+    return int(text) if text.removeprefix("-").isdecimal() and str(int(text)) == text else text, text
+
+
+def _gone(receipt: Receipt, store: Store, published: GenerationRow | None, request: UnlearningRequest | None) -> Finding:
+    """Whether the ids are in no vocabulary, and no interactions name what was erased, in any file under the storage path."""
+    check = "the ids are gone"
+    if request is None:
+        return Finding(check, Outcome.UNCHECKED, "give the ids that were asked to be forgotten")
+    if published is None:
+        return Finding(check, Outcome.UNCHECKED, "nothing is published")
+    try:
+        manifest = store.read_manifest(published.digest)
+        users, items = store.read_vocabulary(manifest.users, "user"), store.read_vocabulary(manifest.items, "item")
+    except StoreError as error:
+        return Finding(check, Outcome.UNCHECKED, str(error))
+    found = []
+    for path, vocabulary in _vocabularies(store):
+        raw = request.user_id if vocabulary.kind == "user" else request.item_id
+        if raw is not None and raw in vocabulary:
+            found.append(f"the {vocabulary.kind} is in {path}")
+    rows = [(users.row(user), items.row(item)) for user, item in request.pairs or () if user in users and item in items]
+    pairs = Interactions.of(*np.array(rows, np.int32).reshape(-1, 2).T)
+    tombstones = users.tombstones(), items.tombstones()
+    for path, interactions in _interactions(store):
+        if len(interactions.common(pairs)):
+            found.append(f"{path} holds {len(interactions.common(pairs))} of the pairs")
+        if np.isin(interactions.users, tombstones[0]).any() or np.isin(interactions.items, tombstones[1]).any():
+            found.append(f"{path} holds interactions of erased users or items")
+    if found and receipt.generation < published.number:
+        found.append(f"learned again since generation {receipt.generation}, or never erased")
+    return _finding(check, found)
+
+
+def _vocabularies(store: Store) -> Iterator[tuple[str, Vocabulary]]:
+    for path, kind in product(store.files(), ("user", "item")):
+        if path.startswith(f"vocabulary/{kind}s-"):
+            # The current ones were read before; another that cannot be read is none.
+            with suppress(StoreError):
+                yield path, store.read_vocabulary(_ref(path), kind)
+
+
+def _interactions(store: Store) -> Iterator[tuple[str, Interactions]]:
+    for path in store.files():
+        if "/interactions-" in path:
+            with suppress(StoreError):
+                data = store.read_shard_data(_ref(path))
+                yield path, Interactions.union([data.train, data.valid])
+
+
+def _ref(path: str) -> FileRef:
+    return FileRef(path, path.rpartition("-")[2].partition(".")[0])
+
+
+def _finding(check: str, problems: list[str], detail: str = "") -> Finding:
+    return Finding(check, Outcome.FAILS, "; ".join(problems)) if problems else Finding(check, Outcome.HOLDS, detail)

@@ -1,0 +1,91 @@
+"""The search for what is left of erased ids, as a person runs it; and files of requests that are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.store import Store
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def run(job: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A storage path `kept` with a vocabulary and an empty ledger, and a folder `logs`."""
+    store = Store(str(tmp_path / "kept"))
+    store.write_vocabulary(Vocabulary("user", (1, None, 3)))
+    with closing(sqlite3.connect(tmp_path / "kept" / "ledger.db")) as ledger:
+        ledger.execute("CREATE TABLE requests (payload TEXT)")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker.log").write_text("no user '2' here\n")
+    return tmp_path
+
+
+def test_what_is_left_nowhere_passes(folder: Path) -> None:
+    done = run("audit", "--residue", "--storage-path", "kept", "--user-id", "2", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["clean"], found["searched_files"], found["findings"], found["structured_only"]) == (True, 2, [], 1)
+
+
+def test_what_is_left_somewhere_fails_and_is_named_by_place_and_position(folder: Path) -> None:
+    (folder / "ids.csv").write_text("user_id,item_id\n77,\n2,\n,5\n1,5\n")
+    (folder / "pairs.csv").write_text("8,9\n")
+    more = ("--ids-file", "ids.csv", "--pairs", "pairs.csv", "--logs", "logs", "--json")
+    done = run("audit", "--residue", "--storage-path", "kept", "--user-id", "3", *more, folder=folder)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["clean"], found["structured_only"]) == (False, 6)
+    assert [(one["kind"], one["position"], one["where"]) for one in found["findings"]] == [
+        ("user", 0, "column id, row 2"),
+        ("user", 2, "byte 3"),
+    ]
+
+
+def test_people_get_a_table_of_what_was_found(folder: Path) -> None:
+    done = run("audit", "--residue", "--storage-path", "kept", "--user-id", "3", folder=folder)
+    assert done.returncode == 1
+    assert "user 0" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "said"),
+    [
+        ("audit", ("--residue", "--storage-path", "kept"), "say what was erased: --user-id"),
+        ("audit", ("--residue", "--storage-path", "nowhere", "--user-id", "1"), "nothing is deployed at"),
+        ("audit", ("--residue", "--storage-path", "kept", "--user-id", "1", "--logs", "none"), "no folder of logs 'none'"),
+        ("audit", ("--residue", "--storage-path", "kept", "--ids-file", "bad.csv"), "bad.csv, line 3: names neither a user"),
+        ("audit", ("--residue", "--chain"), "give one of --attack"),
+        ("audit", ("--logs", "logs"), "give it, too"),
+        ("unlearn", ("--requests", "bad.csv"), "bad.csv, line 3: names neither a user nor an item; nothing was taken"),
+        ("unlearn", ("--requests", "bad.csv", "--user-id", "1"), "--requests says all itself"),
+        ("unlearn", ("--receipts", "r"), "are for --requests"),
+        ("unlearn", ("--requests", "nowhere.csv", "--partial"), "nowhere.csv: cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_two(
+    job: str, arguments: tuple[str, ...], said: str, folder: Path
+) -> None:
+    (folder / "bad.csv").write_text("user_id,item_id\n1,\n,\n")
+    before = sorted(path for path in folder.rglob("*"))
+    done = run(job, *arguments, folder=folder)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(path for path in folder.rglob("*")) == before

@@ -1,0 +1,462 @@
+"""Verification that could not fail would be no evidence: whatever is altered, left out or put in is found and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contracts.ledger_contract import receipt_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_eraser.config import EraserConfig
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.errors import InputError
+from ray_eraser.ids import Generation, ShardId
+from ray_eraser.pool import LocalShardPool
+from ray_eraser.store import ShardData, Store
+from ray_eraser.unlearning.evidence import Finding, Outcome, ReceiptFile, verify_chain, verify_receipt
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger
+from ray_eraser.unlearning.receipt import START, Receipt, chained
+from ray_eraser.unlearning.request import UnlearningRequest
+from ray_eraser.unlearning.signing import PublicKey, SigningKey, load_public_key, load_signing_key, make_key_pair
+
+# ---- chains, without a deployment
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[SigningKey, PublicKey, PublicKey]:
+    """A key pair, and a public key of another."""
+    folder = tmp_path_factory.mktemp("keys")
+    private, public, _ = make_key_pair(folder / "one")
+    _, other, _ = make_key_pair(folder / "other")
+    return load_signing_key(private), load_public_key(public), load_public_key(other)
+
+
+@pytest.fixture(scope="module")
+def chain(keys: tuple[SigningKey, PublicKey, PublicKey]) -> list[Receipt]:
+    receipts = [receipt_of(f"r{n}", generation=2 + n // 2, finished_at=12.0 + n) for n in range(5)]
+    return chained(receipts, START, keys[0])
+
+
+def another(value: object) -> st.SearchStrategy:
+    """Values of a field's kind that are not the one it has."""
+    if isinstance(value, bool | int):
+        found = st.integers(0, 99)
+    elif isinstance(value, float):
+        found = st.floats(0, 1e9)
+    elif isinstance(value, str):
+        found = st.text("0123456789abcdef", min_size=len(value), max_size=len(value)) | st.none()
+    else:
+        found = st.sampled_from([(), value[:-1], value + value])
+    return found.filter(lambda new: new != value)
+
+
+@st.composite
+def altered(draw: st.DrawFn, receipt: Receipt) -> Receipt:
+    """The receipt with one field changed, or one field of one of its shards."""
+    name = draw(st.sampled_from([field.name for field in fields(Receipt)]))
+    if name == "changes" and draw(st.booleans()):
+        change = receipt.changes[0]
+        part = draw(st.sampled_from([f.name for f in fields(change) if getattr(change, f.name)]))
+        changed = replace(change, **{part: draw(another(getattr(change, part)))})
+        return replace(receipt, changes=(changed, *receipt.changes[1:]))
+    return replace(receipt, **{name: draw(another(getattr(receipt, name)))})
+
+
+def test_a_whole_chain_has_nothing_wrong_with_it(chain, keys):
+    assert verify_chain(chain) == []
+    assert verify_chain(chain, keys[1]) == []
+    assert verify_chain([]) == []
+
+
+@given(st.data())
+def test_a_receipt_altered_in_any_field_is_found_and_named_first(chain, keys, data):
+    position = data.draw(st.integers(0, len(chain) - 1))
+    forged = data.draw(altered(chain[position]))
+    problems = verify_chain([*chain[:position], forged, *chain[position + 1 :]], keys[1])
+    assert problems
+    assert problems[0].startswith(f"receipt {forged.number} ({forged.request_id})")
+
+
+@given(st.data())
+def test_without_a_key_an_altered_receipt_is_found_by_the_one_that_follows(chain, data):
+    position = data.draw(st.integers(0, len(chain) - 2))
+    forged = data.draw(altered(chain[position]))
+    if forged.signature == chain[position].signature:
+        assert verify_chain([*chain[:position], forged, *chain[position + 1 :]])
+
+
+@given(st.data())
+def test_a_receipt_taken_out_is_found_at_the_gap(chain, data):
+    position = data.draw(st.integers(0, len(chain) - 2))
+    problems = verify_chain([*chain[:position], *chain[position + 1 :]])
+    assert problems[0] == f"receipt {position + 2} (r{position + 1}): stands where number {position + 1} belongs"
+
+
+@given(st.data())
+def test_receipts_in_another_order_are_found(chain, data):
+    order = data.draw(st.permutations(chain).filter(lambda order: order != chain))
+    first = next(receipt for receipt, right in zip(order, chain, strict=True) if receipt != right)
+    assert verify_chain(order)[0].startswith(f"receipt {first.number} ")
+
+
+@given(st.data())
+def test_a_receipt_put_in_is_found(chain, keys, data):
+    position = data.draw(st.integers(0, len(chain)))
+    extra = data.draw(st.sampled_from([*chain, replace(receipt_of("x"), number=position + 1)]))
+    assert verify_chain([*chain[:position], extra, *chain[position:]], keys[1])
+
+
+@given(st.data())
+def test_a_chain_that_was_mended_after_forging_does_not_have_the_signatures(chain, keys, data):
+    position = data.draw(st.integers(0, len(chain) - 1))
+    forged = [*chain[:position], replace(chain[position], pairs_erased=99), *chain[position + 1 :]]
+    mended = [
+        replace(new, key_id=old.key_id, signature=old.signature)
+        for new, old in zip(chained(forged, START, keys[0]), chain, strict=True)
+    ]
+    assert verify_chain(mended) == []
+    assert verify_chain(mended, keys[1])[0] == (
+        f"receipt {position + 1} (r{position}): was altered: its signature does not fit"
+    )
+
+
+def test_another_key_verifies_nothing(chain, keys):
+    problems = verify_chain(chain, keys[2])
+    assert len(problems) == len(chain)
+    assert "names key" in problems[0]
+
+
+def test_unsigned_receipts_are_named_where_a_key_is_given(chain, keys):
+    unsigned = chained(chain, START)
+    assert verify_chain(unsigned) == []
+    assert verify_chain(unsigned, keys[1])[0] == "receipt 1 (r0): is not signed"
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ({"excised_at": 9.0}, "it was excised before it was received"),
+        ({"restored_at": 10.5}, "it was restored before it was excised"),
+        ({"purged_at": 11.5}, "it was purged before it was restored"),
+    ],
+)
+def test_times_out_of_order_are_found_although_the_chain_is_whole(chain, times, said):
+    problems = verify_chain(chained([replace(receipt_of("r", finished_at=12.0), **times)], START))
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_a_receipt_that_was_finished_before_its_predecessor_is_found(chain):
+    receipts = [receipt_of("a", 3, finished_at=20.0), receipt_of("b", 2, finished_at=15.0)]
+    assert verify_chain(chained(receipts, START)) == [
+        "receipt 2 (b): was finished before number 1",
+        "receipt 2 (b): names an older generation than number 1",
+    ]
+
+
+# ---- receipts, against a deployment
+
+
+@dataclass
+class Case:
+    """What an auditor of one request has."""
+
+    store: Store
+    published: GenerationRow
+    chain: list[Receipt]
+    receipt: Receipt
+    salt: str
+    request: UnlearningRequest
+
+    def verified(self, key: PublicKey | None = None, **changes) -> dict[str, Finding]:
+        """Findings by what was checked, with everything given that is not changed."""
+        given = {name: getattr(self, name) for name in ("receipt", "store", "published", "salt", "request", "chain")}
+        found = verify_receipt(**(given | changes), public_key=key)
+        assert len({finding.check for finding in found}) == len(found)
+        return {finding.check: finding for finding in found}
+
+
+def failed(found: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in found.items() if finding.outcome is Outcome.FAILS]
+
+
+def unchecked(found: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in found.items() if finding.outcome is Outcome.UNCHECKED]
+
+
+@pytest.fixture(scope="module")
+def template(tiny: Dataset, tiny_config: EraserConfig, keys, tmp_path_factory: pytest.TempPathFactory):
+    """A closed deployment that erased a user, then another user, an item and a pair of the first one's shard, signed."""
+    folder = tmp_path_factory.mktemp("evidence") / "template"
+    coordinator = Coordinator("shop", str(folder), partial(LocalShardPool, str(folder)), tiny_config)
+    coordinator._signer = keys[0]
+    coordinator.fit(tiny)
+    pair = (tiny.users.ids[tiny.train.users[-1]], tiny.items.ids[tiny.train.items[-1]])
+    batches = [
+        [UnlearningRequest(user_id=tiny.users.ids[7])],
+        [UnlearningRequest(user_id=tiny.users.ids[8]), UnlearningRequest(item_id=tiny.items.ids[9])],
+        [UnlearningRequest(pairs=(pair,))],
+    ]
+    asked = []
+    for batch in batches:
+        asked += [(coordinator.submit(request), request) for request in batch]
+        coordinator.process_pending()
+    found = [(coordinator.receipt(submitted.request_id), submitted.salt, request) for submitted, request in asked]
+    coordinator.close()
+    return folder, found
+
+
+@pytest.fixture
+def cases(template, tmp_path: Path) -> Iterator[list[Case]]:
+    """The four requests of the template: a user, a user, an item, a pair. The last one's generation is current."""
+    folder, found = template
+    shutil.copytree(folder, tmp_path / "shop")
+    ledger = Ledger(f"sqlite:///{tmp_path}/shop/ledger.db")
+    published = ledger.current()
+    assert published is not None
+    yield [Case(Store(str(tmp_path / "shop")), published, ledger.receipts(), *one) for one in found]
+    ledger.close()
+
+
+@pytest.fixture
+def newest(cases: list[Case]) -> Case:
+    return cases[-1]
+
+
+def test_of_the_newest_receipt_everything_holds(newest, keys):
+    found = newest.verified(keys[1])
+    assert set(found) == {
+        "signature",
+        "fields",
+        "place in the chain",
+        "generation",
+        "files after",
+        "digests before",
+        "purged files are gone",
+        "what it is about",
+        "the ids are gone",
+    }
+    assert {finding.outcome for finding in found.values()} == {Outcome.HOLDS}
+
+
+def test_of_a_superseded_receipt_the_files_are_gone_and_that_is_no_fault(cases, keys):
+    for case in cases[:-1]:
+        found = case.verified(keys[1])
+        assert failed(found) == []
+        assert unchecked(found)[:2] == ["generation", "files after"]
+        assert "superseded by generation 4" in found["generation"].detail
+
+
+def test_what_was_before_is_known_from_the_receipts_before(cases):
+    first, second, _, fourth = (case.verified()["digests before"] for case in cases)
+    assert first.outcome is Outcome.UNCHECKED  # what the fit made is in no receipt
+    assert second.outcome is fourth.outcome is Outcome.HOLDS
+
+
+def test_digests_from_before_that_are_not_those_of_the_receipts_before_are_found(newest):
+    assert failed(newest.verified(receipt=replace(newest.receipt, aggregate_before="00" * 32), chain=newest.chain)) == [
+        "place in the chain",
+        "digests before",
+    ]
+
+
+def test_a_generation_that_no_receipt_is_about_leaves_what_was_before_unknown(newest):
+    chain = [receipt for receipt in newest.chain if receipt.generation != 3]
+    assert newest.verified(chain=chain)["digests before"].outcome is Outcome.UNCHECKED
+
+
+def test_with_nothing_but_the_receipt_its_files_are_checked_and_the_rest_is_said_to_be_open(newest):
+    found = newest.verified(salt=None, request=None, chain=None)
+    assert failed(found) == []
+    assert [name for name, finding in found.items() if finding.outcome is Outcome.HOLDS] == [
+        "fields",
+        "generation",
+        "files after",
+    ]
+    assert all(found[name].detail for name in unchecked(found))
+
+
+@given(st.data())
+def test_a_signed_receipt_altered_in_any_field_is_found(template, chain, keys, data):
+    folder, found = template
+    forged = data.draw(altered(found[-1][0]))
+    findings = verify_receipt(forged, Store(str(folder)), None, keys[1])
+    assert next(finding for finding in findings if finding.check == "signature").outcome is Outcome.FAILS
+
+
+@given(st.data())
+def test_an_altered_receipt_is_not_the_ledgers(template, data):
+    folder, found = template
+    receipts = [receipt for receipt, _, _ in found]
+    findings = verify_receipt(data.draw(altered(receipts[-1])), Store(str(folder)), None, chain=receipts)
+    assert next(finding for finding in findings if finding.check == "place in the chain").outcome is Outcome.FAILS
+
+
+def test_a_receipt_that_was_cut_off_the_ledger_is_missed(newest):
+    assert failed(newest.verified(chain=newest.chain[:-1])) == ["place in the chain"]
+
+
+def test_the_wrong_key_fails_and_no_key_is_said(newest, keys):
+    assert failed(newest.verified(keys[2])) == ["signature"]
+    assert unchecked(newest.verified()) == ["signature"]
+
+
+def test_a_digest_that_was_noted_elsewhere_is_compared(newest):
+    assert newest.verified(digest=newest.receipt.digest())["digest"].outcome is Outcome.HOLDS
+    assert failed(newest.verified(digest="00" * 32)) == ["digest"]
+
+
+def test_under_another_salt_the_receipt_is_about_nothing(newest):
+    assert failed(newest.verified(salt="00" * 32)) == ["digests before", "what it is about"]
+
+
+def test_other_ids_are_not_what_it_is_about(cases, tiny):
+    case = cases[0]
+    found = case.verified(request=UnlearningRequest(user_id=tiny.users.ids[12]))
+    assert failed(found) == ["what it is about", "the ids are gone"]
+    assert failed(case.verified(request=UnlearningRequest(item_id=case.request.user_id))) == ["what it is about"]
+
+
+def test_ids_may_be_given_as_text_or_as_the_numbers_that_they_are(cases):
+    user, _, item, pair = cases
+    for case, request in [
+        (user, UnlearningRequest(user_id=str(user.request.user_id))),
+        (item, UnlearningRequest(item_id=str(item.request.item_id))),
+        (pair, UnlearningRequest(pairs=tuple((str(u), i) for u, i in pair.request.pairs))),
+        (pair, UnlearningRequest(pairs=tuple((str(u), str(i)) for u, i in pair.request.pairs))),
+    ]:
+        assert failed(case.verified(request=request)) == []
+
+
+# ---- a forged store
+
+
+def test_a_file_that_is_not_what_it_was_is_found(newest):
+    shard = newest.receipt.shards_touched[0]
+    manifest = newest.store.read_manifest(newest.published.digest)
+    path = newest.store.local_folder / manifest.shards[shard].submodel.path
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    found = newest.verified()
+    assert failed(found) == ["files after"]
+    assert str(manifest.shards[shard].submodel.path) in found["files after"].detail
+
+
+def test_a_missing_manifest_is_found(newest):
+    newest.store.delete(f"generations/{newest.published.digest}.json")
+    found = newest.verified()
+    assert failed(found) == ["generation"]
+    assert "files after" in unchecked(found)
+
+
+def test_a_generation_with_other_files_than_the_receipts_is_found(newest):
+    shard = newest.receipt.shards_touched[0]
+    manifest = newest.store.read_manifest(newest.published.digest)
+    records = list(manifest.shards)
+    records[shard] = replace(records[shard], submodel=records[shard - 1].submodel)
+    written = newest.store.write_manifest(replace(manifest, shards=tuple(records)))
+    published = replace(newest.published, digest=written.digest)
+    assert failed(newest.verified(published=published)) == ["generation"]
+    forged = replace(newest.receipt, generation_digest=written.digest)
+    assert "files after" in failed(newest.verified(published=published, receipt=forged))
+
+
+def test_a_shard_that_is_no_more_may_have_no_files(newest):
+    change = replace(newest.receipt.changes[0], shard=ShardId(9))
+    forged = replace(newest.receipt, changes=(change,), shards_touched=(ShardId(9),))
+    assert "files after" in failed(newest.verified(receipt=forged))
+    honest = replace(forged, changes=(replace(change, interactions_after="", submodel_after=""),))
+    assert "files after" not in failed(newest.verified(receipt=honest))
+
+
+@pytest.mark.parametrize("number", [None, 3])
+def test_a_generation_that_was_never_published_is_found(newest, number):
+    published = None if number is None else replace(newest.published, number=Generation(number))
+    assert "generation" in failed(newest.verified(published=published))
+
+
+def test_another_guarantee_than_the_generations_is_found(newest):
+    found = newest.verified(receipt=replace(newest.receipt, guarantee="exact-given-partition"), chain=None)
+    assert failed(found) == ["generation"]
+
+
+def test_a_purged_file_that_is_back_is_found(deployments, trained, tiny):
+    coordinator = deployments.copy(trained, "shop")
+    deployments.honest = False
+    store, old = coordinator._store, coordinator._loaded()
+    data = old.shards[ShardId(0)]
+    request = UnlearningRequest(user_id=tiny.users.ids[data.train.users[0]])
+    submitted = coordinator.submit(request)
+    (receipt,) = coordinator.process_pending()
+    published = coordinator._ledger.current()
+    case = Case(store, published, coordinator._ledger.receipts(), receipt, submitted.salt, request)
+    assert failed(case.verified()) == []
+    path = store.write_shard_data(ShardId(0), data).path
+    found = case.verified()
+    assert failed(found) == ["purged files are gone", "the ids are gone"]
+    assert path in found["purged files are gone"].detail
+    assert "interactions of erased users" in found["the ids are gone"].detail
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["user", "item"])
+def test_an_id_in_any_vocabulary_is_found(cases, tiny, which):
+    case = cases[which]
+    vocabulary, keys = ((tiny.users, None), (tiny.items, np.zeros(len(tiny.items), np.uint64)))[which // 2]
+    path = case.store.write_vocabulary(vocabulary, keys).path
+    found = case.verified()["the ids are gone"]
+    assert found.outcome is Outcome.FAILS
+    assert f"the {vocabulary.kind} is in {path}" in found.detail
+
+
+def test_a_pair_in_any_shards_file_is_found(newest, tiny):
+    ((user, item),) = newest.request.pairs
+    pair = Interactions.of(np.array([tiny.users.row(user)]), np.array([tiny.items.row(item)]))
+    path = newest.store.write_shard_data(ShardId(1), ShardData(pair, Interactions.none())).path
+    found = newest.verified()
+    assert failed(found) == ["the ids are gone"]
+    assert f"{path} holds 1 of the pairs" in found["the ids are gone"].detail
+
+
+# ---- files
+
+
+def test_a_receipts_file_gives_back_what_was_written(newest):
+    file = ReceiptFile.of(newest.receipt, newest.salt)
+    assert ReceiptFile.from_json(file.to_json()) == file
+    assert file.digest == newest.receipt.digest()
+
+
+def test_a_file_without_salt_and_digest_is_a_receipt_too(newest):
+    assert ReceiptFile.from_json(json.dumps(newest.receipt.to_dict())) == ReceiptFile(newest.receipt, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pairs_erased": "3"}, "pairs_erased"),
+        ({"changes": [{"shard": 1}]}, "changes.0"),
+        ({"commitment": None}, "commitment"),
+        ({"approved_by": "me"}, "fields that a receipt does not have"),
+        ({"salt": "not hexadecimal"}, "salt"),
+        ({"purged_at": float("nan")}, "no receipt"),
+    ],
+)
+def test_what_is_no_receipt_is_refused(newest, change, said):
+    with pytest.raises(InputError, match=said) as caught:
+        ReceiptFile.from_json(json.dumps(newest.receipt.to_dict() | change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[1]", "3", "null", "{}", "nonsense", '"text"', '{"number": 1e999}'])
+def test_what_is_not_even_json_fields_is_refused(text):
+    with pytest.raises(InputError, match="is no receipt"):
+        ReceiptFile.from_json(text)
