@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from ray_eraser.config import EraserConfig, load_config, preset_names
 from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError
@@ -222,7 +223,7 @@ def write(file: Path, text: str) -> None:
 
 def say(line: str) -> None:
     """One line for people, on stderr."""
-    people.print(line, highlight=False, soft_wrap=True)
+    people.print(line, highlight=False, markup=False, soft_wrap=True)  # ids may look like markup
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -232,11 +233,11 @@ def print_json(result: dict[str, Any]) -> None:
 
 def print_table(title: str, rows: dict[str, Any]) -> None:
     """Facts for people, on stdout."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))
     Console().print(table)
 
 

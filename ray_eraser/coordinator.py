@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -311,9 +312,10 @@ class Coordinator:
                     if self._ledger.recorded(self._key_hash(submission.idempotency_key), submission.request) is None:
                         self._check(submission.request)
                 except InputError as error:
+                    reason = error.problem if isinstance(error, RequestError) else str(error)
                     if not partial:
-                        raise RequestError(f"row {row}: {error}") from error
-                    faults[number] = Refusal(row, str(error))
+                        raise RequestError(f"row {row}: {reason}") from error
+                    faults[number] = Refusal(row, reason)
             good = [submission for number, submission in enumerate(submissions, 1) if number not in faults]
             rows = iter(self._receive(good, self._clock()))
         self._excise()
@@ -465,7 +467,7 @@ class Coordinator:
         try:
             rows = self._ledger.receive(self._epoch, entries, at, self.settings.max_pending, amended)
         except QueueFullError as error:
-            seconds = max(1.0, self._predicted_seconds())
+            seconds = float(math.ceil(max(1.0, self._predicted_seconds())))
             raise QueueFullError(error.waiting, error.offered, error.limit, seconds) from None
         self._step("received")
         return rows

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ray_eraser.study.cells import Cell
 from ray_eraser.study.protocols import Protocol, Who
+from ray_eraser.study.settings import tuned
 
 METHODS = ("retrain", "sisa", "grapheraser", "receraser", "ours")
 """Table 3's columns, and ours."""
@@ -14,9 +16,6 @@ PARTITIONS = ("random", "user_based", "item_based", "interaction_based")
 AGGREGATIONS = ("mean", "static", "attention", "spectral")
 _WHO: tuple[Who, ...] = ("most_active", "least_active", "random")
 SHARD_COUNTS = (2, 5, 10, 20, 50)
-
-SHARD_EPOCHS = {"wmf": 100}
-"""Epochs of a shard where a whole training's would overfit it: found on validation (README, Measured)."""
 
 
 def table3(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
@@ -85,5 +84,4 @@ PLANS: Mapping[str, Plan] = {
 
 
 def _cell(data: str, model: str, method: str, changes: Sequence[str], requests: int = 0) -> Cell:
-    own = [f"model.epochs={SHARD_EPOCHS[model]}"] if model in SHARD_EPOCHS and method != "retrain" else []
-    return Cell(data, model, method, (*own, *changes), requests)
+    return Cell(data, model, method, (*tuned(Path(data).name, model, method), *changes), requests)

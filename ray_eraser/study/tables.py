@@ -66,10 +66,16 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         request = f"{row['erase_shards']:.2f} + {row['erase_aggregation']:.2f}" if row["touched"] else ""
         touched = f"{row['touched']:.2f}" if row["touched"] else ""
         lines.append(
-            f"| {row['data']} | {row['model']} | {row['method']} | {row['n_shards']} | {row['changes']} "
+            f"| {row['data']} | {row['model']} | {row['method']} | {row['n_shards']} | {_last_of_each(row['changes'])} "
             f"| {row[f'recall@{n}']:.4f} | {row[f'ndcg@{n}']:.4f} | {quoted} | {share} | {training} | {request} | {touched} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _last_of_each(changes: str) -> str:
+    """Settings without those that a later one overrides."""
+    named = dict(change.partition("=")[::2] for change in changes.split())
+    return " ".join(f"{name}={value}" for name, value in named.items())
 
 
 def plain_markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -386,6 +386,8 @@ class Ledger:
 
     @staticmethod
     def _request(connection: Connection, request_id: RequestId) -> RequestRow:
+        if not request_id.isprintable():  # not every database takes such text
+            raise UnknownRequestError(request_id)
         row = connection.execute(_rows.where(_requests.c.request_id == request_id)).one_or_none()
         if row is None:
             raise UnknownRequestError(request_id)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from ray_eraser.errors import IllegalTransitionError, RayEraserError, RequestError, StaleEpochError, UnknownRequestError
 from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
 from ray_eraser.unlearning.evidence import verify_chain
-from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow
+from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow, _epochs
 from ray_eraser.unlearning.receipt import START, Receipt, ShardChange, chained
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
@@ -149,6 +150,11 @@ class LedgerContract:
     def test_a_request_that_nobody_made_is_an_error(self, ledger: Ledger) -> None:
         with pytest.raises(UnknownRequestError, match="'nobody'"):
             ledger.request(RequestId("nobody"))
+
+    @pytest.mark.parametrize("name", ["", "a\0b", "\ud800", "x" * 1000], ids=["empty", "zero", "surrogate", "long"])
+    def test_an_id_that_no_request_can_have_is_the_same_error(self, ledger: Ledger, name: str) -> None:
+        with pytest.raises(UnknownRequestError):
+            ledger.request(RequestId(name))
 
     def test_a_finished_request_keeps_its_receipt_and_nothing_of_what_it_was_about(self, ledger: Ledger) -> None:
         receive(ledger, "r", key="k")
@@ -360,6 +366,44 @@ class LedgerContract:
             first, second = threads.map(submit, range(2))
         assert first == second
         assert len(ledgers[0].unfinished()) == 25
+
+    def test_who_takes_over_while_another_publishes_or_receives_comes_before_or_after_as_a_whole(
+        self, open_ledger: OpenLedger
+    ) -> None:
+        first, second = open_ledger(), open_ledger()
+        old = first.begin_epoch(1.0)
+        calls: list[Callable[[], Any]] = [
+            lambda: first.publish(old, generation(1), {}, []),
+            lambda: first.receive(old, [Entry(RequestId("r"), ANN, SALT)], 10.0, 1000),
+        ]
+        with ThreadPoolExecutor(2) as threads:
+            with second._transaction() as connection:  # another coordinator starts, and has not committed yet
+                connection.execute(_epochs.insert().values(started_at=2.0))
+                running = [threads.submit(call) for call in calls]
+                time.sleep(0.3)
+                assert not any(call.done() for call in running)
+            for call in running:
+                with pytest.raises(StaleEpochError):
+                    call.result(30)
+        assert first.current() is None
+        assert first.unfinished() == []
+
+    def test_who_takes_over_and_who_publishes_agree_on_who_came_first(self, open_ledger: OpenLedger) -> None:
+        ledgers = [open_ledger(), open_ledger()]
+
+        def work(k: int) -> None:
+            for n in range(15):
+                epoch = ledgers[k].begin_epoch(float(n))
+                try:
+                    ledgers[k].receive(epoch, [Entry(RequestId(f"{epoch}"), ANN, SALT)], float(epoch), 1000)
+                except StaleEpochError:
+                    continue
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(work, range(2)))
+        recorded = [int(row.request_id) for row in ledgers[0].unfinished()]
+        assert recorded == sorted(recorded)
+        assert ledgers[0].newest_epoch() in recorded
 
     def test_every_start_has_an_epoch_of_its_own(self, open_ledger: OpenLedger) -> None:
         ledgers = [open_ledger(), open_ledger()]

@@ -1,0 +1,81 @@
+"""Settings of the study's cells beside the presets': found on validation, never on the test set.
+
+The defaults suit MovieLens-1M and its full retraining. What a tenth of a log wants otherwise, and what another log wants, is
+here, so that one command measures every method at its best. Later lines win; `--set` wins over all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Settings for some of the cells; an empty field means any.
+
+    Attributes:
+        data: the name of the log's folder.
+        model: a name of `cells.MODELS`.
+        methods: presets.
+        changes: the settings.
+    """
+
+    data: str
+    model: str
+    methods: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+SHARDED = ("sisa", "grapheraser", "receraser", "ultrare", "ours")
+
+TUNED: Sequence[Tuned] = (
+    # The whole log gains up to 400 epochs, a tenth of it nothing after 100.
+    Tuned("", "wmf", SHARDED, ("model.epochs=100",)),
+    # A shard's epoch has few of the large batches that a whole log trains well with.
+    Tuned("", "lightgcn", SHARDED, ("model.batch=16384", "model.epochs=300", "model.reg=0.001")),
+    # The pairwise loss wants less of the ridge, more dropout and more passes than the squared one.
+    Tuned(
+        "",
+        "bpr",
+        ("receraser",),
+        ("aggregation.keep=0.5", "aggregation.batch=512", "aggregation.reg=0.1", "aggregation.epochs=80"),
+    ),
+    Tuned(
+        "",
+        "lightgcn",
+        ("receraser",),
+        ("aggregation.keep=0.5", "aggregation.batch=512", "aggregation.reg=0.1", "aggregation.epochs=160"),
+    ),
+    # Yelp2018 is sparse: the unobserved count for less (alpha0 and w0), and its many users make 256 a step needlessly few.
+    Tuned("yelp2018", "wmf-als", ("retrain",), ("model.alpha0=0.02", "model.reg=0.004")),
+    Tuned(
+        "yelp2018",
+        "wmf-als",
+        SHARDED,
+        ("model.alpha0=0.03", "model.reg=0.005", "aggregation.foldin_alpha0=0.02", "aggregation.foldin_reg=0.004"),
+    ),
+    Tuned("yelp2018", "wmf", (), ("model.w0=0.05",)),
+    Tuned(
+        "yelp2018",
+        "",
+        ("receraser",),
+        (
+            "aggregation.w0=0.05",
+            "aggregation.keep=1",
+            "aggregation.batch=1024",
+            "aggregation.reg=0.01",
+            "aggregation.epochs=40",
+        ),
+    ),
+)
+
+
+def tuned(data: str, model: str, method: str) -> tuple[str, ...]:
+    """The settings of a cell, in the order in which they win."""
+    return tuple(
+        change
+        for entry in TUNED
+        if entry.data in ("", data) and entry.model in ("", model) and (not entry.methods or method in entry.methods)
+        for change in entry.changes
+    )
