@@ -12,7 +12,7 @@ import typer
 
 from ray_eraser.config import RuntimeConfig
 from ray_eraser.study.cells import MODELS
-from ray_eraser.study.plans import PLANS
+from ray_eraser.study.plans import METHODS, PLANS
 from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
 
 _CELL_SECONDS = 6 * 3600.0
@@ -41,6 +41,7 @@ def reproduce(
     ],
     data: cli.DataOption = "synthetic",
     models: Annotated[str, typer.Option("--models", help=f"Some of {','.join(MODELS)}.")] = ",".join(MODELS),
+    methods: Annotated[str, typer.Option("--methods", help=f"Some of {','.join(METHODS)}.")] = ",".join(METHODS),
     epochs_budget: Annotated[
         int | None, typer.Option("--epochs-budget", min=1, help="No model trains longer than this; the table says so.")
     ] = None,
@@ -59,8 +60,10 @@ def reproduce(
     with cli.exit_codes(debug):
         chosen = [name.strip() for name in models.split(",")]
         cli.check_known("--models", chosen, list(MODELS))
+        wanted = [name.strip() for name in methods.split(",")]
+        cli.check_known("--methods", wanted, list(METHODS))
         where = data if data == "synthetic" else str(Path(data).absolute())
-        cells = PLANS[what](where, chosen, changes or [])
+        cells = [cell for cell in PLANS[what](where, chosen, changes or []) if cell.method in wanted]
         if epochs_budget is not None:
             cells = [cell.within(epochs_budget) for cell in cells]
         output.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,11 @@ class Protocol:
     share: float = 0.05
     batches: int = 1
 
+    @property
+    def method(self) -> str:
+        """The preset."""
+        return self.cell.method
+
     def key(self) -> str:
         """Names the protocol's run in a file of results."""
         named = [self.cell.key(), self.who, self.share, self.batches]
