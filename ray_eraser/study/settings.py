@@ -48,7 +48,7 @@ TUNED: Sequence[Tuned] = (
         ("aggregation.keep=0.5", "aggregation.batch=512", "aggregation.reg=0.1", "aggregation.epochs=160"),
     ),
     # Yelp2018 is sparse: the unobserved count for less (alpha0 and w0), and its many users make 256 a step needlessly few.
-    Tuned("yelp2018", "wmf-als", ("retrain",), ("model.alpha0=0.02", "model.reg=0.004")),
+    Tuned("yelp2018", "wmf-als", ("retrain",), ("model.alpha0=0.02", "model.reg=0.004", "model.epochs=16")),
     Tuned(
         "yelp2018",
         "wmf-als",
