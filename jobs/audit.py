@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -27,8 +28,15 @@ from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.request_files import read_requests
 from ray_eraser.unlearning.residue import ledger_files, scan
 from ray_eraser.unlearning.signing import PublicKey, load_public_key
+from ray_eraser.unlearning.work import Learning
 
 _MOST_IDS = 1_000_000  # of those that are searched for at a time
+
+_ABOUT_HEADS = (
+    "The head is the digest of the newest receipt: note it. That receipts were cut off at the end shows only to whoever holds "
+    "one of those (--receipt finds it missing), or noted a later head. Who can write the ledger can make a chain anew, but not "
+    "sign it."
+)
 
 
 def audit(
@@ -39,9 +47,16 @@ def audit(
     pairs: cli.PairsOption = None,
     receipt: Annotated[
         Path | None,
-        typer.Option("--receipt", metavar="FILE.json", help="Verify this receipt instead, as unlearn.py --receipt wrote it."),
+        typer.Option(
+            "--receipt",
+            metavar="FILE.json",
+            help="Verify this receipt instead, as unlearn.py --receipt wrote it, with the salt; with --user-id, --item-id or "
+            "--pairs also that it is about these.",
+        ),
     ] = None,
-    chain: Annotated[bool, typer.Option("--chain", help="Verify all receipts of the ledger instead.")] = False,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Verify that the ledger's receipts are whole and in their order instead.")
+    ] = False,
     public_key: Annotated[
         Path | None,
         typer.Option("--public-key", metavar="FILE.pem", help="With --receipt and --chain: check the signatures, too."),
@@ -80,7 +95,9 @@ def audit(
     With --attack it is a tool for researchers: it trains on --data, erases a share, and attacks by membership inference the
     model before the erasure, the one after it, one that never saw the data (the oracle), and two that were unlearned badly.
 
-    With --receipt and --chain nothing is trained: what the receipts say is compared with the store and the ledger.
+    With --receipt and --chain nothing is trained, and no Ray is needed: what the receipts say is compared with the store and
+    the ledger. What is unchecked could not be said from what was given, and is no failure. That receipts were cut off at the
+    end of a chain shows only to whoever holds one of those, or noted a later head: --chain prints the head.
 
     With --residue nothing is trained either: every file under the storage path, the ledger and its logs, and the folders that
     --logs names are searched for the ids themselves.
@@ -91,6 +108,8 @@ def audit(
 
     [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --receipt receipt.json --user-id 42
 
+    [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --chain --public-key keys/shop.pub.pem
+
     [bold]Example[/bold]: python jobs/audit.py --attack --data ml-1m --attack-share 0.01 --preset receraser
     """
     with cli.exit_codes(debug):
@@ -98,6 +117,8 @@ def audit(
             raise InputError("give one of --attack, --receipt, --chain and --residue")
         if (ids_file is not None or logs) and not residue:
             raise InputError("--ids-file and --logs say what --residue searches: give it, too")
+        if public_key is not None and receipt is None and not chain:
+            raise InputError("--public-key is for the signatures of receipts: give --receipt or --chain, too")
         settings = cli.settings(config, changes, preset)
         if attack:
             _attack(data, settings, StudyPlan(attack_share, attack_users), ray_address, as_json=as_json)
@@ -110,11 +131,13 @@ def audit(
             request = UnlearningRequest(*asked) if any(one is not None for one in asked) else None
             with cli.opened_ledger(place, deployment, settings.unlearning.ledger) as (store, ledger):
                 published, receipts = ledger.current(), ledger.receipts()
+                learned_at = [row.received_at for row in ledger.record(-math.inf, math.inf) if row.kind == Learning.kind]
             if file is None:
-                _report_chain(receipts, key, as_json=as_json)
+                _report_chain(place, receipts, key, as_json=as_json)
             else:
-                found = verify_receipt(file.receipt, store, published, key, file.salt, request, receipts, file.digest)
-                _report_receipt(file.receipt, found, as_json=as_json)
+                given = (file.receipt, store, published, key, file.salt, request, receipts)
+                found = verify_receipt(*given, digest=file.digest, learned_at=learned_at)
+                _report_receipt(place, file.receipt, found, as_json=as_json)
             return
         sought = Erased(
             (user_id,) if user_id is not None else (),
@@ -135,6 +158,7 @@ def audit(
             with cli.people.status("training again from what remains"):
                 report = prove(store, published, compute, sought)
         result = report.to_dict() | {"mismatches": list(report.mismatches)}
+        cli.keep(place, cli.lasting(result))
         if as_json:
             cli.print_json(result)
         else:
@@ -143,31 +167,50 @@ def audit(
             raise typer.Exit(cli.FAILED)
 
 
-def _report_receipt(receipt: Receipt, found: Sequence[Finding], *, as_json: bool) -> None:
+def _report_receipt(place: str, receipt: Receipt, found: Sequence[Finding], *, as_json: bool) -> None:
     failed = [finding for finding in found if finding.outcome is Outcome.FAILS]
     named = {"request_id": receipt.request_id, "number": receipt.number, "generation": receipt.generation}
+    checks = [{"check": finding.check, "outcome": finding.outcome} for finding in found]
+    cli.keep(place, {"holds": not failed, **named, "findings": checks})
     if as_json:
         cli.print_json({"holds": not failed, **named, "findings": [finding.to_dict() for finding in found]})
     else:
-        table = Table("check", "", "", title=f"receipt {receipt.number} ({receipt.request_id})", title_justify="left")
+        table = Table(title=f"receipt {receipt.number} ({receipt.request_id})", title_justify="left")
+        for name in ("check", "outcome", "detail"):
+            table.add_column(name, overflow="fold")
         for finding in found:
             colour = {Outcome.HOLDS: "green", Outcome.FAILS: "red"}.get(finding.outcome, "yellow")
             table.add_row(finding.check, Text(finding.outcome, colour), Text(finding.detail))
         Console().print(table)
+        n_open = sum(finding.outcome is Outcome.UNCHECKED for finding in found)
+        _explain(
+            f"{len(failed)} of {len(found)} checks fail, {n_open} could not be made. That the files are what training on the "
+            "remaining data gives is proved by this job without --receipt."
+        )
     if failed:
         raise typer.Exit(cli.FAILED)
 
 
-def _report_chain(receipts: Sequence[Receipt], key: PublicKey | None, *, as_json: bool) -> None:
+def _report_chain(place: str, receipts: Sequence[Receipt], key: PublicKey | None, *, as_json: bool) -> None:
     problems = verify_chain(receipts, key)
     head = receipts[-1].digest() if receipts else START.digest
     result = {"holds": not problems, "receipts": len(receipts), "head": head, "signatures_checked": key is not None}
+    cli.keep(place, {**result, "problems": problems})
     if as_json:
         cli.print_json({**result, "problems": problems})
     else:
-        cli.print_table("chain of receipts", {**result, "problems": "\n".join(problems) or "none"})
+        signatures = {"signatures": "checked" if key is not None else "not checked: give --public-key"}
+        told = {"holds": not problems, "receipts": len(receipts)} | signatures
+        cli.print_table("chain of receipts", {**told, "problems": "\n".join(problems) or "none"})
+        print(f"head: {head}")
+        _explain(_ABOUT_HEADS)
     if problems:
         raise typer.Exit(cli.FAILED)
+
+
+def _explain(text: str) -> None:
+    """For people, after a result."""
+    Console().print(text, highlight=False, markup=False)
 
 
 def _with_file(sought: Erased, file: Path | None) -> Erased:
@@ -191,6 +234,7 @@ def _residue(place: str, deployment: str, ledger_url: str, logs: Sequence[Path],
         report = scan(store, ledger_files(ledger_url), logs, sought)
     if not report.searched_files:
         raise DeploymentError(deployment, f"nothing is stored at {place}: check the path")
+    cli.keep(place, report.to_dict())
     if as_json:
         cli.print_json(report.to_dict())
     else:
@@ -201,6 +245,14 @@ def _residue(place: str, deployment: str, ledger_url: str, logs: Sequence[Path],
             table.add_row(Text(found.file), f"{found.kind} {found.position}", Text(found.where), str(found.count))
         if report.findings:
             Console().print(table)
+        if report.structured_only:
+            _explain(
+                f"Of what was sought, {report.structured_only} are short ids or pairs: they are found only where their place "
+                "says what they are."
+            )
+        if ledger_url and not ledger_files(ledger_url):
+            _explain("The ledger is a server's and was not searched.")
+        _explain("Not searched: backups, snapshots of disks, swap, logs elsewhere, and what a disk keeps of deleted files.")
     if not report.clean:
         raise typer.Exit(cli.FAILED)
 

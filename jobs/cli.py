@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import logging
+import os
+import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 from rich.console import Console
@@ -18,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from ray_eraser import logs
 from ray_eraser.config import EraserConfig, load_config, preset_names
-from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError
+from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError, WaitTimeoutError
 from ray_eraser.ids import RawId
 from ray_eraser.store import Store
 from ray_eraser.unlearning.evidence import ReceiptFile
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from ray_eraser.runtime.client import Client, Ticket
     from ray_eraser.unlearning.request import RequestState
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 128 + signal.SIGTERM
 
 DataOption = Annotated[
     str,
@@ -81,21 +87,59 @@ NowOption = Annotated[
     bool, typer.Option("--now", help="Carry out all that waits at once, whatever the deployment's plan (unlearning.plan).")
 ]
 
+_LOOK_SECONDS = 0.2
+
+_LogFormatOption = Annotated[
+    Literal["text", "json"],
+    typer.Option(
+        "--log-format",
+        help="What stderr is: text for people, or json for programs, one object a line, and no user id in any.",
+    ),
+]
+
 people = Console(stderr=True)
-"""What is meant for people; stdout is for results."""
+"""What is meant for people; stdout is for results. Quiet with --log-format json."""
+
+_events = logging.getLogger("ray_eraser.jobs")
+"""The same for programs, where it names nobody. Silent unless --log-format json."""
+_events.addHandler(logging.NullHandler())
+_events.propagate = False
 
 
 def run(command: Any) -> None:
     """Run a job's function as a program."""
+    job = typer.main.get_command(app_of(command))
+    for option in job.params:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""  # it takes no value
+    job()
+
+
+def app_of(command: Any) -> typer.Typer:
+    """A job's function with its options and those that all jobs have."""
+
+    def job(*, log_format: str, **options: Any) -> None:
+        if log_format == "json":
+            logs.write_json("", logging.WARNING)
+            logs.write_json(_events.name)
+            people.quiet = True
+        command(**options)
+
+    own = inspect.signature(command, eval_str=True)
+    more = inspect.Parameter("log_format", inspect.Parameter.KEYWORD_ONLY, default="text", annotation=_LogFormatOption)
+    job.__signature__ = own.replace(parameters=[*own.parameters.values(), more])  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command()(command)
-    app()
+    paragraphs = inspect.cleandoc(command.__doc__).split("\n\n")
+    app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(job)
+    return app
 
 
 @contextmanager
 def exit_codes(debug: bool) -> Iterator[None]:
-    """0 done, 2 bad input, 1 anything else; an error is one line on stderr, and a traceback only with --debug."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    """0 done, 2 bad input, 143 stopped, 1 anything else; an error is one line on stderr, and a traceback only with --debug."""
+    if not people.quiet:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     except RayEraserError as error:
@@ -103,6 +147,7 @@ def exit_codes(debug: bool) -> Iterator[None]:
         raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else FAILED) from None
     except KeyboardInterrupt:
         people.print("interrupted", style="red")
+        _events.error("interrupted")
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -111,16 +156,33 @@ def exit_codes(debug: bool) -> Iterator[None]:
         raise typer.Exit(FAILED) from None
 
 
+def _stop(_signum: int, _frame: object) -> None:
+    """End at once: Ray gives a job that it stops three seconds. Nothing need be saved, it is in the store and the ledger."""
+    # Not through a buffer, which may be being written to just now.
+    os.write(sys.stderr.fileno(), b"stopped: what is stored and recorded is whole, and the next job goes on from it\n")
+    sys.exit(STOPPED)
+
+
 def _say(error: Exception, debug: bool) -> None:
     if debug:
         traceback.print_exc()
+    if people.quiet:
+        _events.error("failed", extra={"error": type(error).__name__, "problem": logs.named_safely(error)})
+        return
     line = " ".join(str(error).split()) or type(error).__name__
     sys.stderr.write(f"error: {line}\n")
 
 
 def settings(config: Path | None, changes: list[str] | None, presets: list[str] | None = None) -> EraserConfig:
-    """The job's configuration from --preset, --config and --set."""
-    return load_config(config, changes or [], presets or [])
+    """The job's configuration from --preset, --config and --set.
+
+    A deployment remembers where its signing key is: the same place whichever folder it is started from next.
+    """
+    loaded = load_config(config, changes or [], presets or [])
+    if not loaded.unlearning.signing_key:
+        return loaded
+    key = str(Path(loaded.unlearning.signing_key).expanduser().absolute())
+    return loaded.model_copy(update={"unlearning": loaded.unlearning.model_copy(update={"signing_key": key})})
 
 
 def check_known(option: str, given: list[str], known: list[str]) -> None:
@@ -131,10 +193,58 @@ def check_known(option: str, given: list[str], known: list[str]) -> None:
 
 
 def place(storage_path: str | None, deployment: str) -> str:
-    """Where a deployment's files are, the same place whichever folder another process works in."""
+    """Where a deployment's files are, the same place whichever folder another process works in.
+
+    Raises:
+        InputError: this is a submitted job, and the place is in its own folder.
+    """
     if storage_path is None:
         storage_path = f"deployments/{deployment}"
-    return storage_path if "://" in storage_path else str(Path(storage_path).expanduser().absolute())
+    if "://" in storage_path:
+        return storage_path
+    folder = Path(storage_path).expanduser()
+    if submission_id() is not None and not folder.is_absolute():
+        raise InputError(
+            f"storage path {storage_path!r} is in the submitted job's folder, a copy that Ray deletes: give --storage-path as "
+            "an absolute path that all nodes reach, or as s3://... or gs://..."
+        )
+    return str(folder.absolute())
+
+
+def submission_id() -> str | None:
+    """The id that `ray job submit` gave this job; None for one that was started by hand."""
+    # Ray hands a job's metadata to its process in this variable, and to nobody who asks the runtime context.
+    metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata") or {}
+    return metadata.get("job_submission_id")
+
+
+def keep(storage_path: str, result: dict[str, Any]) -> None:
+    """Where this is a submitted job, store its result as `results/SUBMISSION.json` under the storage path.
+
+    It stays when Ray and its logs are gone. So it must name no user and no item, and hold no salt: what is forgotten later
+    would still be there. Of digests of what is current, see `lasting`.
+    """
+    submission = submission_id()
+    if submission is not None:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", submission)
+        fields = {"submission_id": submission, "job": Path(sys.argv[0]).stem, "finished_at": round(time.time(), 3)}
+        say(f"result: {Store(storage_path).write_result(name, fields | {'result': result})} under {storage_path}")
+
+
+def lasting(result: dict[str, Any]) -> dict[str, Any]:
+    """What may be kept of a result that says what is current: no digest of a generation, nor of its files.
+
+    With the rest of the data at hand, it would give away what was erased since.
+    """
+    kept = {name: value for name, value in result.items() if name != "digest"}
+    if "mismatches" in kept:
+        kept["mismatches"] = [re.sub(r"[0-9a-f]{64}", "...", line) for line in kept["mismatches"]]
+    return kept
+
+
+def storage_of(client: Client) -> str:
+    """The storage path of a deployment that may have been found by its name."""
+    return str(client.describe()["storage_path"]) if submission_id() is not None else ""
 
 
 def attach(deployment: str, storage_path: str | None, ledger_url: str) -> Client:
@@ -169,12 +279,31 @@ def carried_out(client: Client, ticket: Ticket, seconds: float, *, now: bool) ->
 
     Gives the state that it is in then: a plan may let it wait for days.
     """
+    _events.info("accepted", extra={"requests": [ticket.request_id], "deployment": client.deployment})
     if now:
         client.process_now()
     elif (described := client.describe())["plan"] != "immediate":
         say(f"it waits for others, by the plan {described['plan']}; --now has all that waits carried out")
         return ticket.status()
-    return ticket.finished(seconds)
+    with TrainingProgress() as progress:
+        state = awaited(client, ticket, seconds, progress)
+    _events.info("finished", extra={"requests": [ticket.request_id], "deployment": client.deployment, "state": str(state)})
+    return state
+
+
+def awaited(client: Client, ticket: Ticket, seconds: float, progress: TrainingProgress) -> RequestState:
+    """The state in which something that was accepted ended; shows what is being trained meanwhile.
+
+    Raises:
+        WaitTimeoutError, SetAsideError: as `Ticket.finished`.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return ticket.finished(min(_LOOK_SECONDS, left))
+        except WaitTimeoutError:
+            progress(client.progress())
+    return ticket.finished(0)
 
 
 def published_generation(storage_path: str, deployment: str, ledger_url: str) -> tuple[Store, GenerationRow]:
@@ -242,7 +371,10 @@ def print_table(title: str, rows: dict[str, Any]) -> None:
 
 
 class TrainingProgress:
-    """A bar for each stage on a terminal; in a pipe, one plain line when a stage begins and when a shard is done."""
+    """A bar for each stage on a terminal; in a pipe, one plain line when a stage begins and when a shard is done.
+
+    With --log-format json, an event in the place of a line. What is done in several runs begins again with each.
+    """
 
     _NAMES = {"partition": "dividing", "shards": "training shards", "aggregation": "aggregating"}  # noqa: RUF012 - never changed
 
@@ -250,7 +382,7 @@ class TrainingProgress:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=people) if people.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
-        self._said: set[str] = set()
+        self._last: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -268,11 +400,12 @@ class TrainingProgress:
         stage = progress["stage"]
         if stage not in self._NAMES:
             return
+        if progress == self._last:
+            return
+        self._last = progress
+        _events.info(self._NAMES[stage], extra={name: progress[name] for name in ("done", "total", "note")})
         if self._bars is None:
-            line = f"{self._NAMES[stage]} {progress['done']}/{progress['total']} {progress['note']}".rstrip()
-            if line not in self._said:
-                self._said.add(line)
-                say(line)
+            say(f"{self._NAMES[stage]} {progress['done']}/{progress['total']} {progress['note']}".rstrip())
             return
         for earlier, task in self._tasks.items():
             if earlier != stage:

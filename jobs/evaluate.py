@@ -47,6 +47,7 @@ def evaluate(
             held, unknown = in_rows_of(dataset.test, dataset.users, dataset.items, users, items)
         result = measure(store.read_embeddings(manifest.aggregate), train, held)
         result |= {"generation": published.number, "unknown_users": unknown, "split": split}
+        cli.keep(store.uri, result)
         if as_json:
             cli.print_json(result)
         else:

@@ -32,8 +32,10 @@ def export(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Write one row for each request received in a period: its state, times, guarantee, generation, and the receipt's digest,
-    number and signature. No user and no item is in it.
+    """Write one row for each request received in a period, finished or not: its state and times, and of finished ones the
+    guarantee, the generation, and the receipt's number, digest and signature. No user and no item is in it, and no salt.
+
+    Whoever keeps it can show later that one of its receipts was altered or left out: it has their numbers and digests.
 
     [bold]Example[/bold]: python jobs/export.py --deployment shop --since 2026-01-01 --until 2026-03-31 --out q1.csv
     """
@@ -45,17 +47,18 @@ def export(
         if begin >= end:
             raise InputError(f"--since {since} is after --until {until}: give a period")
         settings = cli.settings(config, changes)
-        with cli.opened_ledger(cli.place(storage_path, deployment), deployment, settings.unlearning.ledger) as (_, ledger):
+        with cli.opened_ledger(cli.place(storage_path, deployment), deployment, settings.unlearning.ledger) as (store, ledger):
             rows = [RecordRow.of(row) for row in ledger.record(begin, end)]
         period = {"deployment": deployment, "since": since, "until": until}
         record = {**period, "requests": [row.to_dict() for row in rows]}
         cli.write(out, to_csv(rows) if out.suffix == ".csv" else json.dumps(record, indent=1) + "\n")
         finished = sum(row.number is not None for row in rows)
         result = {**period, "file": str(out), "requests": len(rows), "finished": finished}
+        cli.keep(store.uri, result)
         if as_json:
             cli.print_json(result)
         else:
-            cli.print_table("record", result)
+            cli.print_table("record", {**result, "since": since or "the beginning", "until": until or "now"})
 
 
 def _midnight(option: str, day: str) -> float:

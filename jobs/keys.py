@@ -17,9 +17,11 @@ def keys(
 ) -> None:
     """Make an Ed25519 key pair: a private key that only its owner can read, and the public one to be given to auditors.
 
-    Point the setting unlearning.signing_key to the private key; nothing is ever overwritten.
+    Point the setting unlearning.signing_key to the private key when a deployment is trained: it remembers the place, and does
+    not start without the key. Whoever has the private key can sign anything; nothing is ever overwritten.
 
-    [bold]Example[/bold]: python jobs/keys.py --out keys/shop
+    [bold]Example[/bold]: python jobs/keys.py --out keys/shop, then python jobs/train.py --set
+    unlearning.signing_key=keys/shop.pem ..., then python jobs/audit.py --chain --public-key keys/shop.pub.pem
     """
     with cli.exit_codes(debug):
         private_file, public_file, key_id = make_key_pair(out)
@@ -28,6 +30,7 @@ def keys(
             cli.print_json(result)
         else:
             cli.print_table("key pair", result)
+            cli.say(f"next: python jobs/train.py --set unlearning.signing_key={private_file} ...")
 
 
 if __name__ == "__main__":

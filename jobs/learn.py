@@ -63,6 +63,7 @@ def learn(
             "n_items": described["n_items"],
             "n_interactions": described["n_interactions"],
         }
+        cli.keep(described["storage_path"], cli.lasting(result))
         if as_json:
             cli.print_json(result)
         else:

@@ -58,6 +58,7 @@ def repartition(
             "shard_sizes": [shard["interactions"] for shard in after["shards"]],
             "n_interactions": after["n_interactions"],
         }
+        cli.keep(after["storage_path"], cli.lasting(result))
         if as_json:
             cli.print_json(result)
         else:

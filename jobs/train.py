@@ -51,14 +51,23 @@ def train(
         with session(ray_address) as ray_session:
             client = deploy(deployment, storage, settings, ledger_url=settings.unlearning.ledger)
             with cli.TrainingProgress() as progress:
-                report = asdict(client.fit(dataset, progress))
+                try:
+                    report = asdict(client.fit(dataset, progress))
+                except (KeyboardInterrupt, SystemExit):
+                    client.abandon()  # nobody waits for it any more; what it has written the next one clears away
+                    raise
+            for notice in client.describe()["notices"]:
+                cli.say(f"notice: {notice}")
             if ray_session.local:
                 client.shutdown()
         result = {"deployment": deployment, "storage_path": storage, **report}
+        cli.keep(storage, cli.lasting(result))
         if as_json:
             cli.print_json(result)
             return
         cli.print_table(f"trained on {dataset.name}", result)
+        if cli.submission_id() is not None:
+            return  # its log is no place for a user's id
         where = f"--storage-path {storage}" if ray_session.local else f"--deployment {deployment}"
         cli.say(f"next: python jobs/recommend.py {where} --user-id {dataset.users.ids[0]}")
 

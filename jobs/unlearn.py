@@ -13,7 +13,7 @@ import cli
 import typer
 
 from ray_eraser.config import EraserConfig
-from ray_eraser.errors import InputError, WaitTimeoutError
+from ray_eraser.errors import InputError, SetAsideError, WaitTimeoutError
 from ray_eraser.unlearning.evidence import ReceiptFile
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest
@@ -90,18 +90,20 @@ def unlearn(
             ticket = client.unlearn(user_id=request.user_id, item_id=request.item_id, pairs=request.pairs, idempotency_key=key)
             cli.say(f"request {ticket.request_id} is {ticket.status()}; nothing that is served depends on the data")
             state = cli.carried_out(client, ticket, wait_seconds, now=now)
-            receipt = ticket.receipt()
+            receipt, stored = ticket.receipt(), cli.storage_of(client)
             if ray_session.local:
                 client.shutdown()
         if receipt is None:
-            waiting = {"request_id": ticket.request_id, "state": str(state), "salt": ticket.salt}
+            waiting = {"request_id": ticket.request_id, "state": str(state)}
+            cli.keep(stored, waiting)
+            waiting["salt"] = ticket.salt
             if as_json:
                 cli.print_json(waiting)
             else:
                 cli.print_table("accepted: keep the salt, it is given out once", waiting)
             return
         if receipt_file is not None:
-            cli.write(receipt_file, ReceiptFile.of(receipt, ticket.salt).to_json())
+            _write_private(receipt_file, ReceiptFile.of(receipt, ticket.salt).to_json())
         result = {
             "request_id": receipt.request_id,
             "state": str(state),
@@ -116,8 +118,9 @@ def unlearn(
             "digest": receipt.digest(),
             "key_id": receipt.key_id,
             "signature": receipt.signature,
-            "salt": ticket.salt,
         }
+        cli.keep(stored, result)
+        result["salt"] = ticket.salt
         if as_json:
             cli.print_json(result)
         else:
@@ -151,16 +154,19 @@ def _unlearn_many(
         cli.say(f"{len(accepted)} requests accepted, {len(refused)} refused; retraining what owned the data")
         if now:
             client.process_now()
-        finished = _receipts([ticket for _, ticket in accepted], wait_seconds if now or _is_immediate(client) else 0.0)
+        finished = _receipts(client, [ticket for _, ticket in accepted], wait_seconds if now or _is_immediate(client) else 0.0)
+        stored = cli.storage_of(client)
         if ray_session.local:
             client.shutdown()
     done = [(submission, ticket, receipt) for (submission, ticket), receipt in zip(accepted, finished, strict=True)]
     if folder is not None:
         _hand_out(folder, done)
     counts = {"rows": asked.rows, "accepted": len(accepted), "erased": len(finished) - finished.count(None)}
+    fates = [_fate(*one) for one in done]
+    cli.keep(stored, {**counts, "refused": [refusal.row for refusal in refused], "requests": fates})
     if as_json:
         rows = [{"row": refusal.row, "reason": refusal.reason} for refusal in refused]
-        cli.print_json({**counts, "refused": rows, "requests": [_fate(*one) for one in done]})
+        cli.print_json({**counts, "refused": rows, "requests": fates})
     else:
         cli.print_table("requests", {**counts, "refused": len(refused)})
         for refusal in refused:
@@ -189,16 +195,18 @@ def _is_immediate(client: Client) -> bool:
     return bool(client.describe()["plan"] == "immediate")
 
 
-def _receipts(tickets: Sequence[Ticket], wait_seconds: float) -> list[Receipt | None]:
+def _receipts(client: Client, tickets: Sequence[Ticket], wait_seconds: float) -> list[Receipt | None]:
     """Of every request that is finished within so many seconds."""
     deadline = time.monotonic() + wait_seconds
-    finished: list[Receipt | None] = []
-    for ticket in tickets:
-        try:
-            finished.append(ticket.wait(max(0.0, deadline - time.monotonic())))
-        except WaitTimeoutError:
-            finished.append(None)
-    return finished
+    with cli.TrainingProgress() as progress:
+        for ticket in tickets:
+            try:
+                cli.awaited(client, ticket, max(0.0, deadline - time.monotonic()), progress)
+            except SetAsideError as error:
+                cli.say(str(error))
+            except WaitTimeoutError:
+                break
+    return [ticket.receipt() for ticket in tickets]
 
 
 def _files(folder: Path, submission: Submission, ticket: Ticket) -> tuple[Path, Path]:

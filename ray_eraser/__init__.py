@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_eraser.config import EraserConfig, load_config
+    from ray_eraser.config import EraserConfig, load_config, register
     from ray_eraser.coordinator import Coordinator
     from ray_eraser.data.files import read_dataset
     from ray_eraser.embeddings import Embeddings
@@ -46,6 +46,7 @@ _HOMES = {
     "evaluate": "evaluate",
     "load_config": "config",
     "read_dataset": "data.files",
+    "register": "config",
 }
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "read_dataset",
+    "register",
 ]
 
 

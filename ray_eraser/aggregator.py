@@ -59,6 +59,7 @@ class Aggregator:
         self._store = Store(store_uri)
         self._submodels: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
+        self._union: tuple[list[FileRef], Interactions] = [], Interactions.none()
 
     def identity(self) -> tuple[str, str]:
         """(storage path, fingerprint of the settings): what whoever attaches to this actor must agree with."""
@@ -80,7 +81,9 @@ class Aggregator:
         self._all_submodels(order)
         kept = [self._submodels[record.submodel] for record in order.shards if record.shard not in order.excised]
         interactions = self._interactions(order).without(order.erased)
-        return excise(kept, interactions, self._start(order.items, interactions), self.config)
+        is_needed = not any(len(submodel.user_rows) for submodel in kept)
+        start = self._start(order.items, interactions) if is_needed else Embeddings.empty(self.config.model.width)
+        return excise(kept, interactions, start, self.config)
 
     def warm(self, order: AggregationOrder) -> None:
         """Read a generation's files, so that the next excision need not wait for the disk."""
@@ -92,8 +95,11 @@ class Aggregator:
         return [self._submodels[record.submodel] for record in order.shards]
 
     def _interactions(self, order: AggregationOrder) -> Interactions:
-        self._data = _cached(self._data, [record.interactions for record in order.shards], self._store.read_shard_data)
-        return Interactions.union([self._data[record.interactions].train for record in order.shards])
+        files = [record.interactions for record in order.shards]
+        self._data = _cached(self._data, files, self._store.read_shard_data)
+        if self._union[0] != files:
+            self._union = files, Interactions.union([self._data[file].train for file in files])
+        return self._union[1]
 
     def _start(self, items: FileRef, interactions: Interactions) -> Embeddings:
         rows = interactions.item_rows()

@@ -10,12 +10,24 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from ray_eraser.errors import ConfigError
+from ray_eraser import registry
+from ray_eraser.errors import ConfigError, ExtensionError
 
 _PRESETS = Path(__file__).parent / "presets"
 
@@ -66,7 +78,34 @@ def _usual_iterations(settings: dict[str, Any]) -> int:
     return {"label_propagation": 100, "embedding_kmeans": 20, "transport": 10}.get(settings["kind"], 50)
 
 
-class PartitionConfig(Section):
+class PartitionSettings(Section):
+    """What every partition's settings have. One of another package brings a class of its own (docs/extend.md), and says itself
+    whether it `is_learned`: the guarantee of every receipt rests on that.
+    """
+
+    kind: str
+    n_shards: int = Field(10, ge=1, le=10_000)
+    """K. One shard is full retraining."""
+    pretrain_epochs: int = Field(8, ge=1)
+    """Learned partitions: ALS epochs on the whole log for the embeddings that the distances are taken from."""
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether where an interaction is put depends on other interactions."""
+        raise NotImplementedError
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether it is made from embeddings of the whole log."""
+        return False
+
+    @property
+    def follows_items(self) -> bool:
+        """Learned partitions: whether what comes later goes to the shard of its item, not of its user."""
+        return False
+
+
+class PartitionConfig(PartitionSettings):
     """How the interactions are divided into shards."""
 
     kind: Literal[
@@ -82,8 +121,6 @@ class PartitionConfig(Section):
     """`hashed`: keyed hash of the user id, guarantee `exact`. `random`: keyed hash of the pair (SISA), also `exact`. The others
     are learned from the data, guarantee `exact-given-partition`: `user_based`, `item_based`, `interaction_based` (RecEraser),
     `label_propagation`, `embedding_kmeans` (GraphEraser's BLPA and BEKM), `transport` (UltraRE)."""
-    n_shards: int = Field(10, ge=1, le=10_000)
-    """K. One shard is full retraining."""
     slack: float = Field(default_factory=_usual_slack, ge=1)
     """Learned partitions: the capacity of a shard over the mean. The usual 1.2 is what RecEraser's code takes, its paper leaves
     it open; for GraphEraser's kinds it is 1 + .005 (K - 1), which is that paper's n / K + .005 (n - n / K)."""
@@ -96,27 +133,40 @@ class PartitionConfig(Section):
     """`label_propagation`: how many of the users with the most similar items each user is joined with."""
     entropy: float = Field(0.02, gt=0)
     """`transport`: eps, the weight of the plan's entropy, over the mean squared distance of users and anchors."""
-    pretrain_epochs: int = Field(8, ge=1)
-    """Learned partitions: ALS epochs on the whole log for the embeddings that the distances are taken from."""
 
     @property
     def is_learned(self) -> bool:
-        """Whether where an interaction is put depends on other interactions."""
         return self.kind not in ("hashed", "random")
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether it is made from embeddings of the whole log."""
         return self.is_learned and self.kind != "label_propagation"
 
+    @property
+    def follows_items(self) -> bool:
+        return self.kind == "item_based"
 
-class WmfAlsConfig(Section):
+
+class ModelSettings(Section):
+    """What every base model's settings have. A model of another package brings a class of its own: see docs/extend.md."""
+
+    own_loss: ClassVar[LossName] = "bpr"
+    """What comes closest to what the model lowers, for an aggregation that is to lower the same."""
+
+    kind: str
+    width: int = Field(64, ge=1, le=1024)
+    """D, the length of a vector."""
+    epochs: int = Field(8, ge=1)
+    """How long it trains."""
+
+
+class WmfAlsConfig(ModelSettings):
     """Weighted matrix factorisation, solved exactly by alternating least squares (Hu et al. 2008; Rendle et al. 2021)."""
+
+    own_loss = "wmf"
 
     kind: Literal["wmf"] = "wmf"
     solver: Literal["als"] = "als"
-    width: int = Field(64, ge=1, le=1024)
-    """D, the length of a vector."""
     epochs: int = Field(8, ge=1)
     """Rounds of users, then items; a last half round of users follows."""
     alpha0: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
@@ -139,13 +189,13 @@ class WmfAlsConfig(Section):
         return self.alpha0
 
 
-class WmfAdagradConfig(Section):
+class WmfAdagradConfig(ModelSettings):
     """Weighted matrix factorisation by non-sampling gradient steps (Chen et al. 2020), as RecEraser trains it."""
+
+    own_loss = "wmf"
 
     kind: Literal["wmf"] = "wmf"
     solver: Literal["adagrad"] = "adagrad"
-    width: int = Field(64, ge=1, le=1024)
-    """D, the length of a vector."""
     epochs: int = Field(400, ge=1)
     """Passes over the users; on MovieLens-1M the whole log gains up to 400, a tenth of it nothing after 100."""
     batch: int = Field(256, ge=1)
@@ -163,12 +213,10 @@ class WmfAdagradConfig(Section):
     """Epochs between two checks."""
 
 
-class BprConfig(Section):
+class BprConfig(ModelSettings):
     """Matrix factorisation that ranks what a user has above what the user has not (BPR-MF, Rendle et al. 2009)."""
 
     kind: Literal["bpr"] = "bpr"
-    width: int = Field(64, ge=1, le=1024)
-    """D, the length of a vector."""
     epochs: int = Field(160, ge=1)
     """Rounds of as many triplets (user, own item, other item) as there are interactions."""
     batch: int = Field(256, ge=1)
@@ -179,12 +227,10 @@ class BprConfig(Section):
     """Half of it times the squared lengths of a triplet's three vectors is added to its loss."""
 
 
-class LightGcnConfig(Section):
+class LightGcnConfig(ModelSettings):
     """BPR on vectors that are smoothed over the shard's graph of users and items (LightGCN, He et al. 2020)."""
 
     kind: Literal["lightgcn"] = "lightgcn"
-    width: int = Field(64, ge=1, le=1024)
-    """D, the length of a vector."""
     layers: int = Field(3, ge=1)
     """Steps on the graph; the model is the mean of the vectors after 0 to so many of them."""
     epochs: int = Field(140, ge=1)
@@ -198,23 +244,6 @@ class LightGcnConfig(Section):
     """Half of it times the squared lengths of a triplet's three vectors, before smoothing, is added to its loss."""
 
 
-def _model_tag(value: Any) -> str:
-    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    kind = fields.get("kind", "wmf")
-    return f"wmf-{fields.get('solver', 'als')}" if kind == "wmf" else str(kind)
-
-
-_MODEL_TAGS = ("wmf-als", "wmf-adagrad", "bpr", "lightgcn")
-
-ModelConfig = Annotated[
-    Annotated[WmfAlsConfig, Tag(_MODEL_TAGS[0])]
-    | Annotated[WmfAdagradConfig, Tag(_MODEL_TAGS[1])]
-    | Annotated[BprConfig, Tag(_MODEL_TAGS[2])]
-    | Annotated[LightGcnConfig, Tag(_MODEL_TAGS[3])],
-    Discriminator(_model_tag),
-]
-
-
 class TrainingConfig(Section):
     """How a shard trains its submodel, whatever the model."""
 
@@ -224,7 +253,23 @@ class TrainingConfig(Section):
     erasure and next to nothing of many users' together, costs disk, and gives another submodel. 1: off."""
 
 
-class AggregationConfig(Section):
+class AggregationSettings(Section):
+    """What every aggregation's settings have. One of another package brings a class of its own: see docs/extend.md."""
+
+    kind: str
+    loss: Literal["base", "wmf", "bpr"] = "base"
+    """`static` and `attention`: what is learned lowers this loss over the remaining interactions. `base`: the base model's."""
+    foldin: bool = True
+    """Solve every user's vector anew on the aggregated items, from the user's remaining interactions."""
+    sweeps: int = Field(1, ge=0, le=2)
+    """`foldin`: rounds of items and users after the first solve of the users."""
+    foldin_alpha0: float | None = Field(None, gt=0)
+    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or is chosen as that is where the model has none."""
+    foldin_reg: float | None = Field(None, ge=1e-5, le=10)
+    """`foldin`: ridge; None takes the ALS model's, or .007 where the model has none."""
+
+
+class AggregationConfig(AggregationSettings):
     """How the submodels become one model."""
 
     kind: Literal["mean", "static", "attention", "spectral"] = "spectral"
@@ -233,8 +278,6 @@ class AggregationConfig(Section):
     init: Literal["paper", "spectral"] = "spectral"
     """`attention`: where the transfer matrices start. `spectral`: at the best common basis of the submodels, trained with Adam;
     `paper`: at random, trained with Adagrad (`lr` .05, `reg` .00001), which stays poorer."""
-    loss: Literal["base", "wmf", "bpr"] = "base"
-    """`static` and `attention`: what is learned lowers this loss over the remaining interactions. `base`: the base model's."""
     attention_width: int = Field(32, ge=1)
     """`attention`: A, the width of the scorer."""
     epochs: int = Field(40, ge=1)
@@ -250,14 +293,6 @@ class AggregationConfig(Section):
     """`attention`: share of a user's vector that dropout keeps."""
     w0: float = Field(0.2, gt=0, lt=1)
     """`static` and `attention`: weight of an unobserved pair in the loss of `wmf`."""
-    foldin: bool = True
-    """Solve every user's vector anew on the aggregated items, from the user's remaining interactions."""
-    sweeps: int = Field(1, ge=0, le=2)
-    """`foldin`: rounds of items and users after the first solve of the users."""
-    foldin_alpha0: float | None = Field(None, gt=0)
-    """`foldin`: weight of an unobserved pair; None takes the ALS model's, or is chosen as that is where the model has none."""
-    foldin_reg: float | None = Field(None, ge=1e-5, le=10)
-    """`foldin`: ridge; None takes the ALS model's, or .007 where the model has none."""
 
 
 class RuntimeConfig(Section):
@@ -266,11 +301,35 @@ class RuntimeConfig(Section):
     threads: int = Field(1, ge=1)
     """BLAS and torch threads of a training process. The same count gives the same bits, another does not."""
     slots: int = Field(0, ge=0)
-    """Shards that train at the same time; 0: as many as the cluster has CPUs for."""
+    """Shards that train at the same time at most; 0: as many as the nodes have CPUs for. On one node never more than that."""
+    node_labels: tuple[str, ...] = ()
+    """Only nodes with all of these labels hold shards, each written `key=value`; none: every node with a CPU."""
     gpus_per_shard: float = Field(0, ge=0)
-    """GPU that a shard's process reserves; a fraction lets several share one. The models of this version compute on the CPU."""
+    """GPU that a shard's process reserves; a fraction lets several share one. Where the cluster's GPUs cannot hold all shards,
+    none reserves any, and it is said. The models of this version compute on the CPU."""
     timeout_seconds: float = Field(3600, gt=0)
     """The longest that one shard's training or one aggregation may take."""
+
+    @field_validator("gpus_per_shard")
+    @classmethod
+    def _gpus_can_be_reserved(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("Ray reserves a share of one GPU, or whole GPUs")
+        return gpus
+
+    @field_validator("node_labels")
+    @classmethod
+    def _labels_are_pairs(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            if not _LABEL.fullmatch(label):
+                raise ValueError(f"write a label as key=value, not {label!r}")
+        return labels
+
+
+_LABEL = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][\w.-]{0,62}=[A-Za-z0-9][\w.-]{0,62}", re.ASCII)
+
+RUN_HERE = ("slots", "node_labels", "timeout_seconds")
+"""Settings of `runtime` that say where, how wide and how long things run here: no bit changes, no generation records them."""
 
 
 DAY = 86_400.0
@@ -348,16 +407,138 @@ class UnlearningConfig(Section):
         return self
 
 
+# ---- kinds -----------------------------------------------------------------------------------------------------------------
+
+Kinded = Literal["model", "partition", "aggregation"]
+"""The sections whose `kind` says of which class they are, of this package or another."""
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Of such a section: its group in `registry`, what all its classes have, the usual kind, and this package's by kind."""
+
+    group: registry.Group
+    base: type[Section]
+    usual: str
+    own: Mapping[str, type[Section]]
+
+
+_KINDS: Mapping[Kinded, _Kinds] = {
+    "model": _Kinds("models", ModelSettings, "wmf", {"wmf": WmfAlsConfig, "bpr": BprConfig, "lightgcn": LightGcnConfig}),
+    "partition": _Kinds(
+        "partitions",
+        PartitionSettings,
+        "hashed",
+        dict.fromkeys(get_args(PartitionConfig.model_fields["kind"].annotation), PartitionConfig),
+    ),
+    "aggregation": _Kinds(
+        "aggregators",
+        AggregationSettings,
+        "spectral",
+        dict.fromkeys(get_args(AggregationConfig.model_fields["kind"].annotation), AggregationConfig),
+    ),
+}
+_SOLVERS: Mapping[object, type[Section]] = {"als": WmfAlsConfig, "adagrad": WmfAdagradConfig}
+
+
+def register(group: registry.Group, implementation: type[Any]) -> None:
+    """Make a model, partition or aggregator of your own known in this process, for tests and notebooks.
+
+    Ray's processes do not hear of it: for them, declare it as an entry point of an installed package. See docs/extend.md.
+
+    Args:
+        group: `models`, `partitions` or `aggregators`.
+        implementation: a class that is made from its `Settings`, whose `kind` is its name. One registered before is replaced.
+
+    Raises:
+        ExtensionError: it has no settings that fit, or the name of a kind of this package.
+    """
+    section: Kinded = next(name for name, kinds in _KINDS.items() if kinds.group == group)
+    name = registry.name_of(group, implementation)
+    if name in _KINDS[section].own:
+        raise ExtensionError(group, name, "has the name of a kind of ray_eraser: choose another")
+    _checked(section, name, implementation)
+    registry.add(group, implementation)
+
+
+def extension(settings: ModelSettings | PartitionSettings | AggregationSettings) -> type[Any]:
+    """The class of another package that is made from these settings.
+
+    Raises:
+        ConfigError: this process knows none.
+    """
+    section: Kinded = next(name for name, kinds in _KINDS.items() if isinstance(settings, kinds.base))
+    return _extension(section, settings.kind)
+
+
+def _extension(section: Kinded, kind: object) -> type[Any]:
+    kinds = _KINDS[section]
+    found = registry.find(kinds.group, kind) if isinstance(kind, str) else None
+    if found is None:
+        known = ", ".join([*kinds.own, *registry.names(kinds.group)])
+        raise ConfigError(
+            f"{section}.kind",
+            f"{kind!r} is not known in this process: choose from {known}, or install the package that has it on every node",
+        )
+    return _checked(section, str(kind), found)
+
+
+def _checked(section: Kinded, kind: str, found: type[Any]) -> type[Any]:
+    """The class, where its settings are such as its section needs."""
+    kinds = _KINDS[section]
+    if not (isinstance(found.Settings, type) and issubclass(found.Settings, kinds.base)):
+        raise ExtensionError(kinds.group, kind, f"has other settings than config.{kinds.base.__name__}: derive them from it")
+    if getattr(found.Settings, "is_learned", None) is PartitionSettings.is_learned:
+        raise ExtensionError(
+            kinds.group,
+            kind,
+            "does not say whether it is learned: give its settings a property `is_learned`, false only where a pair's place "
+            "depends on no other pair",
+        )
+    return found
+
+
+def _class_of(section: Kinded, settings: Mapping[str, Any]) -> type[Section]:
+    """The class that some values of a section are to be read as."""
+    kinds = _KINDS[section]
+    kind = settings.get("kind", kinds.usual)
+    own = kinds.own.get(kind) if isinstance(kind, str) else None
+    if own is WmfAlsConfig:
+        solver = settings.get("solver", "als")
+        if not isinstance(solver, str) or solver not in _SOLVERS:
+            raise ConfigError("model.solver", f"{solver!r} is not known: choose from {', '.join(map(str, _SOLVERS))}")
+        return _SOLVERS[solver]
+    if own is not None:
+        return own
+    found: type[Section] = _extension(section, kind).Settings
+    return found
+
+
+def _read_kinded(section: Kinded, value: Any) -> Any:
+    """Read a section as what its kind asks for. Errors of our own, which pydantic lets through: its own would lose the key."""
+    if not isinstance(value, Mapping):
+        return value  # settings, or what pydantic refuses
+    try:
+        return _class_of(section, value).model_validate(value)
+    except ValidationError as error:
+        raise _config_error(error, section) from error
+
+
+ModelConfig = Annotated[SerializeAsAny[ModelSettings], BeforeValidator(partial(_read_kinded, "model"))]
+AnyPartition = Annotated[SerializeAsAny[PartitionSettings], BeforeValidator(partial(_read_kinded, "partition"))]
+AnyAggregation = Annotated[SerializeAsAny[AggregationSettings], BeforeValidator(partial(_read_kinded, "aggregation"))]
+
+
 class EraserConfig(Section):
     """All settings of a deployment."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """The root of all randomness. It also keys the hashes of ids: keep it to yourself where users choose their own ids."""
     data: DataConfig = DataConfig()
-    partition: PartitionConfig = PartitionConfig()
+    partition: AnyPartition = PartitionConfig()
     model: ModelConfig = WmfAlsConfig()
     training: TrainingConfig = TrainingConfig()
-    aggregation: AggregationConfig = AggregationConfig()
+    aggregation: AnyAggregation = AggregationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     unlearning: UnlearningConfig = UnlearningConfig()
 
@@ -371,7 +552,7 @@ class EraserConfig(Section):
         """The loss that a learned aggregation lowers."""
         if self.aggregation.loss != "base":
             return self.aggregation.loss
-        return "wmf" if self.model.kind == "wmf" else "bpr"
+        return self.model.own_loss
 
     @property
     def als_settings(self) -> WmfAlsConfig:
@@ -405,7 +586,7 @@ class EraserConfig(Section):
 
     def fingerprint(self) -> str:
         """A digest of every setting that can change a bit of what is trained."""
-        settings = self.model_dump(mode="json", exclude={"unlearning": True, "runtime": {"slots", "timeout_seconds"}})
+        settings = self.model_dump(mode="json", exclude={"unlearning": True, "runtime": set(RUN_HERE)})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
@@ -455,15 +636,32 @@ def changed(config: EraserConfig, changes: Sequence[str]) -> EraserConfig:
     for change in changes:
         _apply(asked, change)
     settings = config.model_dump(mode="json")
-    model, partition = settings["model"], settings["partition"]
-    named = asked.get("model")
-    if isinstance(named, Mapping) and _model_tag({**model, **named}) != _model_tag(model):
-        settings["model"] = {"width": model["width"]}
-    usual = PartitionConfig(kind=config.partition.kind, n_shards=config.partition.n_shards).model_dump(mode="json")
-    chosen = ("kind", "n_shards")
-    settings["partition"] = {key: value for key, value in partition.items() if key in chosen or value != usual[key]}
+    for section in _KINDS:
+        named = asked.get(section)
+        settings[section] = _carried(section, getattr(config, section), named if isinstance(named, Mapping) else {})
     _merge(settings, asked)
     return config_from(settings)
+
+
+def _carried(section: Kinded, old: Section, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings of a section hand on to those that are asked for instead."""
+    settings = old.model_dump(mode="json")
+    if _class_of(section, {**settings, **asked}) is not type(old):
+        handed_on = set(_KINDS[section].base.model_fields) - {"kind", "epochs"}
+        return {key: value for key, value in settings.items() if key in handed_on}
+    if section != "partition":
+        return settings
+    chosen = {key: settings[key] for key in ("kind", "n_shards")}
+    usual = type(old).model_validate(chosen).model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key in chosen or value != usual[key]}
+
+
+def only_here(config: EraserConfig) -> str | None:
+    """The setting that names a kind which this process knows by `register` alone, if there is one: no other process has it."""
+    for section, kinds in _KINDS.items():
+        if registry.is_of_this_process(kinds.group, getattr(config, section).kind):
+            return f"{section}.kind"
+    return None
 
 
 def preset_names() -> list[str]:
@@ -497,11 +695,16 @@ def config_from(settings: Mapping[str, Any]) -> EraserConfig:
     try:
         return EraserConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        # The members of unions stand in the location although nobody wrote them; nothing lies deeper than section.key.
-        where = ".".join([str(part) for part in first["loc"] if part not in _MODEL_TAGS][:2])
-        problem = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
-        raise ConfigError(where, problem) from error
+        raise _config_error(error) from error
+
+
+def _config_error(error: ValidationError, section: str = "") -> ConfigError:
+    """The first fault that pydantic found; `section` is the one that was read, if it was one alone."""
+    first = error.errors()[0]
+    # The members of unions stand in the location although nobody wrote them; nothing lies deeper than section.key.
+    where = [section, *map(str, first["loc"])] if section else list(map(str, first["loc"]))
+    problem = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+    return ConfigError(".".join(where[:2]), problem)
 
 
 def _apply(settings: dict[str, Any], change: str) -> None:

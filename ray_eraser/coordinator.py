@@ -13,9 +13,9 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,13 @@ import numpy as np
 
 from ray_eraser import seeds
 from ray_eraser.aggregator import Aggregated, AggregationOrder
-from ray_eraser.config import DAY, EraserConfig, UnlearningConfig, changed, config_from
+from ray_eraser.config import DAY, RUN_HERE, EraserConfig, UnlearningConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import (
+    ConfigError,
     DeploymentError,
     InputError,
     LedgerError,
@@ -50,12 +52,16 @@ from ray_eraser.training.pretrain import pretrain
 from ray_eraser.training.weights import choose_alpha0
 from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow, default_ledger
 from ray_eraser.unlearning.plan import CostModel, Run, ShardRun, oldest_pending_seconds, overdue, plan_of
-from ray_eraser.unlearning.receipt import Receipt, ShardChange, commitment
-from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.unlearning.receipt import Receipt, ShardChange, Signer, commitment
+from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest, key_problem
 from ray_eraser.unlearning.signing import load_signing_key
 from ray_eraser.unlearning.work import Learning, Repartition
+from ray_eraser.vectors import Vectors
 
 log = logging.getLogger(__name__)
+
+_ARRIVAL_SECONDS = 1.0
+"""The longest that an excision waits for other requests to be recorded."""
 
 MakePool = Callable[[EraserConfig], ShardPool]
 
@@ -98,6 +104,7 @@ class _Draft:
         users, items: its vocabularies.
         orders: for the shards that must be trained.
         kept: the files of the others.
+        notes: what the ledger is to remember with it.
     """
 
     config: EraserConfig
@@ -106,6 +113,7 @@ class _Draft:
     items: FileRef
     orders: Mapping[ShardId, ShardOrder]
     kept: Mapping[ShardId, ShardRecord]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -137,22 +145,34 @@ class Coordinator:
         self.deployment, self.storage_path = deployment, storage_path
         self._clock, self._on_step = clock, on_step
         self._store = Store(storage_path)
-        signing_key = config.unlearning.signing_key if config is not None else ""
-        self._signer = load_signing_key(signing_key) if signing_key else None  # before anything is made or recorded
+        if config is not None:
+            self._signer = _signer_of(config.unlearning)  # before anything is made or recorded
         url = ledger_url or (config.unlearning.ledger if config is not None else "")
         self._ledger = Ledger(url or default_ledger(self._store, deployment, must_exist=config is None))
         self._working = threading.Lock()  # one batch, or one fit, at a time
         self._serving = threading.RLock()  # what is served changes as a whole; never held while shards train
+        self._arrivals = threading.Condition()
+        self._arriving = 0  # callers that wait for their requests to be recorded
         self._progress: dict[str, Any] = {"stage": "idle", "done": 0, "total": 0}
         self._pending: Change | None = None  # the generation, and what is being forgotten of it
         self._snapshot: Snapshot | None = None
-        self._agreed(config)  # a start that is refused leaves the coordinator that runs in force
+        try:
+            self._start(make_pool, config)
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def _start(self, make_pool: MakePool, config: EraserConfig | None) -> None:
+        # A start that is refused leaves the coordinator that runs in force.
+        self._agreed(config)
+        if config is None:
+            self._signer = _signer_of(self._unlearning_settings(config))
         self._epoch = self._ledger.begin_epoch(self._clock())
         # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
         published, self.config = self._agreed(config)
         self.settings = self._unlearning_settings(config)
-        if self._signer is None and self.settings.signing_key:
-            self._signer = load_signing_key(self.settings.signing_key)
+        # Of the first settings for ever: a key must be the same request also after the seed was changed on the way.
+        self._key_secret = seeds.secret(int(self._ledger.noted("key_seed", str(self.config.seed))), "idempotency")
         self._costs = CostModel.from_json(self._ledger.noted("costs", CostModel().to_json()))
         self._make_pool = make_pool
         self.pool = make_pool(self.config)
@@ -161,11 +181,7 @@ class Coordinator:
 
     def _agreed(self, config: EraserConfig | None) -> tuple[GenerationRow | None, EraserConfig]:
         """The published generation, if there is one, and the settings: those it was trained with, or those given."""
-        owner = self._store.owner()
-        if owner not in (None, self._ledger.name):
-            raise DeploymentError(
-                self.deployment, f"{self.storage_path} belongs to another ledger: give that one, or choose another path"
-            )
+        self._refuse_foreign()
         published = self._ledger.current()
         if published is None:
             if config is None:
@@ -177,6 +193,13 @@ class Coordinator:
                 self.deployment, f"{self.storage_path} was trained with other settings: use them, or another path"
             )
         return published, trained.model_copy(update={} if config is None else {"runtime": config.runtime})
+
+    def _refuse_foreign(self) -> None:
+        """What another ledger knows of is none of this one's to sweep."""
+        if self._store.owner() not in (None, self._ledger.name):
+            raise DeploymentError(
+                self.deployment, f"{self.storage_path} belongs to another ledger: give that one, or choose another path"
+            )
 
     def _unlearning_settings(self, config: EraserConfig | None) -> UnlearningConfig:
         """When requests are carried out and the like: as given now, or else as given the last time. They change no bit."""
@@ -203,16 +226,14 @@ class Coordinator:
             if self._pending is not None:
                 raise DeploymentError(self.deployment, f"{self._store.uri} is in use: unlearn from it, or choose another path")
             started = time.perf_counter()
+            self._refuse_foreign()
             self._store.claim(self._ledger.name)
-            self._ledger.note("settings", self.config.model_dump_json())
+            self._ledger.note("settings", _recorded(self.config).model_dump_json())
             self._sweep(wanted=set())  # of a fit that was never finished
             draft, partition = self._from_scratch(dataset, self.config, partition)
-            if draft.pool is not self.pool:
-                self.pool.close()
-            self.config, self.pool = draft.config, draft.pool
             divided = time.perf_counter()
             published, aggregated = self._made(draft, None, ())
-            self._serve(published)
+            self._serve(published, draft.pool)
             self._report("idle", 0, 0)
             done = time.perf_counter()
             seconds = {
@@ -293,7 +314,7 @@ class Coordinator:
             LedgerError: it cannot be recorded.
             StaleEpochError: another coordinator has taken over: ask that one.
         """
-        with self._serving:
+        with self._accepting():
             rows = self._receive([Submission(request, idempotency_key, priority)], self._clock())
         self._excise()
         return self._submitted(rows[0])
@@ -304,7 +325,7 @@ class Coordinator:
         Raises:
             as `submit`: for the first that is at fault, whose row the error names; nothing was recorded.
         """
-        with self._serving:
+        with self._accepting():
             faults: dict[int, Refusal] = {}
             for number, submission in enumerate(submissions, 1):
                 row = submission.row or number
@@ -328,42 +349,51 @@ class Coordinator:
         over. From the return on they can be asked to be forgotten like all others.
 
         Raises:
-            RequestError: all are known already, or an id is not of the kind of the deployment's ids.
+            RequestError: all are known already, an id is not of the kind of the deployment's ids, or the key cannot be one.
             QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
+        key_hash = self._key_hash(idempotency_key)
         with self._serving:
             self._excise()  # what is being forgotten may be learned anew
-            snapshot = self._served()
-            named = dict.fromkeys(
-                (snapshot.users.checked(u), snapshot.items.checked(i)) for u, i in Learning(tuple(pairs)).pairs
-            )
-            repeated = self._ledger.recorded(self._key_hash(idempotency_key), Learning(tuple(named)))
+            asked = Learning(tuple(pairs)).pairs
+            users, items = self._kinds()
+            if users.is_empty or items.is_empty:  # then the first that come decide
+                users, items = users.extended(user for user, _ in asked), items.extended(item for _, item in asked)
+            named = dict.fromkeys((users.checked(user), items.checked(item)) for user, item in asked)
+            repeated = self._ledger.recorded(key_hash, Learning(tuple(named)))
             if repeated is not None:
                 return self._submitted(repeated)
             waiting = {pair for learning in self._learnings() for pair in learning.pairs}
             new = tuple(pair for pair in named if pair not in waiting and not self._is_known(*pair))
             if not new:
                 raise RequestError(f"all of the {len(named)} pairs are known already: there is nothing to learn")
-            entry = Entry(self._new_name(), Learning(new), None, self._key_hash(idempotency_key))
+            entry = Entry(self._new_name(), Learning(new), None, key_hash)
             (row,) = self._record([entry], self._clock(), {})
         self._excise()
         return self._submitted(row)
 
-    def repartition(self, changes: Sequence[str] = ()) -> Submitted:
+    def repartition(self, changes: Sequence[str] = (), idempotency_key: str | None = None) -> Submitted:
         """Have everything made from scratch, as a fit on what remains would: ids numbered, shards divided, all trained.
 
         What is served, and what is asked meanwhile, goes on; the new generation takes over as a whole. It is what makes an
         `exact-given-partition` deployment independent of what was erased before, and the way to other settings.
 
         Args:
-            changes: settings to change, `section.key=value`.
+            changes: settings to change, `section.key=value`; see `config.changed`. They are the deployment's from then on.
+            idempotency_key: as `submit`.
 
         Raises:
-            ConfigError: a setting is unknown or out of range.
+            ConfigError: a setting is unknown, out of range, or none of those that something is made with.
+            RequestError, QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
-        self._settings_with(changes)
+        key_hash = self._key_hash(idempotency_key)
         with self._serving:
-            (row,) = self._record([Entry(self._new_name(), Repartition(tuple(changes)))], self._clock(), {})
+            self._loaded_change()
+            if (repeated := self._ledger.recorded(key_hash, Repartition(tuple(changes)))) is not None:
+                return self._submitted(repeated)
+            waiting = [row.work for row in self._ledger.unfinished() if isinstance(row.work, Repartition)]
+            self._settings_with([*(change for repartition in waiting for change in repartition.changes), *changes])
+            (row,) = self._record([Entry(self._new_name(), Repartition(tuple(changes)), None, key_hash)], self._clock(), {})
         self._excise()
         return self._submitted(row)
 
@@ -377,27 +407,29 @@ class Coordinator:
             batch = self._next_batch()
             if not batch:
                 return []
+            pool = None
             if batch[0].generation is None:
                 with self._failing(batch):
                     change = Change.of(self._loaded(), batch)
                     draft = self._drafted(change, batch)
                     published, _ = self._made(draft, change, batch)
-                self._step("published")
+                    pool = draft.pool
+                self._step("published", batch)
             else:
                 published = self._published()
 
-            self._serve(published)
+            self._serve(published, pool)
             restored_at = self._clock()
-            # Beside what this generation superseded, what an attempt left that failed and was followed by another.
-            self._sweep(wanted=set(self._files_of(self._loaded().manifest, published.digest)))
-            self._step("purged")
+            for path in published.to_purge:
+                self._store.delete(path)
+            self._step("purged", batch)
 
             purged_at = self._clock()
             rows = [self._ledger.request(row.request_id) for row in batch]
             drafts = [row.receipt for row in rows if row.receipt is not None]
             receipts = [replace(receipt, restored_at=restored_at, purged_at=purged_at) for receipt in drafts]
             receipts = self._ledger.finish(receipts, self._signer, [row.request_id for row in rows if row.receipt is None])
-            self._step("finished")
+            self._step("finished", batch)
             return receipts
 
     def due_at(self) -> float | None:
@@ -432,6 +464,8 @@ class Coordinator:
 
     def resume(self, published: GenerationRow) -> None:
         """Take up the published generation, with everything that was accepted since already left out of what is served."""
+        if self._store.owner() is None:
+            self._store.claim(self._ledger.name)
         self._sweep(self._files_of(self._store.read_manifest(published.digest), published.digest))
         self.pool.tidy()
         self._serve(published)
@@ -449,18 +483,35 @@ class Coordinator:
 
     # ---- accept --------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _accepting(self) -> Iterator[None]:
+        """Requests are recorded within. Those that arrived meanwhile go first then: one excision will do for all of them."""
+        with self._arrivals:
+            self._arriving += 1
+        try:
+            with self._serving:
+                yield
+        finally:
+            with self._arrivals:
+                self._arriving -= 1
+                self._arrivals.notify_all()
+        with self._arrivals:
+            self._arrivals.wait_for(lambda: not self._arriving, _ARRIVAL_SECONDS)
+
     def _receive(self, submissions: Sequence[Submission], at: float) -> list[RequestRow]:
         """Record requests to forget; those whose key is known already are what was recorded then."""
         rows: list[RequestRow | None] = []
-        entries = []
+        entries, asked = [], []
         for submission in submissions:
             hashed = self._key_hash(submission.idempotency_key)
             rows.append(self._ledger.recorded(hashed, submission.request))
             if rows[-1] is None:
                 self._check(submission.request)
+                asked.append(submission.request)  # what was recorded before says nothing of what was learned since
                 salt = secrets.token_hex(32)
                 entries.append(Entry(self._new_name(), submission.request, salt, hashed, submission.priority))
-        new = iter(self._record(entries, at, self._amended([submission.request for submission in submissions])))
+        waiting = self._ledger.unfinished(RequestState.RECEIVED, RequestState.EXCISED, RequestState.SET_ASIDE)
+        new = iter(self._record(entries, at, self._amended(waiting, asked)))
         return [row or next(new) for row in rows]
 
     def _record(self, entries: Sequence[Entry], at: float, amended: Mapping[RequestId, Learning]) -> list[RequestRow]:
@@ -469,7 +520,7 @@ class Coordinator:
         except QueueFullError as error:
             seconds = float(math.ceil(max(1.0, self._predicted_seconds())))
             raise QueueFullError(error.waiting, error.offered, error.limit, seconds) from None
-        self._step("received")
+        self._step("received", rows)
         return rows
 
     def _check(self, request: UnlearningRequest) -> None:
@@ -479,21 +530,18 @@ class Coordinator:
             UnknownIdError, RequestError: see `submit`.
         """
         snapshot = self._served()
+        users, items = self._kinds()
         waiting = [pair for learning in self._learnings() for pair in learning.pairs]
-        if request.user_id is not None and not any(user == snapshot.users.parsed(request.user_id) for user, _ in waiting):
+        if request.user_id is not None and not any(user == users.parsed(request.user_id) for user, _ in waiting):
             snapshot.users.row(request.user_id)
-        if request.item_id is not None and not any(item == snapshot.items.parsed(request.item_id) for _, item in waiting):
+        if request.item_id is not None and not any(item == items.parsed(request.item_id) for _, item in waiting):
             snapshot.items.row(request.item_id)
         if request.pairs is not None:
             to_come = set(waiting)
-            for user, item in request.pairs:
-                if (snapshot.users.parsed(user), snapshot.items.parsed(item)) not in to_come:
-                    snapshot.users.row(user), snapshot.items.row(item)
-            absent = [
-                pair
-                for pair in request.pairs
-                if (snapshot.users.parsed(pair[0]), snapshot.items.parsed(pair[1])) not in to_come and not self._is_known(*pair)
-            ]
+            here = [pair for pair in request.pairs if (users.parsed(pair[0]), items.parsed(pair[1])) not in to_come]
+            for user, item in here:
+                snapshot.users.row(user), snapshot.items.row(item)
+            absent = [pair for pair in here if not self._is_known(*pair)]
             if absent:
                 raise RequestError(
                     f"{len(absent)} of {len(request.pairs)} pairs are not among the data or are being erased already, "
@@ -507,25 +555,38 @@ class Coordinator:
 
     def _learnings(self) -> list[Learning]:
         """What waits to be learned or is being trained on."""
-        return [row.work for row in self._ledger.unfinished() if isinstance(row.work, Learning)]
+        return [row.work for row in self._learning_rows() if isinstance(row.work, Learning)]
 
-    def _amended(self, requests: Sequence[UnlearningRequest]) -> dict[RequestId, Learning]:
-        """Learnings that wait, without what these requests are about. What is being trained on already is erased after it."""
-        snapshot = self._served()
-        users = {snapshot.users.parsed(request.user_id) for request in requests if request.user_id is not None}
-        items = {snapshot.items.parsed(request.item_id) for request in requests if request.item_id is not None}
-        pairs = {
-            (snapshot.users.parsed(user), snapshot.items.parsed(item))
-            for request in requests
-            for user, item in request.pairs or ()
-        }
+    def _learning_rows(self) -> list[RequestRow]:
+        return [row for row in self._ledger.unfinished() if isinstance(row.work, Learning)]
+
+    def _kinds(self) -> tuple[Vocabulary, Vocabulary]:
+        """Vocabularies of users and items that say how an id stands here: where none is left, as in what is to be learned."""
+        users, items = self._served().users, self._served().items
+        if users.is_empty or items.is_empty:
+            waiting = [pair for learning in self._learnings() for pair in learning.pairs]
+            users, items = users.extended(user for user, _ in waiting), items.extended(item for _, item in waiting)
+        return users, items
+
+    def _amended(self, learnings: Iterable[RequestRow], requests: Iterable[UnlearningRequest]) -> dict[RequestId, Learning]:
+        """Those of the learnings that lose something to requests which came after them, as they are without it."""
+        is_forgotten = self._are_about(requests)
         amended = {}
-        for row in self._ledger.unfinished(RequestState.RECEIVED, RequestState.EXCISED, RequestState.SET_ASIDE):
+        for row in learnings:
             if isinstance(row.work, Learning):
-                left = row.work.without(lambda user, item: user in users or item in items or (user, item) in pairs)
+                left = row.work.without(is_forgotten)
                 if left != row.work:
                     amended[row.request_id] = left
         return amended
+
+    def _are_about(self, requests: Iterable[UnlearningRequest]) -> Callable[[RawId, RawId], bool]:
+        """Whether any of the requests is about a pair."""
+        as_user, as_item = (vocabulary.parsed for vocabulary in self._kinds())
+        asked = list(requests)
+        users = {as_user(request.user_id) for request in asked if request.user_id is not None}
+        items = {as_item(request.item_id) for request in asked if request.item_id is not None}
+        pairs = {(as_user(user), as_item(item)) for request in asked for user, item in request.pairs or ()}
+        return lambda user, item: user in users or item in items or (user, item) in pairs
 
     def _submitted(self, row: RequestRow) -> Submitted:
         return Submitted(row.request_id, self._ledger.request(row.request_id).state, row.salt)
@@ -538,33 +599,51 @@ class Coordinator:
         """What the ledger keeps of a key, which may name a user."""
         if idempotency_key is None:
             return None
-        return hmac.new(seeds.secret(self.config.seed, "idempotency"), idempotency_key.encode(), "sha256").hexdigest()
+        if problem := key_problem(idempotency_key):
+            raise RequestError(f"the idempotency key {problem}")
+        return hmac.new(self._key_secret, idempotency_key.encode(), "sha256").hexdigest()
 
     def _excise(self) -> None:
         """Change what is served so that it depends on nothing that a received request is about; then record it."""
         with self._serving:
             received = self._ledger.unfinished(RequestState.RECEIVED)
             if received:
-                self._leave_out(self._loaded_change().with_(received))
+                # With those that waited to be learned from before: they may have lost what is to be forgotten.
+                self._leave_out(self._loaded_change().with_([*self._learning_rows(), *received]))
                 self._ledger.excised([row.request_id for row in received], self._clock())
-                self._step("excised")
+                self._step("excised", received)
 
     # ---- carry out -----------------------------------------------------------------------------------------------------
 
     def _next_batch(self) -> list[RequestRow]:
         """The batch that a crash interrupted; else all requests that wait, but for those whose training failed."""
         with self._serving:  # what is being trained on cannot be taken out of what is to be learned any more
-            rows = self._ledger.unfinished(RequestState.EXCISED, RequestState.ROUTED)
+            rows = self._ledger.unfinished()
             interrupted = [row for row in rows if row.state is RequestState.ROUTED]
-            if interrupted or not rows:
-                return interrupted
+            if interrupted:
+                return [row for row in interrupted if row.generation is not None] or interrupted
             parties: dict[int | None, list[RequestRow]] = {}
             for row in rows:
-                parties.setdefault(row.party, []).append(row)
-            batch = min(parties.values(), key=lambda party: party[0].attempts)
-            self._ledger.routed([row.request_id for row in batch])
-            self._step("routed")
-            return batch
+                if row.state is RequestState.EXCISED:
+                    parties.setdefault(row.party, []).append(row)
+            for party in sorted(parties.values(), key=lambda party: party[0].attempts):
+                batch = self._in_order(party, rows)
+                if batch:
+                    self._ledger.routed([row.request_id for row in batch])
+                    self._step("routed", batch)
+                    return batch
+            return []
+
+    def _in_order(self, party: Sequence[RequestRow], rows: Sequence[RequestRow]) -> list[RequestRow]:
+        """A party without those who learn what others, outside of it, asked to be forgotten before: it would go with that."""
+        names, earlier, batch = {row.request_id for row in party}, list[UnlearningRequest](), []
+        for row in rows:
+            if row.request_id not in names:
+                if isinstance(row.work, UnlearningRequest):
+                    earlier.append(row.work)
+            elif not (earlier and isinstance(row.work, Learning) and self._amended([row], earlier)):
+                batch.append(row)
+        return batch
 
     @contextmanager
     def _failing(self, batch: Sequence[RequestRow]) -> Iterator[None]:
@@ -574,19 +653,39 @@ class Coordinator:
         except (StaleEpochError, StoreError, LedgerError, OSError):
             raise
         except Exception as error:
+            self.check_in_force()  # else the batch is another's by now
             # A process that dies may be the machine's fault as well: tried again for ever, but behind the others.
             attempts = 0 if isinstance(error, PoolError) else self.settings.max_attempts
-            self._ledger.failed([row.request_id for row in batch], reason_of(error), attempts)
-            self._step("failed")
+            names = [row.request_id for row in batch]
+            with self._serving:
+                # Waiting again, what is to be learned loses what was asked to be forgotten while it was being trained on.
+                rows, amended = self._ledger.unfinished(), dict[RequestId, Learning]()
+                for place, row in enumerate(rows):
+                    if row.request_id in names and isinstance(row.work, Learning):
+                        later = [other.work for other in rows[place:] if isinstance(other.work, UnlearningRequest)]
+                        amended |= self._amended([row], later)
+                self._ledger.failed(names, reason_of(error), attempts, amended)
+            self._step("failed", batch)
+            with suppress(StaleEpochError, StoreError, LedgerError, OSError):  # what remains now goes with the next generation
+                left = self._left_over(self._published())
+                self.check_in_force()  # after looking: what another coordinator writes is not among what was there
+                for path in left:
+                    self._store.delete(path)
             raise
+
+    def _left_over(self, published: GenerationRow) -> list[str]:
+        """Files that are no part of a generation, sorted."""
+        wanted = self._files_of(self._store.read_manifest(published.digest), published.digest)
+        return [path for path in self._store.files() if path not in wanted]
 
     def _drafted(self, change: Change, batch: Sequence[RequestRow]) -> _Draft:
         """What a batch asks of the shards."""
         before = change.before
         repartitions = [row.work for row in batch if isinstance(row.work, Repartition)]
         if repartitions:
-            changes = [setting for repartition in repartitions for setting in repartition.changes]
-            return self._from_scratch(remaining_dataset(change), self._settings_with(changes), None)[0]
+            settings = self._settings_with([setting for repartition in repartitions for setting in repartition.changes])
+            draft, _ = self._from_scratch(remaining_dataset(change), settings, None)
+            return replace(draft, notes={"settings": _recorded(settings).model_dump_json()})
         users, items = before.manifest.users, before.manifest.items
         if change.erased_user_rows or change.learned:
             users = self._store.write_vocabulary(change.users)
@@ -609,29 +708,55 @@ class Coordinator:
         return _Draft(self.config, self.pool, users, items, orders, kept)
 
     def _settings_with(self, changes: Sequence[str]) -> EraserConfig:
-        """The settings that the deployment was first trained with, what was left to be chosen still open, with changes."""
-        return changed(config_from(json.loads(self._ledger.noted("settings", self.config.model_dump_json()))), changes)
+        """The settings that the deployment was asked to have, what was left to be chosen still open, with changes.
+
+        Raises:
+            ConfigError: as `repartition`.
+        """
+        for change in changes:
+            name = change.partition("=")[0].strip()
+            if name.startswith("unlearning.") or name.removeprefix("runtime.") in RUN_HERE:
+                raise ConfigError(name, "changes nothing of what is made: give it when the deployment is opened")
+        asked = config_from(json.loads(self._ledger.noted("settings", _recorded(self.config).model_dump_json())))
+        return self._as_run_here(changed(asked, changes))
+
+    def _as_run_here(self, config: EraserConfig) -> EraserConfig:
+        """Settings with what says how wide and how long things run here, which no generation records."""
+        here = {name: getattr(self.config.runtime, name) for name in RUN_HERE}
+        return config.model_copy(update={"runtime": config.runtime.model_copy(update=here)})
 
     def _made(self, draft: _Draft, change: Change | None, batch: Sequence[RequestRow]) -> tuple[GenerationRow, Aggregated]:
         """Train what a draft orders, aggregate, write the manifest, and let the ledger point to it, with the receipts."""
+        try:
+            return self._made_by(draft, change, batch)
+        except StaleEpochError:
+            raise  # the processes are those of the coordinator that took over
+        except Exception:
+            if draft.pool is not self.pool:
+                draft.pool.close()
+            raise
+
+    def _made_by(self, draft: _Draft, change: Change | None, batch: Sequence[RequestRow]) -> tuple[GenerationRow, Aggregated]:
         trained = self._train(draft)
-        self._step("retrained")
+        self._step("retrained", batch)
         files = {**draft.kept} | {shard: answer.record for shard, answer in trained.items()}
         records = tuple(files[ShardId(k)] for k in range(draft.config.partition.n_shards))
 
         self._report("aggregation", 0, 1)
         aggregated = draft.pool.aggregate(AggregationOrder(draft.items, records, Interactions.none()))
-        self._step("aggregated")
+        self._step("aggregated", batch)
         manifest = Manifest(
             _recorded(draft.config), aggregated.environment, draft.users, draft.items, records, aggregated.aggregate
         )
         written = self._store.write_manifest(manifest)
-        self._step("written")
+        self._step("written", batch)
 
         superseded: tuple[str, ...] = ()
         if change is not None:
-            before = self._files_of(change.before.manifest, change.before.digest)
-            superseded = tuple(sorted(before - self._files_of(manifest, written.digest)))
+            # With the generation before goes what an attempt has left that failed: it may hold what is erased now. Listed while
+            # it is sure that nobody else writes here; who finds this one replaced later on deletes nothing but that.
+            kept = self._files_of(manifest, written.digest)
+            superseded = tuple(path for path in self._store.files() if path not in kept)
         number = Generation(1 if change is None else change.before.number + 1)
         row = GenerationRow(number, written.digest, self._clock(), superseded)
         receipts = {}
@@ -640,7 +765,7 @@ class Coordinator:
                 if isinstance(request.work, UnlearningRequest):
                     erasure = change.erasures[request.request_id]
                     receipts[request.request_id] = _receipt(request, request.work, erasure, change.before, manifest, row)
-        self._ledger.publish(self._epoch, row, receipts, [request.request_id for request in batch])
+        self._ledger.publish(self._epoch, row, receipts, [request.request_id for request in batch], draft.notes)
         self._observe(trained, aggregated)
         return row, aggregated
 
@@ -668,16 +793,19 @@ class Coordinator:
 
     # ---- serve ---------------------------------------------------------------------------------------------------------
 
-    def _serve(self, published: GenerationRow) -> None:
-        """Serve a published generation, without whatever accepted requests are still to be erased from it."""
+    def _serve(self, published: GenerationRow, pool: ShardPool | None = None) -> None:
+        """Serve a published generation, without whatever accepted requests are still to be erased from it.
+
+        `pool` has its settings; None where it is not there yet, should they be others than before.
+        """
         loaded = self._pending.before if self._pending is not None else None
         if loaded is None or loaded.number != published.number:
             loaded = Loaded.read(self._store, published)
-        config = loaded.manifest.config.model_copy(update={"runtime": self.config.runtime})
+        config = self._as_run_here(loaded.manifest.config)
         with self._serving:
             if config.fingerprint() != self.config.fingerprint():
                 old, self.config = self.pool, config
-                self.pool = self._make_pool(config)
+                self.pool = self._make_pool(config) if pool is None else pool
                 old.close()
             waiting = [row for row in self._ledger.unfinished() if row.generation is None or row.generation > published.number]
             self._leave_out(Change.of(loaded, waiting))
@@ -691,8 +819,11 @@ class Coordinator:
             model = self.pool.excise(order) if change.erased else before.model
             users = before.users.without(change.erased_user_rows)
             items = before.items.without(change.erased_item_rows)
+            # What was left out of a generation never comes back into it, so that there is no need to unite all shards again.
+            served = self._snapshot if self._pending is not None and self._pending.before is before else None
+            seen = (before.interactions() if served is None else served.seen).without(erased)
             self._pending = change
-            self._snapshot = Snapshot(model, users, items, before.interactions().without(erased), before.number)
+            self._snapshot = Snapshot(model, users, items, seen, before.number)
             if not change.erased:
                 self.pool.prepare_excision(order)
 
@@ -710,6 +841,18 @@ class Coordinator:
         """The vectors that recommendations are computed from now."""
         return self._served().model
 
+    def vectors(self) -> Vectors:
+        """What is served now, for whoever serves it elsewhere. See `Vectors`: copies that were handed out do not forget.
+
+        While shards are trained anew it is the excision, which depends on nothing that was asked to be forgotten either.
+        """
+        with self._serving:
+            change, snapshot = self._loaded_change(), self._served()
+            serving = "excision" if change.erased else "generation"
+            return Vectors.of(
+                snapshot.model, snapshot.users, snapshot.items, change.before.number, change.before.digest, serving
+            )
+
     def status(self, request_id: RequestId) -> RequestState:
         return self._ledger.request(request_id).state
 
@@ -721,6 +864,25 @@ class Coordinator:
     def set_aside(self) -> dict[RequestId, str]:
         """The requests that an operator should look at, and what their training failed of."""
         return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
+
+    def erasures(self, limit: int = 100, *, finished: bool) -> list[dict[str, Any]]:
+        """Finished erasures, the newest first, or unfinished ones, the oldest first, in plain values that name no ids.
+
+        Times are seconds since 1970: `deadline_at` is when the law wants it done, `finished_at` when it was.
+        """
+        return [
+            {
+                "request_id": row.request_id,
+                "kind": row.kind,
+                "state": str(row.state),
+                "received_at": row.received_at,
+                "excised_at": row.excised_at,
+                "deadline_at": row.received_at + self.settings.deadline_days * DAY,
+                "finished_at": row.receipt.purged_at if finished and row.receipt is not None else None,
+                "generation": row.generation,
+            }
+            for row in self._ledger.erasures(limit, finished=finished)
+        ]
 
     def progress(self) -> dict[str, Any]:
         """What is being done: `stage`, `done`, `total`, and a `note` for people."""
@@ -751,6 +913,7 @@ class Coordinator:
             "plan": self.settings.plan,
             "due_at": self.due_at(),
             "predicted_seconds": round(self._predicted_seconds(), 3),
+            "costs": asdict(self._costs.costs()),
             "oldest_pending_seconds": round(oldest_pending_seconds(waiting, now), 3),
             "overdue": overdue(waiting, self.settings.deadline_days * DAY, now),
             "set_aside": self.set_aside(),
@@ -794,8 +957,8 @@ class Coordinator:
         finally:
             self._report("idle", 0, 0)
 
-    def _step(self, name: str, request_id: RequestId | None = None) -> None:
-        log.info(name, extra={"deployment": self.deployment, "request": request_id})
+    def _step(self, name: str, requests: Sequence[RequestRow]) -> None:
+        log.info(name, extra={"deployment": self.deployment, "requests": [row.request_id for row in requests]})
         self._on_step(name)
 
 
@@ -804,9 +967,14 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, RayEraserError) and not isinstance(error, InputError) else type(error).__name__
 
 
+def _signer_of(settings: UnlearningConfig) -> Signer | None:
+    return load_signing_key(settings.signing_key) if settings.signing_key else None
+
+
 def _recorded(config: EraserConfig) -> EraserConfig:
     """The settings without those that say where and when things run: they change no bit, and a URL may hold a password."""
-    runtime = config.runtime.model_copy(update={"slots": 0, "timeout_seconds": EraserConfig().runtime.timeout_seconds})
+    usual = {name: getattr(EraserConfig().runtime, name) for name in RUN_HERE}
+    runtime = config.runtime.model_copy(update=usual)
     return config.model_copy(update={"runtime": runtime, "unlearning": EraserConfig().unlearning})
 
 

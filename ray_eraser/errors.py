@@ -65,6 +65,17 @@ class ConfigError(InputError):
         return f"config {self.key}: {self.problem}"
 
 
+class ExtensionError(InputError):
+    """A model, partition or aggregator of another package cannot be used as it is."""
+
+    def __init__(self, group: str, kind: str, problem: str) -> None:
+        super().__init__(group, kind, problem)
+        self.group, self.kind, self.problem = group, kind, problem
+
+    def __str__(self) -> str:
+        return f"{self.kind!r} of ray_eraser.{self.group} {self.problem}"
+
+
 class UnknownIdError(InputError):
     """A raw id that the vocabulary does not hold: it never did, or it was erased."""
 

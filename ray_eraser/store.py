@@ -12,6 +12,7 @@ vocabularies, safetensors for vectors, JSON for manifests; nothing that runs cod
     aggregate/aggregate-<digest>.safetensors
     generations/<digest>.json
     deployment.json                             to which ledger all this belongs
+    results/<name>.json                         what jobs reported; of no generation, and never deleted
 """
 
 from __future__ import annotations
@@ -215,6 +216,8 @@ class Store:
         try:
             return Manifest.from_json(self.read(ref))
         except (ValueError, KeyError, TypeError, ConfigError) as error:
+            if isinstance(error, ConfigError) and error.key.endswith(".kind"):
+                raise  # it is one, of a kind that comes with another package
             raise StoreError(ref.path, f"is not a manifest ({error})") from error
 
     # ---- whose it is ---------------------------------------------------------------------------------------------------
@@ -232,6 +235,14 @@ class Store:
     def claim(self, ledger: str) -> None:
         """Say to which ledger the files here belong: another one's would take them for leftovers."""
         self._put(_OWNER, json.dumps({"ledger": ledger}).encode() + b"\n")
+
+    # ---- what jobs report ----------------------------------------------------------------------------------------------
+
+    def write_result(self, name: str, result: dict[str, Any]) -> str:
+        """Keep what a job reported; its path. Whoever calls this sees to it that no id of a user or an item is in it."""
+        path = f"results/{name}.json"
+        self._put(path, json.dumps(result, indent=1).encode() + b"\n")
+        return path
 
     # ---- files ---------------------------------------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ray_eraser"
 
 FLOORS = [
-    {"errors", "ids", "seeds", "compute", "determinism", "config", "embeddings", "data"},
-    {"partition", "models", "recommend", "metrics", "evaluate", "training", "aggregation"},
+    {"errors", "ids", "seeds", "compute", "determinism", "config", "embeddings", "data", "logs", "registry"},
+    {"partition", "models", "recommend", "vectors", "metrics", "evaluate", "training", "aggregation"},
     {"store", "shard", "aggregator", "unlearning", "generation"},
     {"pool", "coordinator"},
-    {"study"},
+    {"study", "web", "doctor"},
     {"runtime"},
 ]
 """From the ground up. A module imports its own floor and those below, never those above."""

@@ -7,14 +7,32 @@ interactions, the config and a derived seed. Rows that a submodel lacks are mask
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 import numpy as np
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import AggregationConfig, EraserConfig, LossName, extension
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.seeds import derive
+
+
+class Combiner(Protocol):
+    """An aggregator of another package, made from its settings; see docs/extend.md. What `combine` gives depends on its
+    arguments and the settings alone.
+    """
+
+    def combine(self, submodels: Sequence[Embeddings], interactions: Interactions, seed: int, loss: LossName) -> Embeddings:
+        """One model of any width.
+
+        Args:
+            submodels: every shard's that knows anybody, in order.
+            interactions: all that remain to learn from.
+            seed: for all that is drawn.
+            loss: what the settings ask to lower, where something is learned.
+        """
+        ...
 
 
 def aggregate(submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig) -> Embeddings:
@@ -55,6 +73,11 @@ def excise(submodels: Sequence[Embeddings], interactions: Interactions, start: E
 
 def _combine(submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig) -> Embeddings:
     settings, seed = config.aggregation, derive(config.seed, "aggregation")
+    if not isinstance(settings, AggregationConfig):
+        combiner = cast(Combiner, extension(settings)(settings))
+        combined = combiner.combine(submodels, interactions, seed, config.aggregation_loss)
+        wide = combined.width > config.model.width
+        return _spectral([combined], config) if settings.foldin and wide else combined
     if settings.kind == "spectral":
         return _spectral(submodels, config)
     if settings.kind == "mean":

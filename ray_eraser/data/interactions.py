@@ -83,11 +83,11 @@ class Interactions:
 
     def user_rows(self) -> np.ndarray:
         """Ascending rows of the users that have a pair."""
-        return np.unique(self.users)
+        return _numbered(self.users)[0]
 
     def item_rows(self) -> np.ndarray:
         """Ascending rows of the items that have a pair."""
-        return np.unique(self.items)
+        return _numbered(self.items)[0]
 
     def matrix(self, n_users: int, n_items: int) -> sparse.csr_matrix:
         """Sparse (n_users, n_items) float32 matrix of ones, indices ascending in every row."""
@@ -97,9 +97,9 @@ class Interactions:
 
     def compact(self) -> Compact:
         """The same pairs in numbers of their own, 0 .. U'-1 and 0 .. I'-1, so that nobody else takes up room."""
-        user_rows, users = np.unique(self.users, return_inverse=True)
-        item_rows, items = np.unique(self.items, return_inverse=True)
-        return Compact(user_rows, item_rows, Interactions(users.astype(np.int32), items.astype(np.int32)))
+        user_rows, users = _numbered(self.users)
+        item_rows, items = _numbered(self.items)
+        return Compact(user_rows, item_rows, Interactions(users, items))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +117,13 @@ class Compact:
 
 def _codes(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     return (users.astype(np.int64) << 32) | items.astype(np.int64)
+
+
+def _numbered(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that there are, ascending, and for each of `rows` its place among them, all int32. No sort: rows are dense."""
+    present = np.bincount(rows) > 0
+    places = np.cumsum(present, dtype=np.int32) - np.int32(1)
+    return np.flatnonzero(present).astype(np.int32), places[rows]
 
 
 def _distinct(codes: np.ndarray) -> np.ndarray:

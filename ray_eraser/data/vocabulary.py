@@ -115,5 +115,6 @@ class Vocabulary:
         """An id as it would stand here."""
         if self._integers and isinstance(raw, str):
             # Only as the id is written: "1_0", "+10" and " 10" are read as 10 by int(), and would hit another user.
-            return int(raw) if raw.removeprefix("-").isdecimal() and str(int(raw)) == raw else raw
+            # What is longer than any integer of 64 bits is none, and int() refuses thousands of digits.
+            return int(raw) if len(raw) <= 20 and raw.removeprefix("-").isdecimal() and str(int(raw)) == raw else raw
         return raw if self._integers else str(raw)

@@ -1,13 +1,19 @@
-"""The base models: one class a file, each from interactions to embeddings."""
+"""The base models: one class a file, each from interactions to embeddings. Those of other packages: docs/extend.md."""
 
 from __future__ import annotations
 
-from ray_eraser.config import BprConfig, LightGcnConfig, ModelConfig, WmfAlsConfig
+from typing import cast
+
+from ray_eraser.config import BprConfig, LightGcnConfig, ModelSettings, WmfAdagradConfig, WmfAlsConfig, extension
 from ray_eraser.models.base import BaseModel
 
 
-def make_model(config: ModelConfig) -> BaseModel:
-    """The base model that the configuration names. The classes are imported late, because they import torch or numba."""
+def make_model(config: ModelSettings) -> BaseModel:
+    """The base model that the configuration names. The classes are imported late, because they import torch or numba.
+
+    Raises:
+        ConfigError: it is of another package, which this process does not have.
+    """
     if isinstance(config, WmfAlsConfig):
         from ray_eraser.models.wmf_als import WmfAls
 
@@ -20,6 +26,8 @@ def make_model(config: ModelConfig) -> BaseModel:
         from ray_eraser.models.lightgcn import LightGcn
 
         return LightGcn(config)
-    from ray_eraser.models.wmf_adagrad import WmfAdagrad
+    if isinstance(config, WmfAdagradConfig):
+        from ray_eraser.models.wmf_adagrad import WmfAdagrad
 
-    return WmfAdagrad(config)
+        return WmfAdagrad(config)
+    return cast(BaseModel, extension(config)(config))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ray_eraser.config import ModelConfig
+from ray_eraser.config import ModelSettings
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 
@@ -119,7 +119,7 @@ class BaseModel(Protocol):
     one interaction.
     """
 
-    config: ModelConfig
+    config: ModelSettings
 
     def train(
         self, before: TrainingState, interactions: Interactions, valid: Interactions, start: Start, epochs: int

@@ -6,23 +6,41 @@ n interactions, K shards, U users, I items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 import numpy as np
 
-from ray_eraser.config import PartitionConfig
+from ray_eraser.config import PartitionConfig, PartitionSettings, extension
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.partition import balanced, communities, hashed, transport
 from ray_eraser.partition.assignment import Partition
 
-__all__ = ["Partition", "divide", "place", "place_learned"]
+__all__ = ["Divider", "Partition", "divide", "place", "place_learned"]
+
+
+class Divider(Protocol):
+    """A partition of another package, made from its settings; see docs/extend.md. What `divide` gives depends on its arguments
+    and the settings alone, and where the settings say that it is not learned, a pair's place on the keys of that pair alone.
+    """
+
+    def divide(
+        self,
+        interactions: Interactions,
+        user_keys: np.ndarray,
+        item_keys: np.ndarray,
+        seed: int,
+        embeddings: Embeddings | None,
+    ) -> Partition:
+        """See the function `divide`."""
+        ...
 
 
 def divide(
     interactions: Interactions,
     user_keys: np.ndarray,
     item_keys: np.ndarray,
-    config: PartitionConfig,
+    config: PartitionSettings,
     seed: int,
     embeddings: Embeddings | None = None,
 ) -> Partition:
@@ -36,6 +54,8 @@ def divide(
         seed: the root seed.
         embeddings: of the whole log, for the kinds made from them (`needs_embeddings`); the others pass them over.
     """
+    if not isinstance(config, PartitionConfig):
+        return cast(Divider, extension(config)(config)).divide(interactions, user_keys, item_keys, seed, embeddings)
     if config.kind == "hashed":
         return hashed.hashed(interactions, user_keys, config.n_shards)
     if config.kind == "random":
@@ -43,11 +63,8 @@ def divide(
     if config.kind == "label_propagation":
         return communities.label_propagation(interactions, config, seed)
     assert embeddings is not None, f"a {config.kind} partition is learned from embeddings"
-    if config.kind == "embedding_kmeans":
-        return communities.embedding_kmeans(interactions, embeddings, config, seed)
-    if config.kind == "transport":
-        return transport.transport(interactions, embeddings, config, seed)
-    return balanced.balanced(interactions, embeddings, config, seed)
+    others = {"embedding_kmeans": communities.embedding_kmeans, "transport": transport.transport}
+    return others.get(config.kind, balanced.balanced)(interactions, embeddings, config, seed)
 
 
 def place(
@@ -56,12 +73,12 @@ def place(
     partition: Partition,
     user_keys: np.ndarray,
     item_keys: np.ndarray,
-    config: PartitionConfig,
+    config: PartitionSettings,
     seed: int,
 ) -> np.ndarray:
     """The shards that held-out interactions go to, (n_valid,) int16, so that each shard stops early by its own alone.
 
-    `hashed` and `random` place a pair where they would have put it at first. `item_based` sends it to the item's shard, the
+    What is not learned places a pair where it would have put it at first. `item_based` sends it to the item's shard, the
     other learned kinds to the shard that owns most of the user's interactions (ties: the lowest shard). Users and items without
     interactions go by keyed hash.
 
@@ -74,9 +91,9 @@ def place(
         config: what `divide` was given.
         seed: what `divide` was given.
     """
-    if config.kind in ("hashed", "random"):
+    if not config.is_learned:
         return divide(valid, user_keys, item_keys, config, seed).owners
-    if config.kind == "item_based":
+    if config.follows_items:
         return _main_shards(interactions.items, partition, item_keys).take(valid.items)
     return _main_shards(interactions.users, partition, user_keys).take(valid.users)
 
@@ -86,12 +103,12 @@ def place_learned(
     shards: Sequence[Interactions],
     user_keys: np.ndarray,
     item_keys: np.ndarray,
-    config: PartitionConfig,
+    config: PartitionSettings,
     seed: int,
 ) -> np.ndarray:
     """The shards that interactions go to which come when the partition is made already, (n_new,) int16.
 
-    `hashed` and `random` place a pair where they would have put it at first. `item_based` sends it to the shard that owns most
+    What is not learned places a pair where it would have put it at first. `item_based` sends it to the shard that owns most
     of the item's interactions, the other learned kinds to the one that owns most of the user's (ties: the lowest shard); a user
     or item that no shard knows goes to the shard that has the fewest interactions by then.
 
@@ -105,7 +122,7 @@ def place_learned(
     """
     if not config.is_learned:
         return divide(new, user_keys, item_keys, config, seed).owners
-    of_items = config.kind == "item_based"
+    of_items = config.follows_items
     owners = np.repeat(np.arange(len(shards), dtype=np.int16), [len(shard) for shard in shards])
     known = np.concatenate([shard.items if of_items else shard.users for shard in shards])
     rows = new.items if of_items else new.users

@@ -9,47 +9,74 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
 
-from ray_eraser.aggregator import Aggregator
+from ray_eraser import logs
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator, FitReport, Submitted, reason_of
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import LedgerError, PoolError, RayEraserError, StaleEpochError, StoreError
+from ray_eraser.errors import DeploymentError, LedgerError, PoolError, RayEraserError, StaleEpochError, StoreError
 from ray_eraser.ids import RawId, RequestId
+from ray_eraser.runtime.metrics import DeploymentMetrics
 from ray_eraser.runtime.pool import RayShardPool
-from ray_eraser.shard import Shard
+from ray_eraser.runtime.processes import AggregatorProcess, ShardProcess
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 _ALARM_SECONDS = 60.0
+_MEASURE_SECONDS = 5.0
+
+ShardActor: Any = ray.remote(ShardProcess)
+AggregatorActor: Any = ray.remote(AggregatorProcess)
 
 
 class CoordinatorService:
-    """A `Coordinator` with a thread that carries out requests as they come. Reads have threads of their own."""
+    """A `Coordinator` with a thread that carries out requests as they come. Reads have threads of their own.
 
-    def __init__(self, deployment: str, storage_path: str, config: EraserConfig | None, ledger_url: str) -> None:
+    Args:
+        deployment, storage_path, config, ledger_url, on_step: the coordinator's.
+        shard_actor, aggregator_actor: what its processes are made of.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        storage_path: str,
+        config: EraserConfig | None,
+        ledger_url: str,
+        *,
+        on_step: Callable[[str], None] = lambda _: None,
+        shard_actor: Any = ShardActor,
+        aggregator_actor: Any = AggregatorActor,
+    ) -> None:
+        logs.write_json(process="coordinator")
+        self._metrics = DeploymentMetrics(deployment)
         self._coordinator: Coordinator | None = None
         self._failure: RayEraserError | None = None
         self._last_error = ""
         self._wake = threading.Event()
         self._hurry = threading.Event()
-        make_pool = partial(RayShardPool, deployment, storage_path, ShardActor, AggregatorActor)
+        actors = (shard_actor, aggregator_actor)
+        make_pool = partial(RayShardPool, deployment, storage_path, *actors, on_trained=self._metrics.trained)
+        self._open = partial(Coordinator, deployment, storage_path, make_pool, config, ledger_url, on_step=on_step)
+        self._try_to_open()
+        threading.Thread(target=self._work, daemon=True, name="process-pending").start()
+
+    def _try_to_open(self) -> None:
         try:
-            self._coordinator = Coordinator(deployment, storage_path, make_pool, config, ledger_url)
+            self._coordinator = self._open()
         except RayEraserError as error:
             # Ray would pass on a constructor's error as text only; `identity` raises it as what it is.
             self._failure = error
-            return
-        threading.Thread(target=self._work, daemon=True, name="process-pending").start()
 
     def identity(self) -> tuple[str, EraserConfig]:
         """(storage path, settings): what whoever attaches must agree with. Raises what opening raised."""
@@ -117,12 +144,21 @@ class CoordinatorService:
         return self._opened().set_aside().get(request_id, "")
 
     @ray.method(concurrency_group="reads")
+    def erasures(self, limit: int, finished: bool) -> list[dict[str, Any]]:
+        return self._opened().erasures(limit, finished=finished)
+
+    @ray.method(concurrency_group="reads")
+    def vectors(self) -> Vectors:
+        return self._opened().vectors()
+
+    @ray.method(concurrency_group="reads")
     def progress(self) -> dict[str, Any]:
         return self._opened().progress()
 
     @ray.method(concurrency_group="reads")
     def describe(self) -> dict[str, Any]:
-        return self._opened().describe() | {"last_error": self._last_error}
+        opened = self._opened()
+        return opened.describe() | cast(RayShardPool, opened.pool).describe() | {"last_error": self._last_error}
 
     @ray.method(concurrency_group="work")
     def close(self) -> None:
@@ -138,6 +174,13 @@ class CoordinatorService:
 
     def _work(self) -> None:
         """Process requests for ever, when they are due. What fails is tried again: it is recorded, and a promise."""
+        while self._coordinator is None:
+            if isinstance(self._failure, DeploymentError):
+                return
+            # After a restart, the ledger's server or the store may not be up yet.
+            time.sleep(_RETRY_SECONDS)
+            self._try_to_open()
+        threading.Thread(target=self._measure, daemon=True, name="measure").start()
         coordinator = self._opened()
         self._wake.set()  # a crash may have left requests behind
         alarmed_at = 0.0
@@ -152,7 +195,7 @@ class CoordinatorService:
                     log.error("requests are overdue", extra={"deployment": coordinator.deployment, "requests": overdue})
                     alarmed_at = time.monotonic()
                 if (hurried and coordinator.has_pending()) or coordinator.is_due():
-                    coordinator.process_pending()
+                    self._metrics.finished(coordinator.process_pending())
                     self._last_error = ""
                     self._wake.set()  # there may be a second batch
                     if hurried and coordinator.has_pending():
@@ -168,7 +211,22 @@ class CoordinatorService:
                 # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
                 self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError) else 0)
 
+    def _measure(self) -> None:
+        """Keep the gauges as they stand, also while shards train, and notice shards whose process is another than before."""
+        known: dict[str, str] = {}
+        while (coordinator := self._coordinator) is not None:
+            try:
+                self._metrics.described(coordinator.describe())
+                for shard, process in cast(RayShardPool, coordinator.pool).processes().items():
+                    if known.setdefault(shard, process) != process:
+                        known[shard] = process
+                        self._metrics.restarted(shard)
+                        log.warning("shard restarted", extra={"deployment": coordinator.deployment, "shard": shard})
+            except DeploymentError:
+                pass  # not trained yet
+            except Exception as error:  # noqa: BLE001 - what cannot be measured now can be later
+                log.warning("not measured", extra={"deployment": coordinator.deployment, "reason": reason_of(error)})
+            time.sleep(_MEASURE_SECONDS)
 
-ShardActor: Any = ray.remote(Shard)
-AggregatorActor: Any = ray.remote(Aggregator)
+
 CoordinatorActor: Any = ray.remote(concurrency_groups={"reads": 8, "requests": 4, "work": 1})(CoordinatorService)

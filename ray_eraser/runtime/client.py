@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import ray
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, only_here
 from ray_eraser.coordinator import FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DeploymentError, RequestError, SetAsideError, WaitTimeoutError
+from ray_eraser.errors import ConfigError, DeploymentError, RequestError, SetAsideError, WaitTimeoutError
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.runtime.actors import CoordinatorActor
 from ray_eraser.runtime.pool import translated
 from ray_eraser.runtime.session import NAMESPACE, ensure_ray
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.vectors import Vectors
 
 _CALL_SECONDS = 120.0
 _START_SECONDS = 300.0
@@ -81,9 +83,10 @@ class Ticket:
 class Client:
     """One deployment. Made by `connect` or `deploy`; safe to use from several threads."""
 
-    def __init__(self, deployment: str, actor: Any) -> None:
+    def __init__(self, deployment: str, actor: Any, timeout: float = _CALL_SECONDS) -> None:
         self.deployment = deployment
         self._actor = actor
+        self._timeout = timeout
 
     def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
         """Raw ids of the `n` best items that the user has not seen, best first. Answered while shards retrain.
@@ -162,6 +165,17 @@ class Client:
         """Generation, guarantee, shards and requests, in plain values."""
         return cast(dict[str, Any], self._get(self._actor.describe.remote()))
 
+    def erasures(self, limit: int = 100, *, finished: bool = False) -> list[dict[str, Any]]:
+        """Finished erasures, the newest first, or unfinished ones, the oldest first, in plain values that name no ids."""
+        return cast(list[dict[str, Any]], self._get(self._actor.erasures.remote(limit, finished)))
+
+    def vectors(self) -> Vectors:
+        """The vectors that are served now, with their ids, for whoever serves them elsewhere.
+
+        What is handed out does not forget: see `Vectors`.
+        """
+        return cast(Vectors, self._get(self._actor.vectors.remote(), _MANY_SECONDS))
+
     def progress(self) -> dict[str, Any]:
         """What is being trained: `stage`, `done`, `total`, `note`."""
         return cast(dict[str, Any], self._get(self._actor.progress.remote()))
@@ -182,17 +196,29 @@ class Client:
         self._get(self._actor.close.remote())
         ray.kill(self._actor)
 
-    def _get(self, reference: Any, timeout: float = _CALL_SECONDS) -> Any:
+    def abandon(self) -> None:
+        """End the processes of a deployment that has not been trained yet, whatever they do; one that has been goes on."""
+        try:
+            self.describe()
+        except DeploymentError:
+            ray.kill(self._actor)  # first, or it would start the others again
+            for named in ray.util.list_named_actors(all_namespaces=True):
+                if named["namespace"] == NAMESPACE and str(named["name"]).startswith(f"{self.deployment}/"):
+                    with suppress(ValueError):  # it went by itself meanwhile
+                        ray.kill(ray.get_actor(named["name"], namespace=NAMESPACE))
+
+    def _get(self, reference: Any, timeout: float | None = None) -> Any:
         with translated(f"deployment {self.deployment!r}"):
-            return ray.get(reference, timeout=timeout)
+            return ray.get(reference, timeout=self._timeout if timeout is None else timeout)
 
 
-def connect(deployment: str = "default", *, address: str | None = None) -> Client:
+def connect(deployment: str = "default", *, address: str | None = None, timeout: float = _CALL_SECONDS) -> Client:
     """A client of a deployment that is running.
 
     Args:
         deployment: its name.
         address: of the Ray cluster, where this process is not connected to one yet.
+        timeout: seconds after which an answer is no longer waited for, which is a `PoolError`; training may take longer.
 
     Raises:
         DeploymentError: no deployment of this name is running there.
@@ -202,7 +228,7 @@ def connect(deployment: str = "default", *, address: str | None = None) -> Clien
         actor = ray.get_actor(f"{deployment}/coordinator", namespace=NAMESPACE)
     except ValueError as error:
         raise DeploymentError(deployment, "is not running on this Ray: start it with deploy(), or check the name") from error
-    return Client(deployment, actor)
+    return Client(deployment, actor, timeout)
 
 
 def deploy(
@@ -223,13 +249,22 @@ def deploy(
         address: of the Ray cluster, where this process is not connected to one yet.
 
     Raises:
+        ConfigError: a kind is known in this process alone; see `config.register`.
         DeploymentError: nothing is there to come back, or what is there or runs differs from what is asked for.
     """
     if "/" in deployment or not deployment:
         raise RequestError(f"deployment name {deployment!r} must not be empty or contain a slash")
+    if config is not None and (key := only_here(config)) is not None:
+        raise ConfigError(
+            key,
+            "was registered in this process, which no process of Ray hears of: declare it as an entry point of a package that "
+            "every node has, or use a Coordinator with a LocalShardPool",
+        )
     ensure_ray(address)
     options = {"name": f"{deployment}/coordinator", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    actor = CoordinatorActor.options(**options, num_cpus=0, max_restarts=-1).remote(
+    # On the head: when that dies everything does anyway, and a ledger in a file is on the machine where the jobs read it.
+    head = {"node:__internal_head__": 0.001}
+    actor = CoordinatorActor.options(**options, num_cpus=0, resources=head, max_restarts=-1).remote(
         deployment, storage_path, config, ledger_url
     )
     client = Client(deployment, actor)

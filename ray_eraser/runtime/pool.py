@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig, RuntimeConfig
@@ -17,8 +20,11 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import PoolError, RayEraserError
 from ray_eraser.ids import ShardId
 from ray_eraser.pool import OnDone
+from ray_eraser.runtime.placement import Node, Placement, spread
 from ray_eraser.runtime.session import NAMESPACE
 from ray_eraser.shard import ShardOrder, Trained
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
@@ -34,24 +40,37 @@ class RayTasks:
         self._runtime = runtime
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-        done = dict(self.windowed({index: partial(_call.remote, call) for index, call in enumerate(calls)}, "task"))
+        start = self._starter()
+        done = dict(self.windowed({index: partial(start, call) for index, call in enumerate(calls)}, "task"))
         return [done[index] for index in range(len(calls))]
 
     def each(self, function: Callable[[_K], _T], arguments: Sequence[_K]) -> Iterator[tuple[_K, _T]]:
         """(argument, result) of one function for many arguments, as the results come."""
-        yield from self.windowed(
-            {argument: partial(_call.remote, partial(function, argument)) for argument in arguments}, "task"
-        )
+        start = self._starter()
+        yield from self.windowed({argument: partial(start, partial(function, argument)) for argument in arguments}, "task")
 
-    def windowed(self, starts: Mapping[_K, Callable[[], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
-        """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout."""
-        slots = self._runtime.slots or _cpus() // self._runtime.threads
-        waiting = list(starts.items())
+    def windowed(
+        self, starts: Mapping[_K, Callable[[], Any]], noun: str, nodes: Mapping[_K, str] | None = None
+    ) -> Iterator[tuple[_K, Any]]:
+        """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout.
+
+        Args:
+            starts: what starts each call, and gives what to wait for.
+            noun: what a call is named by in errors, with its key.
+            nodes: where each call runs, where that is fixed: then each node's slots are kept to, besides those of all.
+        """
+        slots = {node.node_id: node.slots(self._runtime.threads) for node in alive_nodes()}
+        most = self._runtime.slots or sum(slots.values())
+        waiting = dict(starts)
         running: dict[Any, tuple[_K, float]] = {}
+        busy: Counter[str] = Counter()
         while waiting or running:
-            while waiting and len(running) < max(1, slots):
-                key, start = waiting.pop(0)
-                running[start()] = key, time.monotonic() + self._runtime.timeout_seconds
+            for key in list(waiting):
+                node = "" if nodes is None else nodes[key]
+                if len(running) >= most or (node and busy[node] >= slots.get(node, 1)):
+                    continue
+                busy[node] += 1
+                running[waiting.pop(key)()] = key, time.monotonic() + self._runtime.timeout_seconds
             oldest, deadline = min(running.values(), key=lambda call: call[1])
             finished, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not finished:
@@ -59,23 +78,41 @@ class RayTasks:
                     f"{noun} {oldest}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}"
                 )
             key, _ = running.pop(finished[0])
+            busy["" if nodes is None else nodes[key]] -= 1
             with translated(f"{noun} {key}"):
                 yield key, ray.get(finished[0])
+
+    def _starter(self) -> Callable[[Callable[[], Any]], Any]:
+        """Starts a call of as many CPUs as it has threads, or as the largest node has: more would wait for ever."""
+        cpus = min(self._runtime.threads, max(node.cpus for node in alive_nodes()))
+        return cast(Callable[[Callable[[], Any]], Any], _call.options(num_cpus=cpus).remote)
 
 
 class RayShardPool:
     """A `ShardPool` of detached, named actors, made when they are first needed.
 
-    Resident shards hold no CPU: otherwise ten shards would need ten cores for ever. As many train at a time as there are slots.
+    Resident shards hold no CPU: otherwise ten shards would need ten cores for ever. They are spread over the nodes, and as many
+    train at a time on each as it has slots. A process whose node died comes back on another.
     """
 
-    def __init__(self, deployment: str, store_uri: str, shard_actor: Any, aggregator_actor: Any, config: EraserConfig) -> None:
+    def __init__(
+        self,
+        deployment: str,
+        store_uri: str,
+        shard_actor: Any,
+        aggregator_actor: Any,
+        config: EraserConfig,
+        on_trained: OnDone = lambda _: None,
+    ) -> None:
+        self._on_trained = on_trained
+        self._asked: dict[str, Any] = {}
         self._deployment, self._store_uri, self._config = deployment, store_uri, config
         self._shard_actor, self._aggregator_actor = shard_actor, aggregator_actor
         self._timeout = config.runtime.timeout_seconds
         self._tasks = RayTasks(config.runtime)
         self._prefix = f"{deployment}/{config.fingerprint()[:8]}/"
         self._actors: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}  # of the actors, by role, as last heard
         self._warming: Any = None
 
     def warm(self) -> None:
@@ -86,9 +123,11 @@ class RayShardPool:
 
     def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         done: dict[ShardId, Trained] = {}
-        starts = {shard: partial(self._shard(shard).erase.remote, order) for shard, order in orders.items()}
-        for shard, trained in self._tasks.windowed(starts, "shard"):
+        actors = {shard: self._shard(shard) for shard in orders}
+        starts = {shard: partial(actors[shard].erase.remote, order) for shard, order in orders.items()}
+        for shard, trained in self._tasks.windowed(starts, "shard", self._whereabouts(actors)):
             done[shard] = trained
+            self._on_trained(trained)
             on_done(trained)
         return {shard: done[shard] for shard in orders}
 
@@ -122,17 +161,61 @@ class RayShardPool:
             ray.kill(actor)
         self._actors.clear()
 
+    def describe(self) -> dict[str, Any]:
+        """Which processes are on which node, and what an operator should know. Asks no process."""
+        held: dict[str, list[str]] = {}
+        for role, node in sorted(self._nodes.items()):
+            held.setdefault(node, []).append(role)
+        try:
+            notices = list(self._placement.notices)
+        except PoolError as error:
+            notices = [str(error)]  # what is served goes on
+        return {"nodes": held, "notices": notices}
+
+    def processes(self) -> dict[str, str]:
+        """By shard, the process that it is in, of those that have answered. Waits for none: one may be training for hours."""
+        for role, actor in list(self._actors.items()):
+            if role.startswith("shard-") and role not in self._asked:
+                self._asked[role] = actor.__ray_call__.options(max_task_retries=0).remote(_process_here)
+        answered, _ = (
+            ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=0.2) if self._asked else ([], [])
+        )
+        found = {}
+        for role, reference in list(self._asked.items()):
+            if reference in answered:
+                del self._asked[role]
+                with suppress(RayError):  # it is coming up again
+                    found[role.removeprefix("shard-")] = str(ray.get(reference))
+        return found
+
+    @cached_property
+    def _placement(self) -> Placement:
+        placement = spread(self._config.partition.n_shards, alive_nodes(), self._config.runtime)
+        for notice in placement.notices:
+            log.warning(notice, extra={"deployment": self._deployment})
+        return placement
+
     def _shard(self, shard: ShardId) -> Any:
-        return self._actor(f"shard-{shard}", self._shard_actor, shard, self._store_uri, self._config)
+        args = (shard, self._store_uri, self._config)
+        placement = self._placement
+        return self._actor(f"shard-{shard}", self._shard_actor, placement.nodes[shard], placement.gpus_per_shard, *args)
 
     def _aggregator(self) -> Any:
-        return self._actor("aggregator", self._aggregator_actor, self._store_uri, self._config)
+        return self._actor("aggregator", self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, self._config)
 
     def _excisor(self) -> Any:
         """One of its own: who asks to be forgotten does not wait for the aggregation after somebody else's erasure."""
-        return self._actor("excisor", self._aggregator_actor, self._store_uri, self._config)
+        return self._actor("excisor", self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, self._config)
 
-    def _actor(self, role: str, actor_class: Any, *args: Any) -> Any:
+    def _whereabouts(self, actors: Mapping[ShardId, Any]) -> dict[ShardId, str]:
+        """The node of every shard, asked from its process: one whose node died has come back elsewhere, or is about to."""
+        answers = [actor.__ray_call__.remote(_node_here) for actor in actors.values()]
+        with translated("the shards' processes"):
+            found = dict(zip(actors, ray.get(answers, timeout=_START_SECONDS), strict=True))
+        self._nodes.update({f"shard-{shard}": node for shard, node in found.items()})
+        return found
+
+    def _actor(self, role: str, actor_class: Any, node_id: str, gpus: float, *args: Any) -> Any:
         """The named actor, made or found. One that was found must be of the same deployment.
 
         Settings are part of the name: while everything is made anew with others, both are there.
@@ -144,12 +227,16 @@ class RayShardPool:
                 lifetime="detached",
                 get_if_exists=True,
                 num_cpus=0,
-                num_gpus=self._config.runtime.gpus_per_shard,
+                num_gpus=gpus,
+                # Soft: when the node dies, it comes back on another, of the same labels.
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
+                label_selector=dict(label.split("=", 1) for label in self._config.runtime.node_labels),
                 max_restarts=-1,
                 max_task_retries=3,  # orders can be repeated
             ).remote(*args)
             with translated(role):
-                uri, fingerprint = ray.get(actor.identity.remote(), timeout=_START_SECONDS)
+                asked = [actor.identity.remote(), actor.__ray_call__.remote(_node_here)]
+                (uri, fingerprint), self._nodes[role] = ray.get(asked, timeout=_START_SECONDS)
             if (uri, fingerprint) != (self._store_uri, self._config.fingerprint()):
                 raise PoolError(role, f"{self._deployment} is the name of another deployment, at {uri}: choose another name")
             self._actors[role] = actor
@@ -178,5 +265,23 @@ def translated(who: str) -> Iterator[None]:
         raise PoolError(who, f"Ray failed: {str(error).splitlines()[0]}") from error
 
 
-def _cpus() -> int:
-    return int(ray.cluster_resources().get("CPU", 1))
+def alive_nodes() -> list[Node]:
+    """The nodes that are up."""
+    return [
+        Node(
+            node["NodeID"],
+            int(node["Resources"].get("CPU", 0)),
+            float(node["Resources"].get("GPU", 0)),
+            node.get("Labels") or {},
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _process_here(_: object) -> str:
+    return str(ray.get_runtime_context().get_worker_id())
+
+
+def _node_here(_: object) -> str:
+    return str(ray.get_runtime_context().get_node_id())

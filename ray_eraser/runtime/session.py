@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from ray_eraser.errors import InputError
 
 NAMESPACE = "ray_eraser"
 """All named actors of all deployments live in it."""
+
+_QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,43 @@ def ensure_ray(address: str | None = None) -> Session:
     Raises:
         InputError: no Ray answers at the address.
     """
-    if ray.is_initialized():
+    if find_ray(address):
         return Session(local=False)
-    quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
-    if address != "local":
-        try:
-            ray.init(address=address or "auto", **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            if address is not None:
-                first_line = str(error).splitlines()[0]
-                raise InputError(f"no Ray answers at {address!r} ({first_line}): check the address, or use 'local'") from error
-        else:
-            return Session(local=False)
-    ray.init(address="local", include_dashboard=False, **quiet)
+    _init("local", include_dashboard=False)
     return Session(local=True)
+
+
+def find_ray(address: str | None = None) -> bool:
+    """As `ensure_ray`, but where there is none or `local` is asked for, none is started: whether there is one.
+
+    Raises:
+        InputError: no Ray answers at the address that was given.
+    """
+    if ray.is_initialized():
+        return True
+    if address == "local":
+        return False
+    try:
+        _init(address or "auto")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            return False
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"no Ray answers at {address!r} ({first_line}): check the address, or use 'local'") from error
+    return True
+
+
+def _init(address: str, **options: Any) -> None:
+    """`ray.init`, without the handler of SIGTERM that it puts in the place of this program's, and that prints a stack trace."""
+    own = signal.getsignal(signal.SIGTERM)
+    ray.init(address=address, **_QUIET, **options)
+    if own not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
+
+
+def addresses() -> dict[str, str]:
+    """The address of every node that is up, by its id."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 @contextmanager

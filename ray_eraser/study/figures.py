@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_eraser.config import DAY
 from ray_eraser.errors import InputError
+from ray_eraser.study.sweep import COSTS, QUALITY, finished, pareto_front
 from ray_eraser.study.tables import cutoff
 
 _COLORS = ("#35618f", "#d9822b", "#4a9a5b", "#a4508b", "#7a7a7a")
@@ -126,3 +127,69 @@ def _short(changes: str) -> str:
     """What tells a bar from its neighbours: the partition's or the aggregation's name."""
     named = [change.partition("=")[2] for change in changes.split() if ".kind=" in change]
     return " ".join(named) + (" + fold-in" if "foldin=true" in changes else "")
+
+
+def draw_sweep(rows: Sequence[dict[str, Any]], chosen: str, title: str, folder: Path) -> list[Path]:
+    """PNG and SVG of a sweep: quality against time to restore and against shards touched; who is beaten by another is pale.
+
+    Args:
+        rows: of `study.sweep`; those that were not finished are left out.
+        chosen: the key of the row to be pointed out.
+        title: what was swept.
+        folder: where the files go, as `sweep.png` and `sweep.svg`.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    plt = _pyplot()
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    done = finished(rows)
+    best = {row["key"] for row in pareto_front(rows)}
+    names = {row["key"]: _method(row, done) for row in done}
+    kinds, methods = sorted({row["partition"] for row in done}), sorted(set(names.values()))
+    colors = {kind: _COLORS[number % len(_COLORS)] for number, kind in enumerate(kinds)}
+    marks = {method: _MARKS[number % len(_MARKS)] for number, method in enumerate(methods)}
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
+    for axis, cost, label in zip(axes, COSTS, ("seconds to restore", "shards touched by a request"), strict=True):
+        for row in sorted(done, key=lambda row: row["key"] in best):
+            strong, place = row["key"] in best, (row[cost], row[QUALITY])
+            color, filling = colors[row["partition"]], "full" if row["level"] == "exact" else "none"
+            look = {"alpha": 1 if strong else 0.4, "markersize": 8 if strong else 6, "fillstyle": filling}
+            axis.plot(*place, marks[names[row["key"]]], color=color, markeredgewidth=1.5, **look)
+            text = {"fontsize": 9 if strong else 7, "alpha": 1 if strong else 0.6}
+            axis.annotate(str(row["n_shards"]), place, (5, 5), textcoords="offset points", **text)
+            if row["key"] == chosen:
+                axis.plot(*place, "o", color="black", markersize=17, fillstyle="none", markeredgewidth=1)
+        axis.set(xlabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(0.08)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("NDCG@10 on the validation set")
+    handles = [Line2D([], [], color=color, marker="o", ls="", label=kind) for kind, color in colors.items()]
+    handles += [
+        Line2D([], [], color="black", marker=m, ls="", fillstyle="none", label=name) for name, m in marks.items() if name
+    ]
+    handles += [
+        Line2D([], [], color="gray", marker="o", ls="", fillstyle="full", label="exact"),
+        Line2D([], [], color="gray", marker="o", ls="", fillstyle="none", label="exact given partition"),
+        Line2D([], [], color="gray", marker="o", ls="", fillstyle="none", alpha=0.4, markersize=5, label="beaten by another"),
+        Line2D([], [], color="black", marker="o", ls="", fillstyle="none", markersize=12, markeredgewidth=1, label="chosen"),
+    ]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
+    figure.suptitle(f"{title}; the numbers are shard counts", fontsize=11)
+    return _save(plt, figure, folder, "sweep")
+
+
+def _method(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """The settings of a trial that the figure does not show otherwise; one that has many values, as drawn ones do, is left out."""
+    values: dict[str, set[str]] = {"partition.n_shards": set(), "partition.kind": set()}
+    left_out = set(values)
+    for each in rows:
+        for setting in each["trial"].split():
+            values.setdefault(setting.partition("=")[0], set()).add(setting)
+    left_out |= {key for key, different in values.items() if len(different) > 4}
+    return " ".join(setting for setting in row["trial"].split() if setting.partition("=")[0] not in left_out)

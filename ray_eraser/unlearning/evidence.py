@@ -21,10 +21,10 @@ from pydantic import TypeAdapter, ValidationError
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import InputError, StoreError
-from ray_eraser.ids import RawId, ShardId
-from ray_eraser.store import FileRef, Manifest, Store
+from ray_eraser.ids import RawId
+from ray_eraser.store import FileRef, Manifest, Store, manifest_ref
 from ray_eraser.unlearning.ledger import GenerationRow
-from ray_eraser.unlearning.receipt import START, Head, Receipt, commitment, sealed, sealed_path
+from ray_eraser.unlearning.receipt import START, Head, Receipt, ShardChange, commitment, sealed, sealed_path
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.signing import PublicKey
 
@@ -60,7 +60,9 @@ def verify_receipt(
     salt: str | None = None,
     request: UnlearningRequest | None = None,
     chain: Sequence[Receipt] | None = None,
+    *,
     digest: str | None = None,
+    learned_at: Sequence[float] | None = None,
 ) -> list[Finding]:
     """Every check of one receipt, those that could not be made among them.
 
@@ -73,24 +75,25 @@ def verify_receipt(
         request: what the receipt is claimed to be about.
         chain: all receipts of the ledger, in their order.
         digest: the receipt's, as its file or someone else has it.
+        learned_at: when what the deployment learned later was handed in, from the ledger.
     """
     return [
         *_digest(receipt, digest),
         _signature(receipt, public_key),
         _fields(receipt),
         _place(receipt, chain),
-        *_generation(receipt, store, published),
-        _before(receipt, salt, chain),
-        _purged(receipt, store, salt),
+        *_generation(receipt, store, published, salt),
+        _before(receipt),
+        _purged(receipt, store, published, salt),
         _about(receipt, salt, request),
-        _gone(receipt, store, published, request),
+        _gone(receipt, store, published, request, learned_at),
     ]
 
 
 def verify_chain(receipts: Sequence[Receipt], public_key: PublicKey | None = None) -> list[str]:
     """What is wrong with a chain of receipts, one line each, the first at fault first; empty where it is whole.
 
-    That receipts were cut off at the end shows only to who holds one of them, or knows the chain's head from another time.
+    That receipts were cut off at the end shows only to whoever holds one of those, or knows the chain's head from a later time.
 
     Args:
         receipts: in the ledger's order, from the first.
@@ -160,7 +163,8 @@ class ReceiptFile:
 
 def _digest(receipt: Receipt, digest: str | None) -> Iterator[Finding]:
     if digest is not None:
-        yield _finding("digest", [] if digest == receipt.digest() else [f"its fields give {receipt.digest()}, not {digest}"])
+        wrong = [] if digest == receipt.digest() else [f"its fields give {receipt.digest()}, not {digest}"]
+        yield _finding("digest", wrong, "the one that was noted with it")
 
 
 def _signature(receipt: Receipt, public_key: PublicKey | None) -> Finding:
@@ -190,7 +194,7 @@ def _fields(receipt: Receipt) -> Finding:
         problems.append("the shards touched are not those whose digests it names")
     if receipt.number < 1:
         problems.append("it has no number: it was never finished")
-    return _finding("fields", problems)
+    return _finding("fields", problems, "they agree with each other")
 
 
 def _disorder(receipt: Receipt) -> list[str]:
@@ -216,13 +220,13 @@ def _place(receipt: Receipt, chain: Sequence[Receipt] | None) -> Finding:
         previous = START.digest if receipt.number == 1 else chain[receipt.number - 2].digest()
         if receipt.previous != previous:
             problems.append("it does not follow the ledger's receipt before it")
-    return _finding(check, problems)
+    return _finding(check, problems, f"number {receipt.number} of {len(chain)}")
 
 
 # ---- the files after -------------------------------------------------------------------------------------------------------
 
 
-def _generation(receipt: Receipt, store: Store, published: GenerationRow | None) -> Iterator[Finding]:
+def _generation(receipt: Receipt, store: Store, published: GenerationRow | None, salt: str | None) -> Iterator[Finding]:
     """The generation that the receipt names, and its files, where it is still the current one."""
     check, files = "generation", "files after"
     if published is None or receipt.generation > published.number:
@@ -234,8 +238,8 @@ def _generation(receipt: Receipt, store: Store, published: GenerationRow | None)
         yield Finding(check, Outcome.UNCHECKED, f"superseded by generation {published.number}, its manifest is deleted")
         yield Finding(files, Outcome.UNCHECKED, f"deleted with it: audit generation {published.number}, and verify the chain")
         return
-    if receipt.generation_digest != published.digest:
-        yield Finding(check, Outcome.FAILS, f"the ledger's generation {published.number} has digest {published.digest}")
+    if salt is not None and receipt.generation_digest != sealed(published.digest, salt):
+        yield Finding(check, Outcome.FAILS, f"the ledger's generation {published.number} is another, or the salt is")
         yield Finding(files, Outcome.UNCHECKED, "the generation is another")
         return
     try:
@@ -245,11 +249,19 @@ def _generation(receipt: Receipt, store: Store, published: GenerationRow | None)
         yield Finding(files, Outcome.UNCHECKED, "its manifest cannot be read")
         return
     claimed = manifest.config.guarantee
-    yield _finding(check, [] if receipt.guarantee == claimed else [f"its guarantee is {claimed}"], "the current one")
-    yield _finding(files, list(_differing(receipt, store, manifest)))
+    if receipt.guarantee != claimed:
+        yield Finding(check, Outcome.FAILS, f"its guarantee is {claimed}")
+    elif salt is None:
+        yield Finding(check, Outcome.UNCHECKED, "the current one by its number; its digest is keyed: give the salt")
+    else:
+        yield Finding(check, Outcome.HOLDS, "the current one")
+    if salt is None:
+        yield Finding(files, Outcome.UNCHECKED, "their digests are keyed: give the salt")
+    else:
+        yield _finding(files, list(_differing(receipt, store, manifest, salt)), "the aggregate's and the touched shards'")
 
 
-def _differing(receipt: Receipt, store: Store, manifest: Manifest) -> Iterator[str]:
+def _differing(receipt: Receipt, store: Store, manifest: Manifest, salt: str) -> Iterator[str]:
     """Files that are not what the receipt says, by the manifest or by their content."""
     records = {record.shard: record for record in manifest.shards}
     named = [(receipt.aggregate_after, manifest.aggregate)]
@@ -264,8 +276,8 @@ def _differing(receipt: Receipt, store: Store, manifest: Manifest) -> Iterator[s
         named += [(change.interactions_after, record.interactions), (change.submodel_after, record.submodel)]
         named += zip(change.checkpoints_after, record.checkpoints, strict=False)
     for digest, ref in named:
-        if digest != ref.digest:
-            yield f"the manifest names {ref.path}, the receipt {digest}"
+        if digest != sealed(ref.digest, salt):
+            yield f"the manifest names {ref.path}, the receipt another file"
             continue
         try:
             store.read(ref)
@@ -276,53 +288,47 @@ def _differing(receipt: Receipt, store: Store, manifest: Manifest) -> Iterator[s
 # ---- the files before ------------------------------------------------------------------------------------------------------
 
 
-def _before(receipt: Receipt, salt: str | None, chain: Sequence[Receipt] | None) -> Finding:
-    """The keyed digests from before against what earlier receipts say of the same files."""
-    check = "digests before"
-    if salt is None or chain is None:
-        return Finding(check, Outcome.UNCHECKED, "they are keyed: give the salt and the ledger")
-    known = _left_by(chain, receipt)
-    named = {"aggregate": receipt.aggregate_before}
-    for change in receipt.changes:
-        named |= _by_name(change.shard, change.interactions_before, change.submodel_before, change.checkpoints_before)
-    compared = [what for what in named if what in known]
-    if not compared:
-        return Finding(check, Outcome.UNCHECKED, "no earlier receipt names the same files")
-    wrong = [what for what in compared if sealed(known[what], salt) != named[what]]
-    earlier = "an earlier receipt left something else, or the salt is another"
-    return _finding(check, [f"{what}: {earlier}" for what in wrong], f"{len(compared)} of {len(named)} known from receipts")
+def _before(receipt: Receipt) -> Finding:
+    """Whether every file from before is among those that were deleted, or the same after; for that the salt is not needed.
+
+    What was in them nobody can say any more: they are gone, and other receipts name them under other salts.
+    """
+    aggregate = ("the aggregate", "aggregate/aggregate", (receipt.aggregate_before,), (receipt.aggregate_after,))
+    named = [aggregate, *(files for change in receipt.changes for files in _by_kind(change))]
+    purged = {path.partition(".")[0] for path in receipt.purged}
+    left = [
+        f"{what}: one from before is neither among the deleted files nor the same after"
+        for what, stem, before, after in named
+        for digest in before
+        if digest not in after and f"{stem}-{digest}" not in purged
+    ]
+    return _finding("files before", left, f"{sum(len(before) for _, _, before, _ in named)} files, deleted or the same after")
 
 
-def _left_by(chain: Sequence[Receipt], receipt: Receipt) -> dict[str, str]:
-    """Digests of files as the generation before the receipt's had them, as far as an unbroken row of receipts says."""
-    known: dict[str, str] = {}
-    newest = None
-    for earlier in sorted((r for r in chain if r.generation < receipt.generation), key=lambda r: (r.generation, r.number)):
-        if newest is not None and earlier.generation > newest + 1:
-            known.clear()  # a generation without a receipt may have changed any file
-        newest = earlier.generation
-        known["aggregate"] = earlier.aggregate_after
-        for change in earlier.changes:
-            known |= _by_name(change.shard, change.interactions_after, change.submodel_after, change.checkpoints_after)
-    return known if newest == receipt.generation - 1 else {}
+def _by_kind(change: ShardChange) -> Iterator[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+    """Of a shard's files: what people call them, how their names begin, and the digests before and after."""
+    for kind, before, after in (
+        ("interactions", (change.interactions_before,), (change.interactions_after,)),
+        ("submodel", (change.submodel_before,), (change.submodel_after,)),
+        ("checkpoint", change.checkpoints_before, change.checkpoints_after),
+    ):
+        yield f"{kind} of shard {change.shard}", f"shards/{change.shard}/{kind}", before, after
 
 
-def _by_name(shard: ShardId, interactions: str, submodel: str, checkpoints: tuple[str, ...]) -> dict[str, str]:
-    """A shard's digests under names for people."""
-    stages = {f"checkpoint {stage} of shard {shard}": digest for stage, digest in enumerate(checkpoints, 1)}
-    return {f"interactions of shard {shard}": interactions, f"submodel of shard {shard}": submodel, **stages}
-
-
-def _purged(receipt: Receipt, store: Store, salt: str | None) -> Finding:
+def _purged(receipt: Receipt, store: Store, published: GenerationRow | None, salt: str | None) -> Finding:
     check = "purged files are gone"
     if salt is None:
         return Finding(check, Outcome.UNCHECKED, "their names are keyed: give the salt")
     purged = set(receipt.purged)
-    return _finding(
-        check,
-        [f"{path} is there" for path in store.everything() if sealed_path(path, salt) in purged],
-        f"{len(purged)} files",
-    )
+    there = [path for path in store.everything() if sealed_path(path, salt) in purged]
+    if there and published is not None and receipt.generation < published.number:
+        with suppress(StoreError):
+            manifest = store.read_manifest(published.digest)
+            if {*there} <= {manifest_ref(published.digest).path, *(ref.path for ref in manifest.files())}:
+                # Who learns the same again gets the same files.
+                again = f"generation {published.number} has the same again, learned since or never erased"
+                return Finding(check, Outcome.UNCHECKED, f"{again}: {', '.join(there)}")
+    return _finding(check, [f"{path} is there" for path in there], f"{len(purged)} files")
 
 
 # ---- what it is about ------------------------------------------------------------------------------------------------------
@@ -331,11 +337,12 @@ def _purged(receipt: Receipt, store: Store, salt: str | None) -> Finding:
 def _about(receipt: Receipt, salt: str | None, request: UnlearningRequest | None) -> Finding:
     check = "what it is about"
     if salt is None or request is None:
-        return Finding(check, Outcome.UNCHECKED, "give the salt and the ids that were asked to be forgotten")
+        missing = [*(["the salt"] * (salt is None)), *(["the ids that were asked to be forgotten"] * (request is None))]
+        return Finding(check, Outcome.UNCHECKED, f"give {' and '.join(missing)}")
     if request.kind != receipt.kind:
         return Finding(check, Outcome.FAILS, f"it is about {receipt.kind}, not {request.kind}")
     fits = any(commitment(spelled, salt) == receipt.commitment for spelled in _spellings(request))
-    return _finding(check, [] if fits else ["it is not about these ids, or the salt is another"])
+    return _finding(check, [] if fits else ["it is not about these ids, or the salt is another"], "these ids, under this salt")
 
 
 def _spellings(request: UnlearningRequest) -> Iterator[UnlearningRequest]:
@@ -357,7 +364,13 @@ def _spelled(raw: RawId) -> tuple[RawId, RawId]:
     return int(text) if text.removeprefix("-").isdecimal() and str(int(text)) == text else text, text
 
 
-def _gone(receipt: Receipt, store: Store, published: GenerationRow | None, request: UnlearningRequest | None) -> Finding:
+def _gone(
+    receipt: Receipt,
+    store: Store,
+    published: GenerationRow | None,
+    request: UnlearningRequest | None,
+    learned_at: Sequence[float] | None,
+) -> Finding:
     """Whether the ids are in no vocabulary, and no interactions name what was erased, in any file under the storage path."""
     check = "the ids are gone"
     if request is None:
@@ -369,22 +382,40 @@ def _gone(receipt: Receipt, store: Store, published: GenerationRow | None, reque
         users, items = store.read_vocabulary(manifest.users, "user"), store.read_vocabulary(manifest.items, "item")
     except StoreError as error:
         return Finding(check, Outcome.UNCHECKED, str(error))
-    found = []
+    current = {ref.path for ref in manifest.files()}
+    here: list[str] = []
+    elsewhere = list(_of_erased(store, users, items))
+    for path, found in _named(store, request, users, items):
+        (here if path in current else elsewhere).append(found)
+    if not here or elsewhere:
+        return _finding(check, here + elsewhere, "no file under the storage path has them")
+    # Whoever was erased may come again. No file says when a row of a vocabulary came; the ledger says whether any could since.
+    learned_since = None if learned_at is None else any(moment >= receipt.received_at for moment in learned_at)
+    if learned_since or (learned_since is None and receipt.generation < published.number):
+        since = f"learned again since generation {receipt.generation}, or never erased"
+        return Finding(check, Outcome.UNCHECKED, "; ".join([*here, since]))
+    return _finding(check, here + ([] if learned_since is None else ["nothing was learned since: it was never erased"]))
+
+
+def _named(store: Store, request: UnlearningRequest, users: Vocabulary, items: Vocabulary) -> Iterator[tuple[str, str]]:
+    """Files that hold what a request names, by path, and what they hold of it."""
     for path, vocabulary in _vocabularies(store):
         raw = request.user_id if vocabulary.kind == "user" else request.item_id
         if raw is not None and raw in vocabulary:
-            found.append(f"the {vocabulary.kind} is in {path}")
+            yield path, f"the {vocabulary.kind} is in {path}"
     rows = [(users.row(user), items.row(item)) for user, item in request.pairs or () if user in users and item in items]
     pairs = Interactions.of(*np.array(rows, np.int32).reshape(-1, 2).T)
-    tombstones = users.tombstones(), items.tombstones()
+    for path, interactions in _interactions(store) if rows else ():
+        if n_pairs := len(interactions.common(pairs)):
+            yield path, f"{path} holds {n_pairs} of the pairs"
+
+
+def _of_erased(store: Store, users: Vocabulary, items: Vocabulary) -> Iterator[str]:
+    """Files that hold interactions of rows that nobody has any more; right nowhere and at no time."""
+    gone_users, gone_items = users.tombstones(), items.tombstones()
     for path, interactions in _interactions(store):
-        if len(interactions.common(pairs)):
-            found.append(f"{path} holds {len(interactions.common(pairs))} of the pairs")
-        if np.isin(interactions.users, tombstones[0]).any() or np.isin(interactions.items, tombstones[1]).any():
-            found.append(f"{path} holds interactions of erased users or items")
-    if found and receipt.generation < published.number:
-        found.append(f"learned again since generation {receipt.generation}, or never erased")
-    return _finding(check, found)
+        if np.isin(interactions.users, gone_users).any() or np.isin(interactions.items, gone_items).any():
+            yield f"{path} holds interactions of erased users or items"
 
 
 def _vocabularies(store: Store) -> Iterator[tuple[str, Vocabulary]]:

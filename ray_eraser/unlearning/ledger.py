@@ -40,8 +40,9 @@ from ray_eraser.unlearning.work import Learning, Work, work_from_json
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "2"
-"""Of the tables. A ledger of another format is refused."""
+_FORMAT = "3"
+"""Of the tables and of what is in them. A ledger of another format is refused."""
+_OWN_FORMAT = f"format {_FORMAT}"
 
 _metadata = MetaData()
 
@@ -62,6 +63,7 @@ _generations = Table(
     "generations",
     _metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),
+    # Empty once the next one is finished: with the rest of the data at hand it would give away what was erased since.
     Column("digest", String(64), nullable=False),
     Column("published_at", Float, nullable=False),
     # Files of the generation before that this one superseded, until they are deleted.
@@ -97,10 +99,10 @@ _works = Table(
     Column("payload", Text, nullable=False),
     Column("salt", String(64)),
 )
-for _secret in (_works.c.payload, _works.c.salt):
+for _secret in (_works.c.payload, _works.c.salt, _generations.c.digest, _generations.c.to_purge):
     # PostgreSQL's statistics would quote values of the column, and keep them when the rows are gone.
-    _uncounted: Any = sa.DDL(f"ALTER TABLE {_works.name} ALTER COLUMN {_secret.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
-    event.listen(_works, "after_create", _uncounted.execute_if(dialect="postgresql"))
+    _uncounted: Any = sa.DDL(f"ALTER TABLE {_secret.table.name} ALTER COLUMN {_secret.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
+    event.listen(_secret.table, "after_create", _uncounted.execute_if(dialect="postgresql"))
 
 _rows = sa.select(_requests, _works.c.payload, _works.c.salt).outerjoin(_works, _works.c.request_id == _requests.c.request_id)
 
@@ -188,15 +190,19 @@ class Ledger:
             self._engine = _engine(sa.engine.make_url(url))
             with self._engine.begin() as connection:
                 _take_turn(connection)
-                _metadata.create_all(connection)
+                found = _format_of(connection)
+                if found is None:
+                    _metadata.create_all(connection)
+                    self._put_note(connection, "format", _FORMAT)
         except (SQLAlchemyError, ImportError) as error:
             raise InputError(
                 f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
             ) from error
-        found = self.noted("format", _FORMAT)
-        if found != _FORMAT:
+        if found not in (None, _OWN_FORMAT):
+            self.close()
             raise InputError(
-                f"ledger {_without_password(url)} has format {found}, this version reads {_FORMAT}: use the one that made it"
+                f"ledger {_without_password(url)} has {found}, this version reads format {_FORMAT}: "
+                "use the version that made it, or another database"
             )
         self.name = self.noted("name", secrets.token_hex(16))
 
@@ -416,6 +422,23 @@ class Ledger:
             ).all()
         return {str(state): 0 for state in RequestState} | {row.state: row.n for row in rows}
 
+    def erasures(self, limit: int, *, finished: bool) -> list[RequestRow]:
+        """Finished erasures, the newest first, or unfinished ones, the oldest first; without what they are about."""
+        untold = [sa.null().label(name) for name in ("payload", "salt")]
+        state, kind, sequence = _requests.c.state, _requests.c.kind, _requests.c.sequence
+        chosen = kind.in_(("user", "item", "pairs")) & (state.in_(_FINAL) if finished else state.not_in(_FINAL))
+        query = sa.select(_requests, *untold).where(chosen).order_by(sequence.desc() if finished else sequence).limit(limit)
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return [_request_row(row) for row in rows]
+
+    def newest_time(self) -> float | None:
+        """The newest time of anything that was recorded; None where nothing was."""
+        columns = _epochs.c.started_at, _generations.c.published_at, _requests.c.received_at, _requests.c.excised_at
+        with self._transaction() as connection:
+            newest = [connection.execute(sa.select(sa.func.max(column))).scalar_one() for column in columns]
+        return max((float(at) for at in newest if at is not None), default=None)
+
     def excised(self, requests: Sequence[RequestId], at: float) -> None:
         """Nothing that is served depends on these any more."""
         self._move(requests, RequestState.RECEIVED, RequestState.EXCISED, excised_at=at)
@@ -465,7 +488,8 @@ class Ledger:
     def finish(
         self, receipts: Sequence[Receipt], signer: Signer | None = None, done: Sequence[RequestId] = ()
     ) -> list[Receipt]:
-        """Close the requests of a published and purged generation; what they were about leaves the ledger.
+        """Close the requests of a published and purged generation; what they were about leaves the ledger, and the digests of
+        the generations before.
 
         Gives the receipts as they are recorded: the next of the chain, signed where there is a signer. `done` are the requests
         that get none.
@@ -480,7 +504,8 @@ class Ledger:
             for request_id in [*(receipt.request_id for receipt in links), *done]:
                 connection.execute(_works.delete().where(_works.c.request_id == request_id))
             newest = sa.select(sa.func.max(_generations.c.number)).scalar_subquery()
-            connection.execute(_generations.update().where(_generations.c.number == newest).values(to_purge="[]"))
+            connection.execute(_generations.update().values(to_purge="[]"))
+            connection.execute(_generations.update().where(_generations.c.number < newest).values(digest=""))
         self._wipe()
         return links
 
@@ -550,7 +575,8 @@ class Ledger:
                 # Not for long: whoever comes after waits behind it.
                 connection.exec_driver_sql(f"SET lock_timeout = '{_WIPE_TRIES * _WIPE_SECONDS}s'")
                 try:
-                    connection.exec_driver_sql(f"VACUUM (FULL) {_works.name}")  # a plain one leaves the bytes in the pages
+                    # A plain one leaves the bytes in the pages.
+                    connection.exec_driver_sql(f"VACUUM (FULL) {_works.name}, {_generations.name}")
                 finally:
                     connection.exec_driver_sql(f"SET lock_timeout = '{_POSTGRESQL_SETTINGS['lock_timeout']}'")
         except SQLAlchemyError:
@@ -587,6 +613,21 @@ def _request_row(row: Any) -> RequestRow:
         None if row.generation is None else Generation(row.generation),
         None if row.receipt is None else Receipt.from_dict(json.loads(row.receipt)),
     )
+
+
+def _format_of(connection: Connection) -> str | None:
+    """What the tables are that are there, for people; None where there are none yet."""
+    inspector = sa.inspect(connection)
+    there = [table.name for table in _metadata.tables.values() if inspector.has_table(table.name)]
+    if not there:
+        return None
+    strange = f"tables of its own ({', '.join(sorted(there))}) and no format"  # an older version's, or another program's
+    columns = {name: {column["name"] for column in inspector.get_columns(name)} for name in there}
+    if not set(_notes.columns.keys()) <= columns.get(_notes.name, set()):
+        return strange
+    noted = connection.execute(sa.select(_notes.c.text).where(_notes.c.name == "format")).scalar_one_or_none()
+    ours = all(columns.get(table.name) == set(table.columns.keys()) for table in _metadata.tables.values())
+    return strange if noted is None or (noted == _FORMAT and not ours) else f"format {noted}"
 
 
 def _engine(url: sa.URL) -> sa.Engine:

@@ -23,7 +23,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ShardChange:
-    """One touched shard: the digests of its files before (keyed, see `sealed`) and after; empty where it is no more."""
+    """One touched shard: the keyed digests (see `sealed`) of its files before and after; empty where it is no more."""
 
     shard: ShardId
     interactions_before: str
@@ -52,11 +52,14 @@ class ShardChange:
         return cls(**(fields | checkpoints))
 
     def under_seal(self, salt: str) -> ShardChange:
-        return replace(
-            self,
-            interactions_before=sealed(self.interactions_before, salt),
-            submodel_before=sealed(self.submodel_before, salt),
-            checkpoints_before=tuple(sealed(digest, salt) for digest in self.checkpoints_before),
+        return ShardChange(
+            self.shard,
+            sealed(self.interactions_before, salt),
+            sealed(self.interactions_after, salt),
+            sealed(self.submodel_before, salt),
+            sealed(self.submodel_after, salt),
+            tuple(sealed(digest, salt) for digest in self.checkpoints_before),
+            tuple(sealed(digest, salt) for digest in self.checkpoints_after),
         )
 
 
@@ -72,10 +75,10 @@ class Receipt:
             receipt is about, without it nobody can guess.
         pairs_erased: interactions removed, held-out ones included.
         shards_touched: the shards that owned any.
-        changes: their digests before and after.
+        changes: the keyed digests of their files before and after.
         generation: number of the generation that is free of the data.
-        generation_digest: digest of its manifest.
-        aggregate_before, aggregate_after: digests of the served model, the former keyed.
+        generation_digest: of its manifest; keyed.
+        aggregate_before, aggregate_after: of the served model; keyed.
         purged: the superseded files that were deleted, for the whole batch that the request was done in. Keyed digests stand in
             the place of those in their names.
         received_at, excised_at, restored_at, purged_at: seconds since 1970, UTC. Accepted; out of what is served; the new
@@ -114,10 +117,15 @@ class Receipt:
         return {name: round(moment - self.received_at, 4) for name, moment in moments.items()}
 
     def under_seal(self, salt: str) -> Receipt:
-        """The same with keyed digests for the files from before: see `sealed`. All that is ever written of a receipt is so."""
-        changes = tuple(change.under_seal(salt) for change in self.changes)
-        purged = tuple(sorted(sealed_path(path, salt) for path in self.purged))
-        return replace(self, changes=changes, aggregate_before=sealed(self.aggregate_before, salt), purged=purged)
+        """The same with keyed digests for all files: see `sealed`. All that is ever written of a receipt is so."""
+        return replace(
+            self,
+            changes=tuple(change.under_seal(salt) for change in self.changes),
+            generation_digest=sealed(self.generation_digest, salt),
+            aggregate_before=sealed(self.aggregate_before, salt),
+            aggregate_after=sealed(self.aggregate_after, salt),
+            purged=tuple(sorted(sealed_path(path, salt) for path in self.purged)),
+        )
 
     def digest(self) -> str:
         """SHA-256 of all fields but the signature as JSON with sorted keys and no blanks; hexadecimal."""
@@ -184,12 +192,13 @@ def commitment(request: UnlearningRequest, salt: str) -> str:
 
 
 def sealed(digest: str, salt: str) -> str:
-    """HMAC-SHA256 of a digest, keyed with the asker's salt; hexadecimal.
+    """HMAC-SHA256 of a digest, keyed with the asker's salt; hexadecimal. Empty where the digest is: there is no file.
 
     The plain digest of a file from before the erasure is a hash of what was erased: whoever has the rest of the shard could try
-    candidates until one fits. The asker, who has the salt, can have the keyed one checked; without it there is nothing to try.
+    candidates until one fits. What is after one erasure is before the next, so all are keyed. The asker, who has the salt, can
+    have them checked; without it there is nothing to try.
     """
-    return _keyed(digest, salt)
+    return _keyed(digest, salt) if digest else ""
 
 
 def sealed_path(path: str, salt: str) -> str:

@@ -16,7 +16,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class RecordRow:
-    """One request; what comes with the receipt is None until it is finished. Times are ISO 8601, UTC."""
+    """One request; what comes with the receipt is None until it is finished. Times are ISO 8601, UTC.
+
+    Of the receipt's digests of files there is none, not even as the asker's salt keys them: nobody who reads a record has the
+    salts. `digest` is the receipt's own, by which a receipt that an asker shows is known to be the one of the record.
+    """
 
     request_id: str
     kind: str

@@ -280,6 +280,20 @@ class LedgerContract:
         ledger.finish([receipt_of("r", finished_at=12.0)])
         assert ledger.current() == replace(generation(2), to_purge=())
 
+    def test_finishing_leaves_the_digest_of_the_newest_generation_alone(self, ledger: Ledger) -> None:
+        epoch = ledger.begin_epoch(1.0)
+        for number in (1, 2, 3):
+            ledger.publish(epoch, generation(number), {}, [])
+        rows = "SELECT number, digest, published_at FROM generations ORDER BY number"
+        with ledger._engine.connect() as connection:
+            before = connection.exec_driver_sql(rows).all()
+        receive(ledger, "r")
+        advance(ledger, "r", RequestState.ERASED)
+        with ledger._engine.connect() as connection:
+            after = connection.exec_driver_sql(rows).all()
+        assert [tuple(row) for row in after] == [(1, "", before[0][2]), (2, "", before[1][2]), tuple(before[2])]
+        assert ledger.current() == generation(3)
+
     # ---- the chain of receipts
 
     def test_receipts_are_chained_in_the_order_of_finishing(self, ledger: Ledger) -> None:

@@ -69,6 +69,16 @@ def test_a_superseded_receipt_is_said_to_be_superseded_and_does_not_fail(shop: P
     assert "superseded" in done.stdout
 
 
+def test_a_receipt_without_its_salt_is_verified_as_far_as_that_goes(shop: Path, tmp_path: Path) -> None:
+    fields = json.loads((shop / f"{OTHER}.json").read_text())
+    (tmp_path / "receipt.json").write_text(json.dumps({name: value for name, value in fields.items() if name != "salt"}))
+    found = result("audit", "--storage-path", str(shop / "kept"), "--receipt", "receipt.json", folder=tmp_path)
+    assert found["holds"] is True
+    opened = {finding["check"]: finding["detail"] for finding in found["findings"] if finding["outcome"] == "unchecked"}
+    keyed = {name for name, detail in opened.items() if "give the salt" in detail}
+    assert keyed == {"generation", "files after", "purged files are gone", "what it is about"}
+
+
 @pytest.mark.parametrize("wrong", ["altered", "key", "user"])
 def test_a_receipt_that_does_not_hold_is_exit_code_one(shop: Path, tmp_path: Path, wrong: str) -> None:
     fields = json.loads((shop / f"{OTHER}.json").read_text())
@@ -106,7 +116,11 @@ def test_the_chain_is_verified_with_and_without_its_key(shop: Path) -> None:
     last = json.loads((shop / f"{OTHER}.json").read_text())
     found = result("audit", "--storage-path", "kept", "--chain", "--public-key", "key.pub.pem", folder=shop)
     assert found == {"holds": True, "receipts": 2, "head": last["digest"], "signatures_checked": True, "problems": []}
-    assert "chain of receipts" in run("audit", "--storage-path", "kept", "--chain", folder=shop).stdout
+    told = run("audit", "--storage-path", "kept", "--chain", folder=shop).stdout
+    assert "chain of receipts" in told
+    assert f"head: {last['digest']}" in told
+    assert "not checked: give --public-key" in told
+    assert "cut off at the end shows only to whoever holds one of those" in " ".join(told.split())
     other = run("audit", "--storage-path", "kept", "--chain", "--public-key", "other.pub.pem", "--json", folder=shop)
     assert other.returncode == 1
     assert len(json.loads(other.stdout.splitlines()[-1])["problems"]) == 2
@@ -139,6 +153,7 @@ def test_a_periods_record_has_the_requests_of_its_days(shop: Path, tmp_path: Pat
         ("audit", ("--receipt", "none.json"), "none.json: cannot be read"),
         ("audit", ("--receipt", "key.pem"), "key.pem: is no receipt"),
         ("audit", ("--chain", "--public-key", "none.pem"), "public key none.pem cannot be read"),
+        ("audit", ("--public-key", "key.pub.pem"), "give --receipt or --chain, too"),
         ("audit", ("--chain", "--receipt", f"{USER}.json"), "give one of --attack, --receipt, --chain"),
         ("export", ("--out", "x.txt"), "name a .json or a .csv file"),
         ("export", ("--out", "x.csv", "--since", "yesterday"), "--since 'yesterday' is no day"),

@@ -83,7 +83,7 @@ def test_an_unknown_key_is_an_error_that_names_it(change, key):
         ("partition=5", "partition"),
         ("model=5", "model"),
         ("model.width=0", "model.width"),
-        ("model.solver=sgd", "model"),
+        ("model.solver=sgd", "model.solver"),
         ("model.epochs=many", "model.epochs"),
         ("model.alpha0=0", "model.alpha0"),
         ("model.alpha0=automatic", "model.alpha0"),

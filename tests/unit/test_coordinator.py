@@ -279,10 +279,12 @@ def test_a_receipt_says_what_was_done_and_nothing_of_to_whom(coordinator: Coordi
     assert coordinator.receipt(submitted.request_id) == receipt
     assert receipt.commitment == commitment(request, submitted.salt)
     assert (receipt.kind, receipt.guarantee, receipt.pairs_erased, receipt.generation) == ("user", "exact", n_pairs, 2)
-    assert receipt.generation_digest == digest_of(coordinator)
+    assert receipt.generation_digest == sealed(digest_of(coordinator), submitted.salt)
     (shard,) = receipt.shards_touched
     assert receipt.changes[0].submodel_before == sealed(old.manifest.shards[shard].submodel.digest, submitted.salt)
-    assert receipt.changes[0].submodel_after == coordinator._loaded().manifest.shards[shard].submodel.digest
+    new = coordinator._loaded().manifest
+    assert receipt.changes[0].submodel_after == sealed(new.shards[shard].submodel.digest, submitted.salt)
+    assert receipt.aggregate_after == sealed(new.aggregate.digest, submitted.salt)
     assert set(receipt.purged) == {sealed_path(path, submitted.salt) for path in set(files) - set(coordinator._store.files())}
     assert len(receipt.purged) == 5  # users' vocabulary, interactions, submodel, aggregate, manifest
 
@@ -323,6 +325,32 @@ def test_a_key_that_cannot_be_used_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match=r"signing key .* cannot be read"):
         deployments.open("shop", config)
     assert not (tmp_path / "shop").exists()
+
+
+def test_a_start_with_a_key_that_is_gone_leaves_the_coordinator_that_runs_in_force(
+    deployments: Deployments, trained: Path, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    private, public, _ = make_key_pair(tmp_path / "key")
+    running = deployments.copy(trained, "shop", config=changed(tiny_config, "unlearning", signing_key=str(private)))
+    private.rename(tmp_path / "elsewhere.pem")
+    with pytest.raises(InputError, match=r"signing key .* cannot be read"):
+        deployments.open("shop")  # with the settings that it remembers
+    running.check_in_force()
+    assert verify_chain([erase(running, user_id=tiny.users.ids[0])], load_public_key(public)) == []
+
+
+def test_nothing_that_is_kept_has_a_digest_of_a_file_that_is_gone(
+    coordinator: Coordinator, tiny: Dataset, tmp_path: Path
+) -> None:
+    superseded = set()
+    for user in tiny.users.ids[:3]:
+        superseded |= {ref.digest for ref in coordinator._loaded().manifest.files()} | {digest_of(coordinator)}
+        erase(coordinator, user_id=user)
+    superseded -= {ref.digest for ref in coordinator._loaded().manifest.files()}
+    kept = b"".join(path.read_bytes() for path in sorted(tmp_path.rglob("ledger.db*")))
+    assert digest_of(coordinator).encode() in kept
+    assert len(superseded) > 9
+    assert [digest for digest in superseded if digest.encode() in kept] == []
 
 
 # ---- excision
@@ -495,13 +523,13 @@ def test_a_user_whose_pairs_are_all_gone_can_still_be_erased(coordinator: Coordi
     own = everything(coordinator).of_users(np.array([7]))
     user = tiny.users.ids[7]
     erase(coordinator, pairs=tuple((user, tiny.items.ids[i]) for i in own.items))
-    submitted = coordinator.submit(UnlearningRequest(user_id=user))
+    coordinator.submit(UnlearningRequest(user_id=user))
     with pytest.raises(UnknownIdError):
         coordinator.recommend(user)
     assert coordinator.describe()["serving"] == "generation"
     (receipt,) = coordinator.process_pending()
     assert (receipt.pairs_erased, receipt.shards_touched, receipt.generation) == (0, (), 3)
-    assert receipt.aggregate_before == sealed(receipt.aggregate_after, submitted.salt)
+    assert receipt.aggregate_before == receipt.aggregate_after
     assert audited(coordinator).exact
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from conftest import Deployments, audited, digest_of
 
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import StaleEpochError, UnknownIdError
+from ray_eraser.errors import StaleEpochError, TrainingError, UnknownIdError
+from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.receipt import Receipt
-from ray_eraser.unlearning.request import UnlearningRequest
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.work import Learning, Repartition
 
 STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
 
@@ -36,10 +38,18 @@ def asked(dataset: Dataset) -> list[UnlearningRequest]:
     return [UnlearningRequest(user_id=user[8]), UnlearningRequest(item_id=item[9]), UnlearningRequest(pairs=(pair,))]
 
 
-def carried_out(coordinator: Coordinator, requests: list[UnlearningRequest]) -> None:
-    """Submit each under a key of its own, as a careful client does, and carry them out together."""
-    for number, request in enumerate(requests):
-        coordinator.submit(request, f"key {number}")
+Asked = UnlearningRequest | Learning | Repartition
+
+
+def carried_out(coordinator: Coordinator, works: Sequence[Asked]) -> None:
+    """Ask for each under a key of its own, as a careful client does, and have them carried out together."""
+    for number, work in enumerate(works):
+        if isinstance(work, UnlearningRequest):
+            coordinator.submit(work, f"key {number}")
+        elif isinstance(work, Learning):
+            coordinator.learn(work.pairs, f"key {number}")
+        else:
+            coordinator.repartition(work.changes, f"key {number}")
     coordinator.process_pending()
 
 
@@ -48,19 +58,31 @@ def receipts_of(coordinator: Coordinator) -> list[Receipt]:
     connection = coordinator._ledger._engine.raw_connection()
     names = [name for (name,) in connection.cursor().execute("SELECT request_id FROM requests ORDER BY sequence").fetchall()]
     connection.close()
-    found = [coordinator.receipt(name) for name in names]
+    found = [coordinator.receipt(name) for name in names if coordinator.status(name) is not RequestState.DONE]
     assert None not in found
     times = dict.fromkeys(("received_at", "excised_at", "restored_at", "purged_at"), 0.0)
     return [replace(receipt, **times) for receipt in found if receipt is not None]
 
 
+LEARNING = Learning(((2001, 901), (2002, 5), (1020, 901)))
+WORKS = {
+    "a user": lambda user, item, pair: [user],
+    "an item": lambda user, item, pair: [item],
+    "a pair": lambda user, item, pair: [pair],
+    "all three in one batch": lambda user, item, pair: [user, item, pair],
+    "a learning": lambda user, item, pair: [LEARNING],
+    "a learning, forgotten in part": lambda user, item, pair: [LEARNING, UnlearningRequest(item_id=901), user],
+    "a user who comes back": lambda user, item, pair: [user, Learning(((user.user_id, 901),))],
+    "a re-partition with all that": lambda user, item, pair: [user, LEARNING, item, Repartition(("partition.n_shards=2",))],
+}
+
+
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("which", ["a user", "an item", "a pair", "all three in one batch"])
+@pytest.mark.parametrize("which", WORKS)
 def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
     deployments: Deployments, trained: Path, tiny: Dataset, counted: Callable[[], None], step: str, which: str
 ) -> None:
-    user, item, pair = asked(tiny)
-    requests = {"a user": [user], "an item": [item], "a pair": [pair]}.get(which, [user, item, pair])
+    requests = WORKS[which](*asked(tiny))
     counted()
     undisturbed = deployments.copy(trained, "undisturbed")
     carried_out(undisturbed, requests)
@@ -77,6 +99,46 @@ def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
     assert receipts_of(second) == receipts_of(undisturbed)
     assert second.describe()["requests"] == undisturbed.describe()["requests"]
     assert second.process_pending() == []
+
+
+@pytest.mark.parametrize("step", ["failed", "routed", "received", "published"])
+def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
+    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+) -> None:
+    """A batch fails, is divided, and the process is killed: right then, or at a step of what follows."""
+    requests = asked(tiny)
+    undisturbed = deployments.copy(trained, "undisturbed")
+    carried_out(undisturbed, [*requests, LEARNING])
+    failed: list[str] = []
+
+    def on_step(name: str) -> None:
+        if name == "retrained" and not failed:
+            failed.append(name)
+            raise TrainingError(1, "it has diverged")
+        if failed and name == step:
+            raise Killed(step)
+
+    first = deployments.copy(trained, "killed", on_step=on_step)
+    with pytest.raises(Killed if step == "failed" else TrainingError):
+        carried_out(first, [*requests, LEARNING])
+    if step == "received":
+        with pytest.raises(Killed):
+            first.submit(UnlearningRequest(user_id=tiny.users.ids[30]), "another")
+    elif step != "failed":
+        with pytest.raises(Killed):
+            first.process_pending()
+    second = deployments.open("killed")
+    states = [row.state for row in second._ledger.unfinished()]
+    assert RequestState.RECEIVED not in states
+    while second.has_pending():
+        second.process_pending()
+    if step == "received":
+        undisturbed.submit(UnlearningRequest(user_id=tiny.users.ids[30]))
+        undisturbed.process_pending()
+    assert digest_of(second) == digest_of(undisturbed)
+    assert second.describe()["requests"] == undisturbed.describe()["requests"]
+    assert verify_chain(second._ledger.receipts()) == []
+    assert audited(second).exact
 
 
 @pytest.mark.parametrize("second_step", STEPS[1:])

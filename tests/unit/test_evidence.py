@@ -25,7 +25,7 @@ from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import ShardData, Store
 from ray_eraser.unlearning.evidence import Finding, Outcome, ReceiptFile, verify_chain, verify_receipt
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger
-from ray_eraser.unlearning.receipt import START, Receipt, chained
+from ray_eraser.unlearning.receipt import START, Receipt, chained, sealed
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.signing import PublicKey, SigningKey, load_public_key, load_signing_key, make_key_pair
 
@@ -241,7 +241,7 @@ def test_of_the_newest_receipt_everything_holds(newest, keys):
         "place in the chain",
         "generation",
         "files after",
-        "digests before",
+        "files before",
         "purged files are gone",
         "what it is about",
         "the ids are gone",
@@ -257,33 +257,33 @@ def test_of_a_superseded_receipt_the_files_are_gone_and_that_is_no_fault(cases, 
         assert "superseded by generation 4" in found["generation"].detail
 
 
-def test_what_was_before_is_known_from_the_receipts_before(cases):
-    first, second, _, fourth = (case.verified()["digests before"] for case in cases)
-    assert first.outcome is Outcome.UNCHECKED  # what the fit made is in no receipt
-    assert second.outcome is fourth.outcome is Outcome.HOLDS
+def test_a_file_from_before_that_is_neither_deleted_nor_the_same_is_found_without_the_salt(newest):
+    shard = newest.receipt.shards_touched[0]
+    for path, said in ((r"aggregate/", "the aggregate"), (f"shards/{shard}/submodel-", f"submodel of shard {shard}")):
+        purged = tuple(name for name in newest.receipt.purged if not name.startswith(path))
+        found = newest.verified(receipt=replace(newest.receipt, purged=purged), salt=None, chain=None)
+        assert failed(found) == ["files before"]
+        assert found["files before"].detail.startswith(f"{said}: one from before is neither")
 
 
-def test_digests_from_before_that_are_not_those_of_the_receipts_before_are_found(newest):
-    assert failed(newest.verified(receipt=replace(newest.receipt, aggregate_before="00" * 32), chain=newest.chain)) == [
-        "place in the chain",
-        "digests before",
-    ]
+def test_a_file_that_an_erasure_left_as_it_was_need_not_be_deleted(newest):
+    (change,) = newest.receipt.changes
+    kept = replace(change, submodel_before=change.submodel_after)
+    assert "files before" not in failed(newest.verified(receipt=replace(newest.receipt, changes=(kept,))))
 
 
-def test_a_generation_that_no_receipt_is_about_leaves_what_was_before_unknown(newest):
-    chain = [receipt for receipt in newest.chain if receipt.generation != 3]
-    assert newest.verified(chain=chain)["digests before"].outcome is Outcome.UNCHECKED
-
-
-def test_with_nothing_but_the_receipt_its_files_are_checked_and_the_rest_is_said_to_be_open(newest):
+def test_with_nothing_but_the_receipt_it_is_compared_with_itself_and_the_rest_is_said_to_be_open(newest):
     found = newest.verified(salt=None, request=None, chain=None)
     assert failed(found) == []
-    assert [name for name, finding in found.items() if finding.outcome is Outcome.HOLDS] == [
-        "fields",
-        "generation",
-        "files after",
-    ]
+    assert [name for name, finding in found.items() if finding.outcome is Outcome.HOLDS] == ["fields", "files before"]
     assert all(found[name].detail for name in unchecked(found))
+
+
+def test_without_the_salt_what_is_keyed_is_said_to_be_so(newest):
+    found = newest.verified(salt=None)
+    assert unchecked(found) == ["signature", "generation", "files after", "purged files are gone", "what it is about"]
+    keyed = ("generation", "files after", "purged files are gone")
+    assert all(found[name].detail.endswith("keyed: give the salt") for name in keyed)
 
 
 @given(st.data())
@@ -317,12 +317,12 @@ def test_a_digest_that_was_noted_elsewhere_is_compared(newest):
 
 
 def test_under_another_salt_the_receipt_is_about_nothing(newest):
-    assert failed(newest.verified(salt="00" * 32)) == ["digests before", "what it is about"]
+    assert failed(newest.verified(salt="00" * 32)) == ["generation", "what it is about"]
 
 
 def test_other_ids_are_not_what_it_is_about(cases, tiny):
     case = cases[0]
-    found = case.verified(request=UnlearningRequest(user_id=tiny.users.ids[12]))
+    found = case.verified(request=UnlearningRequest(user_id=tiny.users.ids[12]), learned_at=[])
     assert failed(found) == ["what it is about", "the ids are gone"]
     assert failed(case.verified(request=UnlearningRequest(item_id=case.request.user_id))) == ["what it is about"]
 
@@ -366,7 +366,7 @@ def test_a_generation_with_other_files_than_the_receipts_is_found(newest):
     written = newest.store.write_manifest(replace(manifest, shards=tuple(records)))
     published = replace(newest.published, digest=written.digest)
     assert failed(newest.verified(published=published)) == ["generation"]
-    forged = replace(newest.receipt, generation_digest=written.digest)
+    forged = replace(newest.receipt, generation_digest=sealed(written.digest, newest.salt))
     assert "files after" in failed(newest.verified(published=published, receipt=forged))
 
 
@@ -424,6 +424,62 @@ def test_a_pair_in_any_shards_file_is_found(newest, tiny):
     found = newest.verified()
     assert failed(found) == ["the ids are gone"]
     assert f"{path} holds 1 of the pairs" in found["the ids are gone"].detail
+
+
+# ---- what came again
+
+
+@pytest.mark.parametrize("kind", ["user", "item", "pairs"])
+def test_what_was_learned_again_is_no_fault_of_the_receipts(deployments, trained, tiny, kind):
+    coordinator = deployments.copy(trained, "shop")
+    user, item = tiny.users.ids[tiny.train.users[0]], tiny.items.ids[tiny.train.items[0]]
+    request = {
+        "user": UnlearningRequest(user_id=user),
+        "item": UnlearningRequest(item_id=item),
+        "pairs": UnlearningRequest(pairs=((user, item),)),
+    }[kind]
+    submitted = coordinator.submit(request)
+    (receipt,) = coordinator.process_pending()
+    coordinator.learn([(user, item)])
+    coordinator.process_pending()
+    ledger = coordinator._ledger
+    case = Case(coordinator._store, ledger.current(), ledger.receipts(), receipt, submitted.salt, request)
+    learned_at = [row.received_at for row in ledger.record(0.0, 9999.0) if row.kind == "learn"]
+    for known in (learned_at, None):
+        found = case.verified(learned_at=known)
+        assert failed(found) == []
+        assert "the ids are gone" in unchecked(found)
+        assert found["the ids are gone"].detail.endswith("learned again since generation 2, or never erased")
+        if kind == "pairs":  # the shard is as it was, bit for bit
+            assert "generation 3 has the same again" in found["purged files are gone"].detail
+    assert failed(case.verified(learned_at=[receipt.received_at - 1])) == ["the ids are gone"]
+
+
+def test_what_was_learned_again_in_the_same_batch_is_no_fault_of_the_receipts(deployments, trained, tiny):
+    coordinator = deployments.copy(trained, "shop")
+    request = UnlearningRequest(user_id=tiny.users.ids[7])
+    submitted = coordinator.submit(request)
+    coordinator.learn([(tiny.users.ids[7], tiny.items.ids[0])])
+    (receipt,) = coordinator.process_pending()
+    ledger = coordinator._ledger
+    case = Case(coordinator._store, ledger.current(), ledger.receipts(), receipt, submitted.salt, request)
+    assert case.published.number == receipt.generation
+    assert failed(case.verified(learned_at=[1000.0])) == []
+    assert "the ids are gone" in unchecked(case.verified(learned_at=[1000.0]))
+    assert failed(case.verified()) == ["the ids are gone"]
+
+
+@pytest.mark.parametrize("which", [0, 3], ids=["superseded", "current"])
+def test_an_id_that_is_here_although_nothing_was_learned_was_never_erased(cases, tiny, which):
+    found = cases[which].verified(request=UnlearningRequest(user_id=tiny.users.ids[12]), learned_at=[])["the ids are gone"]
+    assert found.outcome is Outcome.FAILS
+    assert found.detail.endswith("nothing was learned since: it was never erased")
+
+
+@pytest.mark.parametrize(("which", "outcome"), [(0, Outcome.UNCHECKED), (3, Outcome.FAILS)], ids=["superseded", "current"])
+def test_an_id_that_is_here_where_nobody_knows_what_was_learned(cases, tiny, which, outcome):
+    found = cases[which].verified(request=UnlearningRequest(user_id=tiny.users.ids[12]))["the ids are gone"]
+    assert found.outcome is outcome
 
 
 # ---- files

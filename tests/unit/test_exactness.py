@@ -10,19 +10,15 @@ import pytest
 from conftest import Deployments, audited, digest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import generation_of
 
-from ray_eraser import seeds
-from ray_eraser.aggregation import aggregate
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.determinism import environment
-from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
-from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, embeddings_bytes
-from ray_eraser.training.slices import slices_of_users
+from ray_eraser.store import ShardData, Store, embeddings_bytes
 from ray_eraser.training.submodel import train_submodel
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.receipt import sealed_path
@@ -88,45 +84,8 @@ def from_scratch(store: Store, dataset: Dataset, at_first: dict[ShardId, ShardDa
     erased = Interactions.union([rows_of(dataset, request) for request in requests])
     users = dataset.users.without(dataset.users.ids.index(r.user_id) for r in requests if r.user_id is not None)
     items = dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None)
-    item_keys = items.keys(seeds.secret(config.seed, "ids"))
     remaining = {shard: ShardData(data.train.without(erased), data.valid.without(erased)) for shard, data in at_first.items()}
-    slices_U = slices_of_users(users, np.arange(len(users)), config)
-    checkpoints: dict[ShardId, list[FileRef]] = {shard: [] for shard in remaining}
-
-    def trained(shard: ShardId, data: ShardData) -> Embeddings:
-        keep = checkpoints[shard]
-        return train_submodel(
-            data.train,
-            data.valid,
-            item_keys,
-            config,
-            shard,
-            slices_U,
-            keep=lambda state: keep.append(store.write_checkpoint(shard, state)),
-        )
-
-    submodels = {shard: trained(shard, data) for shard, data in remaining.items()}
-    records = tuple(
-        ShardRecord(
-            shard,
-            store.write_shard_data(shard, data),
-            store.write_submodel(shard, submodels[shard]),
-            len(data.train),
-            len(data.valid),
-            tuple(checkpoints[shard]),
-        )
-        for shard, data in remaining.items()
-    )
-    model = aggregate(list(submodels.values()), Interactions.union([data.train for data in remaining.values()]), config)
-    manifest = Manifest(
-        config,
-        environment(config.runtime.threads),
-        store.write_vocabulary(users),
-        store.write_vocabulary(items, item_keys),
-        records,
-        store.write_aggregate(model),
-    )
-    return store.write_manifest(manifest).digest
+    return generation_of(store, users, items, remaining, config)
 
 
 def requests_of(dataset: Dataset) -> list[UnlearningRequest]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -113,6 +115,48 @@ def test_a_killed_program_loses_nothing_that_it_was_told(open_ledger, tmp_path):
     command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), url]
     assert subprocess.run(command, check=False).returncode == 9
     assert [row.work for row in open_ledger().unfinished()] == [ANN]
+
+
+EARLIER = (
+    "CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, started_at FLOAT)",
+    "CREATE TABLE generations (number INTEGER PRIMARY KEY, digest VARCHAR(64), published_at FLOAT, to_purge TEXT)",
+    "CREATE TABLE requests (sequence INTEGER PRIMARY KEY, request_id VARCHAR(64), state VARCHAR(16), payload TEXT, salt TEXT)",
+    "INSERT INTO requests VALUES (1, 'r', 'received', '{\"user\": 1}', '00')",
+)
+NOTES = "CREATE TABLE notes (name VARCHAR(64) PRIMARY KEY, text TEXT)"
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (EARLIER, "tables of its own (epochs, generations, requests) and no format"),
+        ((*EARLIER, NOTES), "no format"),
+        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '2')"), "has format 2, this version reads format 3"),
+        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '3')"), "no format"),
+        (("CREATE TABLE notes (id INTEGER, body TEXT)", "INSERT INTO notes VALUES (1, 'milk')"), "(notes) and no format"),
+        (("CREATE TABLE requests (url TEXT)",), "(requests) and no format"),
+    ],
+    ids=["earlier", "notes without a format", "another format", "a format that is not kept to", "foreign notes", "foreign"],
+)
+def test_a_database_with_other_tables_of_these_names_is_refused_and_left_as_it_was(tmp_path, statements, said):
+    file = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(file)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+        before = list(connection.iterdump())
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        Ledger(f"sqlite:///{file}")
+    assert str(caught.value).endswith("use the version that made it, or another database")
+    with closing(sqlite3.connect(file)) as connection:
+        assert list(connection.iterdump()) == before
+
+
+def test_a_database_that_holds_other_tables_as_well_is_no_other_ledger(open_ledger, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+    receive(open_ledger(), "r")
+    assert [row.request_id for row in open_ledger().unfinished()] == ["r"]
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):

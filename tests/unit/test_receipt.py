@@ -73,21 +73,29 @@ def record(letter: str) -> ShardRecord:
     return ShardRecord(ShardId(1), *files, 5, 0, (FileRef(f"shards/1/checkpoint-{letter * 64}.safetensors", letter * 64),))
 
 
-def test_what_was_before_is_keyed_and_what_is_after_is_plain():
-    plain = replace(receipt_of("r"), changes=(ShardChange.between(record("a"), record("b")),))
+def test_all_digests_of_files_are_keyed():
+    plain = replace(receipt_of("r"), changes=(ShardChange.between(record("a"), record("b")),), generation_digest="ab" * 32)
     receipt = plain.under_seal(SALT)
     (change,) = receipt.changes
-    keyed = hmac.new(bytes.fromhex(SALT), b"a" * 64, hashlib.sha256).hexdigest()
-    assert (change.interactions_before, change.submodel_before, change.checkpoints_before) == (keyed, keyed, (keyed,))
-    assert (change.interactions_after, change.submodel_after, change.checkpoints_after) == ("b" * 64, "b" * 64, ("b" * 64,))
+    before, after = (hmac.new(bytes.fromhex(SALT), letter * 64, hashlib.sha256).hexdigest() for letter in (b"a", b"b"))
+    assert change == ShardChange(ShardId(1), before, after, before, after, (before,), (after,))
+    assert receipt.generation_digest == sealed("ab" * 32, SALT)
     assert receipt.aggregate_before == sealed(plain.aggregate_before, SALT)
-    assert receipt.aggregate_after == plain.aggregate_after
-    assert sealed("a" * 64, OTHER) != keyed
+    assert receipt.aggregate_after == sealed(plain.aggregate_after, SALT)
+    assert sealed("a" * 64, OTHER) != before
+
+
+def test_a_sealed_receipt_has_no_digest_of_a_file_in_it():
+    purged = (f"shards/1/interactions-{'ab' * 32}.parquet",)
+    plain = replace(receipt_of("r"), changes=(ShardChange.between(record("a"), record("b")),), purged=purged)
+    told = json.dumps(plain.under_seal(SALT).to_dict())
+    assert not any(digest in told for digest in ("a" * 64, "b" * 64, "ab" * 32, plain.generation_digest))
 
 
 def test_a_shard_that_a_new_partition_does_not_have_leaves_nothing_after():
     change = ShardChange.between(record("a"), None)
     assert (change.interactions_after, change.submodel_after, change.checkpoints_after) == ("", "", ())
+    assert (change.under_seal(SALT).interactions_after, change.under_seal(SALT).checkpoints_after) == ("", ())
 
 
 def test_a_purged_file_keeps_its_folder_and_kind_and_loses_the_digest_in_its_name():

@@ -1,0 +1,132 @@
+"""Look at a deployment as its operator should now and then."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import sqlalchemy as sa
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ray_eraser import doctor as look
+from ray_eraser.config import DAY, UnlearningConfig
+from ray_eraser.doctor import Advice, Outcome
+from ray_eraser.store import Store
+from ray_eraser.unlearning.ledger import Ledger
+from ray_eraser.unlearning.plan import overdue
+from ray_eraser.unlearning.request import RequestState
+
+_STYLES = {Outcome.OK: "green", Outcome.WARN: "bold red", Outcome.UNCHECKED: "dim"}
+
+
+def doctor(
+    storage_path: cli.StorageOption = None,
+    deployment: cli.DeploymentOption = "default",
+    keys: Annotated[Path | None, typer.Option("--keys", metavar="FILE", help="The API keys of serve.py.")] = None,
+    config: cli.ConfigOption = None,
+    changes: cli.SetOption = None,
+    ray_address: cli.RayOption = None,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Warn of what endangers a deployment, and say the way out.
+
+    Looked at are Ray's dashboard and token; who can read the storage path, key files and the configuration; whether files and
+    ledger are where they last; disk space; the clock; requests that are overdue or were set aside. Changes nothing, starts no
+    Ray. Exit code 1 where there is a warning.
+
+    [bold]Example[/bold]: python jobs/doctor.py --storage-path deployments/ml-1m --keys api.keys
+    """
+    with cli.exit_codes(debug):
+        settings = cli.settings(config, changes)
+        place = cli.place(storage_path, deployment)
+        with cli.opened_ledger(place, deployment, settings.unlearning.ledger) as (store, ledger):
+            noted = ledger.noted("unlearning", settings.unlearning.model_copy(update={"ledger": ""}).model_dump_json())
+            unlearning = UnlearningConfig.model_validate_json(noted)
+            url = settings.unlearning.ledger
+            found = [
+                *_ray(ray_address),
+                *look.check_files(_secrets(keys, unlearning.signing_key, config, url)),
+                *_storage(store, url),
+                look.check_clock(time.time(), ledger.newest_time()),
+                *_requests(ledger, unlearning.deadline_days),
+            ]
+        warned = any(advice.outcome is Outcome.WARN for advice in found)
+        if as_json:
+            cli.print_json({"ok": not warned, "checks": [advice.to_dict() for advice in found]})
+        else:
+            _print(found)
+        if warned:
+            raise typer.Exit(cli.FAILED)
+
+
+def _ray(address: str | None) -> Iterator[Advice]:
+    if address == "local":
+        return iter(())  # there is no other Ray then
+    from ray_eraser.runtime.exposure import look_at_ray
+
+    return look.check_ray(look_at_ray(address))
+
+
+def _secrets(keys: Path | None, signing_key: str, config: Path | None, ledger_url: str) -> dict[str, Path]:
+    files = {} if keys is None else {"API keys": keys}
+    if signing_key:
+        files["signing key"] = Path(signing_key)
+    if config is not None and ledger_url and sa.make_url(ledger_url).password:
+        files["configuration with a password"] = config
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return files | ({"Ray's auth token file": token} if token.exists() else {})
+
+
+def _storage(store: Store, ledger_url: str) -> Iterator[Advice]:
+    folder = store.local_folder
+    mounts = look.MOUNTS.read_text("utf-8") if look.MOUNTS.exists() else ""
+    ledger = folder / "ledger.db" if folder is not None and not ledger_url else _sqlite_file(ledger_url)
+    if folder is None:
+        yield Advice("storage path", Outcome.UNCHECKED, f"{store.uri} is no local folder: its owner says who reads it")
+    else:
+        yield look.check_storage_private(folder)
+        yield look.check_lasting("stored files", folder, mounts, database=False)
+        used = sum((folder / path).stat().st_size for path in store.everything())
+        yield look.check_space(folder, used)
+    if ledger is None:
+        yield Advice("ledger", Outcome.UNCHECKED, "is on a database server, which has its own operator")
+    else:
+        yield look.check_lasting("ledger", ledger, mounts, database=True)
+
+
+def _sqlite_file(url: str) -> Path | None:
+    parsed = sa.make_url(url) if url else None
+    if parsed is None or parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    return Path(parsed.database)
+
+
+def _requests(ledger: Ledger, deadline_days: float) -> Iterator[Advice]:
+    late = overdue(ledger.waiting(), deadline_days * DAY, time.time())
+    set_aside = [row.request_id for row in ledger.unfinished(RequestState.SET_ASIDE)]
+    return look.check_requests(late, set_aside, deadline_days)
+
+
+def _print(found: list[Advice]) -> None:
+    table = Table(title="deployment", title_justify="left")
+    table.add_column("")
+    for name in ("check", "what was seen, and the way out"):
+        table.add_column(name, overflow="fold")
+    for advice in found:
+        seen = Text(advice.detail)
+        if advice.way_out:
+            seen.append(f"\n{advice.way_out}", "bold")
+        table.add_row(Text(advice.outcome.value, _STYLES[advice.outcome]), Text(advice.check), seen)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    cli.run(doctor)

@@ -1,0 +1,189 @@
+"""Show where a deployment stands: shards and nodes, requests and deadlines, the next run, and what an operator must look at."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cli
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from ray_eraser.errors import DeploymentError
+from ray_eraser.ids import RequestId
+from ray_eraser.unlearning.status import pending, stored_status
+
+if TYPE_CHECKING:
+    from ray_eraser.runtime.client import Client
+
+_MOST_REQUESTS = 1000
+_SHOWN_REQUESTS = 20
+
+
+def status(
+    storage_path: cli.StorageOption = None,
+    deployment: cli.DeploymentOption = "default",
+    retry: Annotated[
+        str | None,
+        typer.Option("--retry", metavar="REQUEST_ID", help="First have a request that was set aside tried again."),
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option("--watch", min=0.1, metavar="SECONDS", help="Show it again and again, until interrupted.")
+    ] = None,
+    config: cli.ConfigOption = None,
+    changes: cli.SetOption = None,
+    ray_address: cli.RayOption = None,
+    as_json: cli.JsonOption = False,
+    debug: cli.DebugOption = False,
+) -> None:
+    """Ask the deployment that runs under this name; where none runs, read its storage path, and start nothing.
+
+    A running deployment is not disturbed. No user and no item is shown.
+
+    [bold]Example[/bold]: python jobs/status.py --deployment shop --watch 5
+    """
+    with cli.exit_codes(debug):
+        settings = cli.settings(config, changes)
+        client = _running(deployment, storage_path, ray_address)
+        if retry is not None:
+            _retry(client, RequestId(retry), storage_path, deployment, settings.unlearning.ledger)
+        while True:
+            if client is not None:
+                shown = _asked(client)
+            else:
+                shown = _read(cli.place(storage_path, deployment), deployment, settings.unlearning.ledger)
+            if as_json:
+                cli.print_json(shown)
+            else:
+                console = Console()
+                if watch is not None:
+                    console.clear()  # in a pipe it does nothing
+                console.print(_tables(shown, time.time()))
+            if watch is None:
+                return
+            time.sleep(watch)
+
+
+def _running(deployment: str, storage_path: str | None, ray_address: str | None) -> Client | None:
+    """The deployment on a Ray that is there, at this storage path if one is given."""
+    if ray_address == "local":
+        return None
+
+    from ray_eraser.runtime.client import connect
+    from ray_eraser.runtime.session import find_ray
+
+    if not find_ray(ray_address):
+        return None
+    try:
+        client = connect(deployment)
+    except DeploymentError:
+        return None
+    elsewhere = storage_path is not None and client.describe()["storage_path"] != cli.place(storage_path, deployment)
+    return None if elsewhere else client
+
+
+def _retry(client: Client | None, request_id: RequestId, storage_path: str | None, deployment: str, ledger_url: str) -> None:
+    if client is not None:
+        client.retry(request_id)
+    else:
+        with cli.opened_ledger(cli.place(storage_path, deployment), deployment, ledger_url) as (_, ledger):
+            ledger.request(request_id)  # says that there is none
+            ledger.retry(request_id)
+    cli.say(f"request {request_id} is to be tried again" + ("" if client is not None else " once the deployment runs"))
+
+
+def _asked(client: Client) -> dict[str, Any]:
+    from ray_eraser.runtime.session import addresses
+
+    described = client.describe()
+    nodes, known = described.pop("nodes"), addresses()
+    where = {role: {"node": node, "address": known.get(node, "down")} for node, roles in nodes.items() for role in roles}
+    return {"running": True, **described, "processes": where, "pending": client.erasures(_MOST_REQUESTS)}
+
+
+def _read(place: str, deployment: str, ledger_url: str) -> dict[str, Any]:
+    with cli.opened_ledger(place, deployment, ledger_url) as (store, ledger):
+        stored = stored_status(deployment, store, ledger, time.time())
+        return {"running": False, **stored, "processes": {}, "pending": pending(ledger, _MOST_REQUESTS)}
+
+
+def _tables(shown: dict[str, Any], now: float) -> Group:
+    return Group(_summary(shown, now), _shards(shown), *_requests(shown, now))
+
+
+def _summary(shown: dict[str, Any], now: float) -> Table:
+    costs = shown["costs"]
+    rows = {
+        "storage path": shown["storage_path"],
+        "serving": shown["serving"] if shown["running"] else "nothing: it does not run",
+        "generation": f"{shown['generation']} ({shown['digest'][:16]}...)",
+        "guarantee": f"{shown['guarantee']} (partition {shown['partition']})",
+        "learned from": f"{shown['n_interactions']} interactions, {shown['n_users']} users, {shown['n_items']} items",
+        "requests": ", ".join(f"{count} {state}" for state, count in shown["requests"].items() if count) or "none yet",
+        "plan": shown["plan"],
+        "next run": _next_run(shown, now),
+        "oldest pending": _span(shown["oldest_pending_seconds"]) if shown["pending"] else "none",
+        "overdue": shown["overdue"],
+        "costs": f"{costs['shard_seconds']:.2g} s a shard and {costs['seconds_per_interaction'] * 1e6:.3g} s a million "
+        f"interactions, aggregation {costs['aggregation_seconds']:.2g} s",
+    }
+    if shown.get("last_error"):
+        rows["last error"] = shown["last_error"]
+    for number, notice in enumerate(shown.get("notices", ()), 1):
+        rows[f"notice {number}"] = notice
+    table = Table(title=Text(f"deployment {shown['deployment']}"), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        bad = (name == "overdue" and value) or name == "last error"
+        table.add_row(name, Text(str(value), "red" if bad else ""))
+    return table
+
+
+def _next_run(shown: dict[str, Any], now: float) -> str:
+    if shown["due_at"] is None:
+        return "nothing waits"
+    when = "now" if shown["due_at"] <= now else f"in {_span(shown['due_at'] - now)}"
+    return f"{when if shown['running'] else 'once it runs'}, about {_span(shown['predicted_seconds'])} long"
+
+
+def _shards(shown: dict[str, Any]) -> Table:
+    table = Table("shard", "interactions", "held out", "node", "", title="shards", title_justify="left")
+    for shard in shown["shards"]:
+        process = shown["processes"].get(f"shard-{shard['shard']}")
+        where = "" if process is None else f"{process['address']} ({process['node'][:8]})"
+        numbers = (str(shard[name]) for name in ("shard", "interactions", "held_out"))
+        table.add_row(*numbers, where, Text("left out, to be trained" if shard["excised"] else "", "yellow"))
+    return table
+
+
+def _requests(shown: dict[str, Any], now: float) -> list[Table]:
+    tables = []
+    if shown["pending"]:
+        table = Table("request", "kind", "state", "waits since", "deadline", title="pending erasures", title_justify="left")
+        for row in shown["pending"][:_SHOWN_REQUESTS]:
+            left = row["deadline_at"] - now
+            deadline = Text(f"in {_span(left)}") if left > 0 else Text(f"{_span(-left)} ago", "red")
+            table.add_row(row["request_id"], row["kind"], row["state"], _span(now - row["received_at"]), deadline)
+        if (more := len(shown["pending"]) - _SHOWN_REQUESTS) > 0:
+            table.add_row(f"and {more} more (--json shows up to {_MOST_REQUESTS})")
+        tables.append(table)
+    if shown["set_aside"]:
+        table = Table("request", "failed of", title="set aside: --retry REQUEST_ID", title_justify="left", title_style="red")
+        for request_id, reason in shown["set_aside"].items():
+            table.add_row(request_id, Text(reason))
+        tables.append(table)
+    return tables
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    cli.run(status)

@@ -1,0 +1,39 @@
+"""What others could do with the Ray that runs."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+
+import ray
+
+from ray_eraser.doctor import RayFacts
+
+
+def look_at_ray(address: str | None = None) -> RayFacts | None:
+    """Connect to the Ray at an address, or to that of this machine; None where none answers. Starts none."""
+    quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "ERROR"}
+    was_connected = ray.is_initialized()
+    try:
+        context: Any = ray.init(address=address or "auto", **quiet)
+    except (ConnectionError, ValueError, RuntimeError):
+        return None
+    dashboard = context.dashboard_url or ""
+    if not was_connected:
+        ray.shutdown()
+    return RayFacts(dashboard, _asks_for_token(dashboard), os.environ.get("RAY_AUTH_MODE", "").lower() == "token")
+
+
+def _asks_for_token(dashboard: str) -> bool | None:
+    """Tried at the dashboard, without a token."""
+    if not dashboard:
+        return None
+    try:
+        with urllib.request.urlopen(f"http://{dashboard}/api/version", timeout=5):
+            return False
+    except urllib.error.HTTPError as error:
+        return True if error.code in (401, 403) else None
+    except OSError:
+        return None

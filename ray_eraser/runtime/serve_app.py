@@ -1,0 +1,48 @@
+"""The HTTP API for those who give Ray Serve a file: `serve deploy`, or a RayService on Kubernetes. Others use `serve.start`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_eraser.runtime.client import deploy
+from ray_eraser.runtime.serve import Api, check_installed
+from ray_eraser.web.keys import read_keys
+from ray_eraser.web.limits import Limits
+
+
+class Settings(BaseModel):
+    """What stands under `args` in the file.
+
+    Attributes:
+        deployment, storage_path, ledger_url: as in `deploy`. It is brought up where it does not run.
+        keys: path of the file that says who may do what, on the nodes.
+        replicas: processes that answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment: str
+    storage_path: str
+    ledger_url: str = ""
+    keys: Path
+    replicas: int = 1
+
+
+def application(settings: Settings) -> Any:
+    """What Serve is to run."""
+    check_installed()
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    deploy(settings.deployment, settings.storage_path, ledger_url=settings.ledger_url)
+    api = serve.deployment(
+        serve.ingress()(Api),
+        name="api",
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=LoggingConfig(enable_access_log=False),  # paths name users
+    )
+    return api.bind(settings.deployment, read_keys(settings.keys), Limits().divided(settings.replicas))

@@ -1,0 +1,528 @@
+"""Which deployment to choose: many of them trained, measured by the same requests, and those that no other beats.
+
+Each trial is a `Coordinator` as people run it. Quality is of the validation set; the test set is no part of a sweep. This is
+the part that needs no Ray; runtime/tune.py runs it.
+
+K shards, U users, I items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from ray_eraser import seeds
+from ray_eraser.config import EraserConfig, UnlearningConfig, WmfAlsConfig, changed, config_from
+from ray_eraser.coordinator import Coordinator, MakePool
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.errors import ConfigError, InputError
+from ray_eraser.evaluate import evaluate
+from ray_eraser.partition import Partition, divide
+from ray_eraser.store import ShardData
+from ray_eraser.study.simulation import KINDS
+from ray_eraser.training.pretrain import pretrain
+from ray_eraser.training.weights import choose_alpha0
+from ray_eraser.unlearning.request import UnlearningRequest
+
+_T = TypeVar("_T")
+
+Row = dict[str, Any]
+
+QUALITY = "ndcg@10"
+"""What is to be high: NDCG@10 on the validation set."""
+COSTS = ("restore_seconds", "touched")
+"""What is to be low."""
+
+DEFAULT_OVER = (
+    "partition.n_shards=5,10,20,50",
+    "partition.kind=hashed,user_based,interaction_based",
+    "aggregation.foldin=true,false",
+)
+"""What is varied where nothing is said."""
+
+_SECTIONS = ("partition", "model", "training", "aggregation")
+_MOST_TRIALS = 10_000
+
+# ---- the space -------------------------------------------------------------------------------------------------------------
+
+RangeKind = Literal["uniform", "log", "int", "logint"]
+_RANGE = re.compile(r"(?P<kind>uniform|log|int|logint)\((?P<low>[^,()]+),(?P<high>[^,()]+)\)")
+
+
+@dataclass(frozen=True)
+class Values:
+    """A setting that takes each of some values: one dimension of a grid."""
+
+    key: str
+    values: tuple[str, ...]
+
+    def probes(self) -> tuple[str, ...]:
+        """What must be valid for all of it to be."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Range:
+    """A setting that is drawn between two bounds, both included; `log` and `logint` on a logarithmic scale."""
+
+    key: str
+    kind: RangeKind
+    low: float
+    high: float
+
+    def probes(self) -> tuple[str, ...]:
+        """What must be valid for all of it to be."""
+        return (self.text(self.low), self.text(self.high))
+
+    def text(self, value: float) -> str:
+        """A value as a setting is written."""
+        return str(round(value)) if self.kind in ("int", "logint") else repr(float(value))
+
+
+Axis = Values | Range
+
+
+def parse_axis(text: str) -> Axis:
+    """A dimension, out of `partition.n_shards=5,10,20` or `model.reg=log(0.001,0.1)`.
+
+    Ranges are `uniform(a,b)`, `log(a,b)`, `int(a,b)` and `logint(a,b)`.
+
+    Raises:
+        ConfigError: it is none of these, or the setting is not one that trials can differ in.
+    """
+    key, equals, wanted = (piece.strip() for piece in text.partition("="))
+    if not equals or not wanted:
+        raise ConfigError("--over", f"{text!r} varies nothing: write partition.n_shards=5,10,20 or model.reg=log(0.001,0.1)")
+    if key.partition(".")[0] not in _SECTIONS:
+        raise ConfigError(f"--over {key}", f"must be the same for all trials: vary {', '.join(_SECTIONS)}, and --set the rest")
+    found = _RANGE.fullmatch(wanted)
+    if found is None:
+        values = tuple(value.strip() for value in wanted.split(","))
+        if "" in values or "(" in wanted or len(set(values)) < len(values):
+            raise ConfigError(
+                f"--over {key}", f"{wanted!r} is no list of different values, and no uniform, log, int or logint(low,high)"
+            )
+        return Values(key, values)
+    kind: RangeKind = found["kind"]  # type: ignore[assignment]  # the pattern has no others
+    try:
+        low, high = float(found["low"]), float(found["high"])
+    except ValueError:
+        low = high = math.nan
+    whole = kind in ("uniform", "log") or (low.is_integer() and high.is_integer())
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and whole) or ("log" in kind and low <= 0):
+        raise ConfigError(f"--over {key}", f"{wanted!r} is no range: give two numbers, the lower first, above 0 for log")
+    return Range(key, kind, low, high)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep tries and how it measures.
+
+    Attributes:
+        base: the settings that trials start from.
+        axes: what they differ in.
+        mix: shares of the kinds of requests.
+        requests: how many are carried out in every trial; at least one of each kind.
+        samples: draws at every point of the grid; with `optuna`, all trials.
+        search: `grid` or `optuna`.
+        stop_early: whether trials of models with many epochs are stopped where others do better for the same cost.
+
+    Raises:
+        ConfigError: a setting is not known or out of range at some point, or the numbers do not fit together.
+    """
+
+    base: EraserConfig
+    axes: tuple[Axis, ...]
+    mix: Mapping[str, float]
+    requests: int = 3
+    samples: int = 1
+    search: Literal["grid", "optuna"] = "grid"
+    stop_early: bool = False
+
+    def __post_init__(self) -> None:
+        keys = [axis.key for axis in self.axes]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"--over {key}", "is given twice: name all its values in one")
+        if self.search == "grid" and self.samples > 1 and not any(isinstance(axis, Range) for axis in self.axes):
+            raise ConfigError("--samples", "there is nothing to draw: every dimension is a list of values")
+        if self.search == "optuna" and self.stop_early:
+            raise ConfigError("--stop-early", "looks at quality alone, --search optuna at several objectives: use one of them")
+        if self.n_trials > _MOST_TRIALS:
+            raise ConfigError("--over", f"that would be {self.n_trials} trials, more than {_MOST_TRIALS}: leave some out")
+        self.corners()
+
+    @property
+    def n_trials(self) -> int:
+        if self.search == "optuna":
+            return self.samples
+        return self.samples * math.prod(len(axis.values) for axis in self.axes if isinstance(axis, Values))
+
+    def config_of(self, point: Mapping[str, Any]) -> EraserConfig:
+        """The settings of one trial."""
+        texts = [
+            f"{axis.key}={axis.text(point[axis.key]) if isinstance(axis, Range) else point[axis.key]}" for axis in self.axes
+        ]
+        return changed(self.base, texts)
+
+    def label(self, point: Mapping[str, Any]) -> str:
+        """What tells a trial from the others, for people."""
+        return " ".join(
+            f"{axis.key}={format(point[axis.key], '.4g') if isinstance(axis, Range) else point[axis.key]}".replace(" ", "")
+            for axis in self.axes
+        )
+
+    def corners(self) -> list[EraserConfig]:
+        """The settings at every point of the grid, with the lowest and then with the highest of what is drawn."""
+        return [
+            changed(self.base, [f"{axis.key}={value}" for axis, value in zip(self.axes, values, strict=True)])
+            for end in (0, -1)
+            for values in itertools.product(
+                *(axis.values if isinstance(axis, Values) else (axis.probes()[end],) for axis in self.axes)
+            )
+        ]
+
+    def identity(self, dataset: Dataset) -> dict[str, Any]:
+        """What must be the same for a sweep to go on where it was."""
+        data = hashlib.sha256(dataset.train.codes().tobytes() + dataset.valid.codes().tobytes()).hexdigest()
+        return {
+            "data": data,
+            "settings": self.base.model_dump(mode="json", exclude={"unlearning": True, "runtime": {"timeout_seconds"}}),
+            "over": [json.loads(json.dumps(asdict(axis))) for axis in self.axes],
+            "mix": dict(self.mix),
+            "requests": self.requests,
+            "samples": self.samples,
+            "search": self.search,
+            "stop_early": self.stop_early,
+        }
+
+
+def for_sweeping(dataset: Dataset) -> Dataset:
+    """A log as trials may see it: without its test set.
+
+    Raises:
+        InputError: it has no validation set.
+    """
+    if not len(dataset.valid):
+        raise InputError(f"{dataset.name} has no validation interactions to compare trials by: set data.valid_share above 0")
+    return replace(dataset, test=Interactions.none())
+
+
+# ---- what trials share -----------------------------------------------------------------------------------------------------
+
+
+class _Here:
+    """Pure functions run in this process."""
+
+    def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
+        return [call() for call in calls]
+
+
+def alpha0_key(config: EraserConfig) -> str:
+    """Names what `alpha0 = "auto"` is chosen by, besides the log."""
+    return json.dumps([config.seed, config.model.width, config.runtime.threads])
+
+
+def embeddings_key(config: EraserConfig) -> str:
+    """Names what the embeddings depend on that a partition is learned from, besides the log."""
+    als = config.als_settings.model_dump(mode="json", exclude={"epochs"})
+    return json.dumps([config.seed, als, config.partition.pretrain_epochs, config.runtime.threads], sort_keys=True)
+
+
+def partition_key(config: EraserConfig) -> str:
+    """Names what a partition depends on, besides the log."""
+    needs = embeddings_key(config) if config.partition.needs_embeddings else ""
+    return json.dumps([config.seed, config.partition.model_dump(mode="json"), needs], sort_keys=True)
+
+
+def _keys(dataset: Dataset, config: EraserConfig) -> tuple[np.ndarray, np.ndarray]:
+    key = seeds.secret(config.seed, "ids")
+    return dataset.users.keys(key), dataset.items.keys(key)
+
+
+def shared_alpha0(dataset: Dataset, config: EraserConfig) -> float:
+    """What `Coordinator.fit` would choose."""
+    return choose_alpha0(dataset.train, *_keys(dataset, config), config, _Here())
+
+
+def shared_embeddings(dataset: Dataset, config: EraserConfig) -> Embeddings:
+    """What `Coordinator.fit` would learn a partition from, with settled settings."""
+    return pretrain(dataset.train, _keys(dataset, config)[1], config)
+
+
+def shared_partition(dataset: Dataset, config: EraserConfig, embeddings: Embeddings | None) -> Partition:
+    """What `Coordinator.fit` would divide by, with settled settings."""
+    return divide(dataset.train, *_keys(dataset, config), config.partition, config.seed, embeddings)
+
+
+# ---- one trial -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A request that every trial carries out, and its weight in the means."""
+
+    request: UnlearningRequest
+    weight: float
+
+
+def draw_requests(dataset: Dataset, mix: Mapping[str, float], n: int, seed: int) -> list[Drawn]:
+    """The same requests for every trial: of each kind its share of `n`, and at least one; a kind's weights sum to its share.
+
+    So a rare kind counts as it should although few requests are made. None asks for what an earlier one has erased.
+
+    Raises:
+        InputError: the log is too small for them.
+    """
+    rng = np.random.default_rng(seeds.derive(seed, "sweep", "requests"))
+    total = sum(mix.values())
+    remaining, drawn = dataset.train, []
+    for kind in KINDS:
+        share = mix.get(kind, 0.0) / total
+        count = max(1, round(n * share)) if share else 0
+        for _ in range(count):
+            if not len(remaining):
+                raise InputError(f"{dataset.name} has too few interactions for {n} requests: ask for fewer with --requests")
+            if kind == "user":
+                row = int(rng.choice(remaining.user_rows()))
+                request = UnlearningRequest(user_id=dataset.users.ids[row])
+                gone = remaining.of_users(np.array([row]))
+            elif kind == "item":
+                row = int(rng.choice(remaining.item_rows()))
+                request = UnlearningRequest(item_id=dataset.items.ids[row])
+                gone = remaining.of_items(np.array([row]))
+            else:
+                gone = remaining.take(np.array([rng.integers(len(remaining))]))
+                user, item = dataset.users.ids[int(gone.users[0])], dataset.items.ids[int(gone.items[0])]
+                assert user is not None and item is not None, "a log that was just read has no tombstones"  # noqa: PT018
+                request = UnlearningRequest(pairs=((user, item),))
+            remaining = remaining.without(gone)
+            drawn.append(Drawn(request, share / count))
+    return drawn
+
+
+def touched_per_request(shards: Sequence[ShardData], mix: Mapping[str, float]) -> float:
+    """How many shards a request touches in the mean over all users, items and interactions, by their shares. Not a sample."""
+    held = [Interactions.union([shard.train, shard.valid]) for shard in shards]
+    whole = Interactions.union(held)
+    of_users = sum(len(shard.user_rows()) for shard in held) / max(1, len(whole.user_rows()))
+    of_items = sum(len(shard.item_rows()) for shard in held) / max(1, len(whole.item_rows()))
+    per_kind = {"user": of_users, "item": of_items, "pairs": 1.0}
+    return sum(mix.get(kind, 0.0) * per_kind[kind] for kind in KINDS) / sum(mix.values())
+
+
+def epoch_budgets(config: EraserConfig, *, stop_early: bool) -> list[int]:
+    """The epochs that a trial trains for, one training from scratch after the other; the last are the configured ones.
+
+    A sixteenth and a quarter before all, so that a trial that is never stopped costs 31 % more. ALS has too few epochs for it.
+    """
+    epochs = config.model.epochs
+    if not stop_early or isinstance(config.model, WmfAlsConfig):
+        return [epochs]
+    return sorted({math.ceil(epochs / 16), math.ceil(epochs / 4), epochs})
+
+
+def measured(
+    config: EraserConfig,
+    dataset: Dataset,
+    partition: Partition | None,
+    drawn: Sequence[Drawn],
+    mix: Mapping[str, float],
+    budgets: Sequence[int],
+    make_pool: Callable[[str, EraserConfig], MakePool],
+    folder: str,
+) -> Iterator[Row]:
+    """Train a deployment for each budget of epochs and say how good it is; the last also erases, and is timed at it.
+
+    Args:
+        config: the trial's settings.
+        dataset: without its test set; see `for_sweeping`.
+        partition: of `dataset.train`; None makes one.
+        drawn: what is erased, one request after the other.
+        mix: shares of the kinds of requests.
+        budgets: epochs, ascending.
+        make_pool: gives the pool of a storage path and settings.
+        folder: for the deployments' files.
+    """
+    # Whose ledger and key are in the settings, they are no trial's.
+    config = config.model_copy(update={"unlearning": UnlearningConfig()})
+    cost = 0
+    for epochs in budgets:
+        last = epochs == budgets[-1]
+        trained = config.model_copy(update={"model": config.model.model_copy(update={"epochs": epochs})})
+        storage = f"{folder}/{epochs}"
+        coordinator = Coordinator("trial", storage, make_pool(storage, trained), trained)
+        try:
+            coordinator.pool.warm()
+            report = coordinator.fit(dataset, partition)
+            quality = evaluate(coordinator.served_model(), dataset.train, dataset.valid, (10,))
+            cost += len(dataset.train) * epochs
+            row = {
+                "state": "finished" if last else "running",
+                "level": report.guarantee,
+                "epochs": epochs,
+                QUALITY: quality[QUALITY],
+                "recall@10": quality["recall@10"],
+                "touched": touched_per_request(list(coordinator.shard_data().values()), mix),
+                "train_seconds": report.seconds["shards"] + report.seconds["aggregation"],
+                "balance": report.balance,
+                "shards_per_user": report.shards_per_user,
+                "alpha0": report.alpha0,
+                "cost": cost,
+            }
+            if last:
+                row |= _erasures(coordinator, drawn)
+            yield row
+        finally:
+            coordinator.close()
+
+
+def _erasures(coordinator: Coordinator, drawn: Sequence[Drawn]) -> Row:
+    """Seconds from a request to when what is served is free of it, and to when its retraining is served."""
+    forget = restore = 0.0
+    for each in drawn:
+        coordinator.pool.warm()  # what the generation before has left to be done is not this request's
+        coordinator.submit(each.request)
+        (receipt,) = coordinator.process_pending()
+        forget += each.weight * (receipt.excised_at - receipt.received_at)
+        restore += each.weight * (receipt.restored_at - receipt.received_at)
+    return {"forget_seconds": forget, "restore_seconds": restore}
+
+
+_FIGURES = ("touched", "forget_seconds", "train_seconds", "partition_seconds", "balance", "shards_per_user", "alpha0")
+
+
+def empty_row(key: str, label: str, config: EraserConfig) -> Row:
+    """A row of the results with nothing measured; what `measured` gives is put over it."""
+    return {
+        "key": key,
+        "trial": label,
+        "state": "running",
+        "error": "",
+        "n_shards": config.partition.n_shards,
+        "partition": config.partition.kind,
+        "model": config.model.kind,
+        "aggregation": config.aggregation.kind,
+        "level": config.guarantee,
+        "epochs": config.model.epochs,
+        QUALITY: math.nan,
+        "recall@10": math.nan,
+        "restore_seconds": math.nan,
+        **dict.fromkeys(_FIGURES, math.nan),
+        "cost": 0,
+        "settings": config.model_dump_json(),
+    }
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------------
+
+Choice = Literal["quality", "knee", "fastest"]
+
+
+def finished(rows: Sequence[Row]) -> list[Row]:
+    """The rows of trials that were measured to the end."""
+    return [row for row in rows if row["state"] == "finished"]
+
+
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
+    """The finished rows that no other beats, being as good in quality and both costs and better in one. Best quality first."""
+    candidates = finished(rows)
+    front = [row for row in candidates if not any(_dominates(other, row) for other in candidates)]
+    return sorted(front, key=lambda row: (-row[QUALITY], row["restore_seconds"], row["trial"]))
+
+
+def _dominates(one: Row, other: Row) -> bool:
+    mine, theirs = _losses(one), _losses(other)
+    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+
+def _losses(row: Row) -> tuple[float, ...]:
+    return (-row[QUALITY], *(row[name] for name in COSTS))
+
+
+def choose(rows: Sequence[Row], how: Choice) -> Row:
+    """One row of a front.
+
+    `quality`: the best. `fastest`: restored soonest. `knee`: nearest to the best of every objective at once, each from 0, the
+    best of the front, to 1, the worst, the costs by their logarithms. Equals: `exact` first.
+
+    Raises:
+        InputError: there is none to choose from.
+    """
+    front = pareto_front(rows)
+    if not front:
+        raise InputError("no trial was finished: there is nothing to choose from")
+    losses = np.array([[-row[QUALITY], *(math.log(max(row[name], 1e-3)) for name in COSTS)] for row in front])
+    span = losses.max(axis=0) - losses.min(axis=0)
+    distances = np.linalg.norm((losses - losses.min(axis=0)) / np.where(span > 0, span, 1), axis=1)
+    rank = {"quality": losses[:, 0], "fastest": losses[:, 1], "knee": distances}[how]
+    order = sorted(range(len(front)), key=lambda n: (rank[n], front[n]["level"] != "exact", front[n]["trial"]))
+    return front[order[0]]
+
+
+def chosen_toml(row: Row, how: Choice, name: str) -> str:
+    """The settings of a row as `jobs/train.py --config` takes them."""
+    config = config_from(json.loads(row["settings"]))
+    said = (
+        f"# Chosen by {how} of the sweep {name}: validation NDCG@10 {row[QUALITY]:.4f}, restored in "
+        f"{row['restore_seconds']:.2f} s, {row['touched']:.2f} shards touched, {row['level']}.\n"
+    )
+    return said + config.to_toml()
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------------
+
+
+def shown_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """A table: the names of the columns, then a line a trial, the best quality first. `*`: no other beats it."""
+    front = {row["key"] for row in pareto_front(rows)}
+    varied = _short_names([setting.partition("=")[0] for setting in rows[0]["trial"].split()]) if rows else []
+    measures = ["level", "NDCG@10", "Recall@10", "restore s", "forget s", "touched", "train s", "balance"]
+    told = any(row["state"] != "finished" for row in rows)
+    lines = [["", *varied, *measures, *(["state"] if told else [])]]
+    for row in sorted(rows, key=lambda row: (row["state"] != "finished", -_number(row[QUALITY]), row["trial"])):
+        figures = [
+            (row[QUALITY], ".4f"),
+            (row["recall@10"], ".4f"),
+            (row["restore_seconds"], ".2f"),
+            (row["forget_seconds"], ".3f"),
+        ]
+        figures += [(row["touched"], ".2f"), (row["train_seconds"], ".2f"), (row["balance"], ".2f")]
+        shown = ["" if math.isnan(value) else format(value, form) for value, form in figures]
+        values = [setting.partition("=")[2] for setting in row["trial"].split()]
+        state = [f"{row['state']}: {row['error']}" if row["error"] else str(row["state"])] if told else []
+        lines.append(["*" if row["key"] in front else "", *values, row["level"], *shown, *state])
+    return lines
+
+
+def _short_names(keys: Sequence[str]) -> list[str]:
+    """`partition.kind` as `partition`, `model.reg` as `reg`, where that is clear."""
+    short = [section if name == "kind" else name for section, _, name in (key.partition(".") for key in keys)]
+    return [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
+
+
+def _number(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def sweep_markdown(rows: Sequence[Row], chosen: Row | None, how: Choice, title: str) -> str:
+    """The table, the front and the choice as a document."""
+    names, *lines = shown_rows(rows)
+    table = [names, ["---"] * len(names), *lines]
+    text = f"# {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in table)
+    text += (
+        "\nQuality is of the validation set. `*`: no other trial is as good in quality, time to restore and shards touched.\n"
+    )
+    if chosen is not None:
+        text += f"\nChosen by `{how}`: {chosen['trial']} (`chosen.toml`).\n"
+    return text

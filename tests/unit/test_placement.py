@@ -1,0 +1,78 @@
+"""Where shards go: nodes in, a placement out."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_eraser.config import RuntimeConfig
+from ray_eraser.errors import PoolError
+from ray_eraser.runtime.placement import Node, spread
+
+NODES = st.lists(st.integers(1, 64), min_size=1, max_size=8).map(
+    lambda cpus: [Node(f"n{number}", count) for number, count in enumerate(cpus)]
+)
+
+
+def _held(n_shards: int, nodes: list[Node], **runtime: object) -> dict[str, int]:
+    return dict(Counter(spread(n_shards, nodes, RuntimeConfig(**runtime)).nodes.values()))
+
+
+def test_equal_nodes_hold_equally_many() -> None:
+    assert _held(8, [Node(name, 4) for name in "abcd"]) == {"a": 2, "b": 2, "c": 2, "d": 2}
+
+
+def test_a_large_node_is_filled_and_a_small_one_is_not_overloaded() -> None:
+    assert _held(18, [Node("small", 2), Node("large", 16)]) == {"small": 2, "large": 16}
+
+
+@given(NODES, st.integers(1, 60), st.integers(1, 4))
+def test_all_nodes_have_trained_their_shards_within_one_round_of_each_other(nodes: list[Node], n_shards: int, threads: int):
+    held = _held(n_shards, nodes, threads=threads)
+    assert sum(held.values()) == n_shards
+    rounds = -(-n_shards // sum(node.slots(threads) for node in nodes))
+    assert all(held.get(node.node_id, 0) <= rounds * node.slots(threads) for node in nodes)
+
+
+def test_threads_share_the_cpus() -> None:
+    assert _held(5, [Node("a", 8), Node("b", 2)], threads=2) == {"a": 4, "b": 1}
+    assert Node("c", 2).slots(threads=4) == 1
+
+
+def test_a_head_without_cpus_holds_nothing_unless_it_is_alone() -> None:
+    head = Node("head", 0)
+    assert _held(4, [head, Node("a", 2), Node("b", 2)]) == {"a": 2, "b": 2}
+    assert _held(4, [head]) == {"head": 4}
+
+
+def test_only_nodes_with_the_labels_hold_shards() -> None:
+    nodes = [Node("a", 8), Node("b", 2, labels={"pool": "shards", "zone": "1"}), Node("c", 2, labels={"pool": "other"})]
+    assert _held(3, nodes, node_labels=("pool=shards", "zone=1")) == {"b": 3}
+    with pytest.raises(PoolError, match=r"no node has the labels pool=none: start one with `ray start --labels`"):
+        _held(3, nodes, node_labels=("pool=none",))
+
+
+def test_shards_go_where_gpus_are() -> None:
+    nodes = [Node("cpu", 64), Node("one", 4, gpus=1), Node("two", 4, gpus=2)]
+    placement = spread(6, nodes, RuntimeConfig(gpus_per_shard=0.5))
+    assert Counter(placement.nodes.values()) == {"one": 2, "two": 4}
+    assert (placement.gpus_per_shard, placement.notices) == (0.5, ())
+
+
+@pytest.mark.parametrize(("gpus", "has"), [(0, "no such GPU"), (1, "room for 3 of 4 shards on its GPUs"), (0.5, "no such GPU")])
+def test_too_few_gpus_are_said_and_all_shards_run_on_cpus(gpus: float, has: str) -> None:
+    placement = spread(4, [Node("a", 2, gpus=gpus), Node("b", 2)], RuntimeConfig(gpus_per_shard=0.3))
+    assert placement.gpus_per_shard == 0
+    assert Counter(placement.nodes.values()) == {"a": 2, "b": 2}
+    assert placement.notices == (
+        f"runtime.gpus_per_shard is 0.3 and the cluster has {has}: all shards run on CPUs; add GPUs and deploy again",
+    )
+
+
+def test_shares_of_several_gpus_do_not_add_up() -> None:
+    assert Node("a", 4, gpus=2).holds(0.6) == 2
+    assert Node("a", 4, gpus=2).holds(0.1) == 20
+    assert Node("a", 4, gpus=4).holds(2) == 2

@@ -1,0 +1,402 @@
+"""Everything from scratch: a re-partition is a fresh fit on what remains, and nothing waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from conftest import Deployments, audited, digest_of, files_of
+from plain import Plain
+from test_exactness import generated
+
+from ray_eraser.config import EraserConfig, changed, config_from
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.errors import ConfigError, DeploymentError, PoolError, QueueFullError, UnknownIdError
+from ray_eraser.unlearning.evidence import verify_chain
+from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+
+ANN, BOB = 900, 2002  # a user that is numbered before all others, and one after
+SOFA, LAMP = 901, 902
+STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing in the way may catch it."""
+
+
+def at(step: str, act: Callable[[], None]) -> Callable[[str], None]:
+    """Act once, right after a step."""
+    acted: list[str] = []
+
+    def on_step(name: str) -> None:
+        if name == step and not acted:
+            acted.append(name)
+            act()
+
+    return on_step
+
+
+def kill() -> None:
+    raise Killed
+
+
+def configured(kind: str = "hashed", **model) -> EraserConfig:
+    settings = {"width": 4, "epochs": 1} | model
+    return config_from(
+        {
+            "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
+            "partition": {"kind": kind, "n_shards": 3},
+            "model": settings,
+        }
+    )
+
+
+def with_a_history(deployments: Deployments, name: str, config: EraserConfig) -> tuple[Coordinator, Plain]:
+    """Users, an item and a pair erased, users and items learned."""
+    coordinator = deployments.fit(name, config, generated(config))
+    plain = Plain(coordinator)
+    requests = [
+        UnlearningRequest(user_id=plain.users[4]),
+        UnlearningRequest(item_id=plain.items[2]),
+        UnlearningRequest(pairs=(min(pair for pair in plain.shards[0][0] if pair[1] != plain.items[2]),)),
+    ]
+    pairs = [(ANN, plain.items[5]), (ANN, SOFA), (BOB, SOFA), (plain.users[9], LAMP)]
+    for request in requests:
+        coordinator.submit(request)
+    coordinator.process_pending()
+    coordinator.learn(pairs)
+    coordinator.process_pending()
+    for request in requests:
+        plain.erase(request)
+    plain.learn(pairs)
+    assert Plain(coordinator).shards == plain.shards
+    return coordinator, plain
+
+
+def fresh(deployments: Deployments, name: str, plain: Plain, config: EraserConfig) -> str:
+    """Digest of a fit, elsewhere, on what is left."""
+    return digest_of(deployments.fit(name, config, plain.remaining()))
+
+
+def carried_out(coordinator: Coordinator, *changes: str) -> list[Receipt]:
+    coordinator.repartition(changes)
+    return coordinator.process_pending()
+
+
+def repartitioned(coordinator: Coordinator, *changes: str) -> None:
+    assert carried_out(coordinator, *changes) == []
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize("kind", ["hashed", "random", "user_based", "item_based", "transport", "label_propagation"])
+def test_it_is_a_fresh_fit_on_what_remains(deployments: Deployments, kind: str) -> None:
+    config = configured(kind)
+    assert not config.is_settled  # alpha0 is chosen anew, too
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    files = set(coordinator._store.files())
+    submitted = coordinator.repartition()
+    assert (submitted.state, submitted.salt) == (RequestState.EXCISED, None)
+    assert coordinator.process_pending() == []
+    assert coordinator.status(submitted.request_id) is RequestState.DONE
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, config)
+    loaded = coordinator._loaded()
+    assert [len(loaded.users.tombstones()), len(loaded.items.tombstones())] == [0, 0]
+    assert loaded.users.ids[0] == ANN
+    assert Plain(coordinator).pairs == plain.pairs
+    now = coordinator._store.files()
+    assert now == files_of(coordinator._store, digest_of(coordinator))
+    assert not [path for path in files & set(now) if path.startswith(("vocabulary", "generations"))]
+    assert audited(coordinator).exact
+
+
+def test_with_nothing_before_it_the_generation_stays_what_it_was(deployments: Deployments) -> None:
+    config = configured("user_based")
+    coordinator = deployments.fit("shop", config, generated(config))
+    digest, files = digest_of(coordinator), coordinator._store.files()
+    repartitioned(coordinator)
+    assert (digest_of(coordinator), coordinator._store.files()) == (digest, files)
+    assert coordinator.describe()["generation"] == 2
+
+
+def test_erasures_after_it_are_exact_again(deployments: Deployments) -> None:
+    coordinator, _ = with_a_history(deployments, "shop", configured("user_based"))
+    repartitioned(coordinator)
+    plain = Plain(coordinator)
+    request = UnlearningRequest(user_id=BOB)
+    coordinator.submit(request)
+    coordinator.learn([(BOB, LAMP)])
+    coordinator.process_pending()
+    plain.erase(request)
+    plain.learn([(BOB, LAMP)])
+    assert digest_of(coordinator) == plain.digest(deployments.store("scratch"))
+
+
+@pytest.mark.parametrize("changes", [(), ("partition.n_shards=2",), ("partition.n_shards=5",)])
+def test_what_waits_is_carried_out_with_it(deployments: Deployments, changes: Sequence[str]) -> None:
+    config = configured("user_based")
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    requests = [UnlearningRequest(user_id=plain.users[7]), UnlearningRequest(item_id=SOFA)]
+    owning = [sorted({plain.shard_of(pair) for pair in plain.copy().erase(request)}) for request in requests]
+    pairs = [(BOB, LAMP), (3003, plain.items[8])]
+    coordinator.submit(requests[0])
+    coordinator.repartition(changes)
+    learned = coordinator.learn(pairs)
+    coordinator.submit(requests[1])
+    receipts = coordinator.process_pending()
+    assert [receipt.pairs_erased for receipt in receipts] == [len(plain.erase(request)) for request in requests]
+    assert [list(receipt.shards_touched) for receipt in receipts] == owning
+    plain.learn(pairs)
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, changes))
+    assert coordinator.status(learned.request_id) is RequestState.DONE
+    assert verify_chain(coordinator._ledger.receipts()) == []
+    assert not coordinator.has_pending()
+    n_shards = coordinator.config.partition.n_shards
+    for receipt in receipts:
+        assert receipt.generation == coordinator.describe()["generation"]
+        assert [bool(change.submodel_after) for change in receipt.changes] == [k < n_shards for k in receipt.shards_touched]
+
+
+@pytest.mark.parametrize("step", ["routed", "retrained", "aggregated", "written", "published", "purged"])
+@pytest.mark.parametrize("changes", [(), ("model.width=3", "partition.n_shards=2")])
+def test_what_is_asked_while_it_runs_takes_effect_at_once_and_is_carried_out_after_it(
+    deployments: Deployments, step: str, changes: Sequence[str]
+) -> None:
+    config = configured("user_based", alpha0=0.3)
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    request, user = UnlearningRequest(user_id=plain.users[7]), plain.users[7]
+
+    def ask() -> None:
+        assert coordinator.submit(request).state is RequestState.EXCISED
+        coordinator.learn([(BOB, LAMP)])
+        with pytest.raises(UnknownIdError):
+            coordinator.recommend(user)
+        assert coordinator._loaded().users.row(user) not in coordinator.served_model().user_rows
+
+    coordinator._on_step = at(step, ask)
+    repartitioned(coordinator, *changes)
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, changes))
+    assert coordinator.describe()["serving"] == "excision"
+    with pytest.raises(UnknownIdError):
+        coordinator.recommend(user)
+    assert coordinator._loaded().users.row(user) not in coordinator.served_model().user_rows
+    after = Plain(coordinator)
+    assert len(coordinator.process_pending()) == 1
+    after.erase(request)
+    after.learn([(BOB, LAMP)])
+    assert digest_of(coordinator) == after.digest(deployments.store("scratch"))
+
+
+# ---- other settings
+
+CHANGES = {
+    "more shards": ("partition.n_shards=5",),
+    "fewer shards": ("partition.n_shards=1",),
+    "another partition": ("partition.kind=label_propagation",),
+    "by hash": ("partition.kind=hashed",),
+    "another solver": ("model.solver=adagrad", "model.epochs=2"),
+    "another model": ("model.kind=bpr", "model.epochs=1"),
+    "another aggregation": ("aggregation.kind=mean",),
+    "another seed": ("seed=5",),
+    "slices": ("training.slices=2",),
+    "threads": ("runtime.threads=2",),
+}
+
+
+@pytest.mark.parametrize("which", CHANGES)
+def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployments, which: str) -> None:
+    config = configured("user_based", alpha0=0.3)
+    changes = CHANGES[which]
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    repartitioned(coordinator, *changes)
+    wanted = changed(config, changes)
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, wanted)
+    assert wanted.agrees_with(coordinator.config)
+    assert coordinator.describe()["guarantee"] == wanted.guarantee
+
+    # What follows is done with them: in this process, and in the next.
+    for open_it in (lambda: coordinator, lambda: deployments.open("shop")):
+        opened = open_it()
+        after = Plain(opened)
+        request = UnlearningRequest(user_id=next(raw for raw in after.users if raw is not None))
+        opened.submit(request)
+        opened.process_pending()
+        after.erase(request)
+        assert opened.config.fingerprint() == opened._loaded().manifest.config.fingerprint()
+        assert digest_of(opened) == after.digest(deployments.store("scratch"))
+        assert audited(opened).exact
+        plain.erase(request)
+    with pytest.raises(DeploymentError, match="other settings"):
+        deployments.open("shop", config)
+    assert digest_of(deployments.open("shop", wanted)) == digest_of(opened)
+
+    # A second one begins at them, not at those of the first fit.
+    opened = deployments.open("shop")
+    repartitioned(opened, "model.width=3")
+    assert digest_of(opened) == fresh(deployments, "fresh again", plain, changed(wanted, ["model.width=3"]))
+
+
+def test_what_was_left_to_be_chosen_is_chosen_anew_however_often(deployments: Deployments) -> None:
+    config = configured("hashed")
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    repartitioned(coordinator, "partition.n_shards=2")
+    coordinator = deployments.open("shop")
+    chosen = coordinator.config.model.alpha0
+    assert '"alpha0":"auto"' in coordinator._ledger.noted("settings", "")
+    repartitioned(coordinator, "model.alpha0=0.7")
+    assert coordinator.config.model.alpha0 == 0.7
+    repartitioned(coordinator, "model.alpha0=auto")
+    assert coordinator.config.model.alpha0 == chosen
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, ["partition.n_shards=2"]))
+
+
+def test_several_that_wait_are_one_with_all_their_changes(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    coordinator.repartition(["model.kind=bpr"])
+    coordinator.repartition(["model.epochs=2"])
+    coordinator.process_pending()
+    wanted = changed(config, ["model.kind=bpr", "model.epochs=2"])
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model.colour=red", "model.colour: unknown key"),
+        ("partition.n_shards=0", "partition.n_shards"),
+        ("n_shards", "section.key=value"),
+        ("unlearning.plan=every=6h", "give it when the deployment is opened"),
+        ("runtime.slots=3", "give it when the deployment is opened"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused_and_changes_nothing(deployments: Deployments, change: str, says: str) -> None:
+    config = configured(alpha0=0.3)
+    coordinator = deployments.fit("shop", config, generated(config))
+    before = coordinator.describe()
+    with pytest.raises(ConfigError, match=says):
+        coordinator.repartition([change])
+    assert coordinator.describe() == before
+    assert coordinator.process_pending() == []
+
+
+def test_a_change_must_fit_to_those_that_wait(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    coordinator = deployments.fit("shop", config, generated(config))
+    coordinator.repartition(["model.kind=bpr"])
+    with pytest.raises(ConfigError, match=r"model\.alpha0"):
+        coordinator.repartition(["model.alpha0=0.5"])
+    coordinator.process_pending()
+    assert coordinator.config.model.kind == "bpr"
+
+
+def test_before_the_first_fit_there_is_nothing_to_divide(deployments: Deployments) -> None:
+    coordinator = deployments.open("shop", configured())
+    with pytest.raises(DeploymentError, match="call fit first"):
+        coordinator.repartition()
+    assert not coordinator.has_pending()
+
+
+def test_it_counts_among_what_may_wait(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    coordinator = deployments.fit("shop", config, generated(config))
+    coordinator.settings = coordinator.settings.model_copy(update={"max_pending": 1})
+    coordinator.repartition()
+    with pytest.raises(QueueFullError):
+        coordinator.repartition()
+    coordinator.process_pending()
+
+
+def test_a_key_is_the_same_request_also_after_the_seed_was_changed(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    coordinator = deployments.fit("shop", config, generated(config))
+    user = coordinator._loaded().users.ids[3]
+    first = coordinator.submit(UnlearningRequest(user_id=user), "key")
+    coordinator.process_pending()
+    repartitioned(coordinator, "seed=5")
+    assert coordinator.submit(UnlearningRequest(user_id=user), "key").request_id == first.request_id
+    assert deployments.open("shop").submit(UnlearningRequest(user_id=user), "key").request_id == first.request_id
+
+
+def test_the_ledger_holds_no_password_of_the_settings(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    secret = f"sqlite:///{deployments.folder}/ledger.db?hunter2=1"
+    unlearning = config.unlearning.model_copy(update={"ledger": secret})
+    coordinator = deployments.open(
+        "shop", config.model_copy(update={"unlearning": unlearning}), ledger_url=f"sqlite:///{deployments.folder}/ledger.db"
+    )
+    coordinator.fit(generated(config))
+    repartitioned(coordinator, "model.width=3")
+    assert "hunter2" not in coordinator._ledger.noted("settings", "") + coordinator._ledger.noted("unlearning", "")
+
+
+def test_settings_that_say_where_things_run_stay_those_of_the_process(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    deployments.fit("shop", config, generated(config)).close()
+    runtime = config.runtime.model_copy(update={"slots": 7, "timeout_seconds": 9.0})
+    pools: list[EraserConfig] = []
+    opened = deployments.open("shop", config.model_copy(update={"runtime": runtime}))
+    make_pool = opened._make_pool
+    opened._make_pool = lambda settings: pools.append(settings) or make_pool(settings)
+    repartitioned(opened, "model.width=3")
+    assert (opened.config.runtime, [pool.runtime for pool in pools]) == (runtime, [runtime])
+    assert opened.pool._aggregator.config.model.width == 3
+
+
+# ---- when something goes wrong
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_after_any_step_changes_nothing_of_what_comes_out(deployments: Deployments, step: str) -> None:
+    config, changes = configured("user_based"), ["partition.n_shards=2", "model.width=3"]
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    request = UnlearningRequest(user_id=plain.users[7])
+    coordinator.submit(request)
+    coordinator._on_step = at(step, kill)
+    with pytest.raises(Killed):
+        carried_out(coordinator, *changes)
+    opened = deployments.open("shop")
+    with pytest.raises(UnknownIdError):
+        opened.recommend(plain.users[7])
+    opened.process_pending()
+    plain.erase(request)
+    assert digest_of(opened) == fresh(deployments, "fresh", plain, changed(config, changes))
+    assert opened.describe()["generation"] == 4
+    assert opened._ledger.counts()["done"] == 2
+    assert len(opened._ledger.receipts()) == 4
+    assert verify_chain(opened._ledger.receipts()) == []
+    # The settings are those of what was published, before and after the kill.
+    repartitioned(opened, "model.width=5")
+    wanted = changed(config, ["partition.n_shards=2", "model.width=5"])
+    assert digest_of(opened) == fresh(deployments, "fresh again", plain, wanted)
+
+
+def test_one_that_was_never_published_changes_no_settings(deployments: Deployments) -> None:
+    config = configured(alpha0=0.3)
+    coordinator, plain = with_a_history(deployments, "shop", config)
+    closed: list[object] = []
+    make_pool = coordinator._make_pool
+
+    def watched(settings: EraserConfig):
+        pool = make_pool(settings)
+        pool.close = lambda: closed.append(pool)
+        return pool
+
+    coordinator._make_pool = watched
+    coordinator._on_step = at("written", lambda: (_ for _ in ()).throw(PoolError("shard 1", "its process died")))
+    coordinator.repartition(["model.width=3"])
+    with pytest.raises(PoolError):
+        coordinator.process_pending()
+    assert len(closed) == 1  # the processes of what did not come to be
+    assert coordinator._store.files() == files_of(coordinator._store, digest_of(coordinator))
+    assert coordinator.config.model.width == 4
+    user = plain.users[7]
+    coordinator.submit(UnlearningRequest(user_id=user))  # goes first, with the settings as they are
+    (receipt,) = coordinator.process_pending()
+    assert receipt.pairs_erased > 0
+    assert coordinator.config.model.width == 4
+    plain.erase(UnlearningRequest(user_id=user))
+    coordinator.process_pending()
+    assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, ["model.width=3"]))
