@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint soak install clean
 
 install: $(VENV)/installed
 
@@ -31,6 +31,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# About ten minutes: two thousand requests while processes are killed; exits with 1 where a promise was broken.
+soak: install
+	$(BIN)/python tests/benchmarks/soak.py --seed 0 --requests 2000 --shards 8
 
 clean:
 	rm -rf $(VENV)

@@ -9,8 +9,8 @@ import typer
 
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.evaluate import evaluate as measure
-from ray_eraser.evaluate import in_rows_of
+from ray_eraser.evaluation import evaluate as measure
+from ray_eraser.evaluation import in_rows_of
 
 
 def evaluate(

@@ -85,6 +85,8 @@ def unlearn(
 
         from ray_eraser.runtime.session import session
 
+        if cli.submission_id() is not None and pairs is None:
+            cli.say("notice: Ray keeps this job's command in its logs, and the id is in it; --requests FILE leaves it out")
         with session(ray_address) as ray_session:
             client = cli.attach(deployment, storage_path, settings.unlearning.ledger)
             ticket = client.unlearn(user_id=request.user_id, item_id=request.item_id, pairs=request.pairs, idempotency_key=key)

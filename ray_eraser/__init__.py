@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ray_eraser.data.files import read_dataset
     from ray_eraser.embeddings import Embeddings
     from ray_eraser.errors import RayEraserError
-    from ray_eraser.evaluate import evaluate
+    from ray_eraser.evaluation import evaluate
     from ray_eraser.pool import LocalShardPool
     from ray_eraser.runtime.client import Client, Ticket, connect, deploy
     from ray_eraser.unlearning.audit import audit
@@ -43,7 +43,7 @@ _HOMES = {
     "audit": "unlearning.audit",
     "connect": "runtime.client",
     "deploy": "runtime.client",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_config": "config",
     "read_dataset": "data.files",
     "register": "config",

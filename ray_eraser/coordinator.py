@@ -327,11 +327,15 @@ class Coordinator:
         """
         with self._accepting():
             faults: dict[int, Refusal] = {}
+            by_key: dict[str | None, UnlearningRequest] = {}
             for number, submission in enumerate(submissions, 1):
-                row = submission.row or number
+                row, key = submission.row or number, submission.idempotency_key
                 try:
-                    if self._ledger.recorded(self._key_hash(submission.idempotency_key), submission.request) is None:
+                    if key is not None and by_key.get(key, submission.request) != submission.request:
+                        raise RequestError("the idempotency key belongs to another request: choose a new key")
+                    if self._ledger.recorded(self._key_hash(key), submission.request) is None:
                         self._check(submission.request)
+                    by_key[key] = submission.request
                 except InputError as error:
                     reason = error.problem if isinstance(error, RequestError) else str(error)
                     if not partial:
@@ -363,7 +367,7 @@ class Coordinator:
             repeated = self._ledger.recorded(key_hash, Learning(tuple(named)))
             if repeated is not None:
                 return self._submitted(repeated)
-            waiting = {pair for learning in self._learnings() for pair in learning.pairs}
+            waiting = set(self._to_come())
             new = tuple(pair for pair in named if pair not in waiting and not self._is_known(*pair))
             if not new:
                 raise RequestError(f"all of the {len(named)} pairs are known already: there is nothing to learn")
@@ -531,7 +535,7 @@ class Coordinator:
         """
         snapshot = self._served()
         users, items = self._kinds()
-        waiting = [pair for learning in self._learnings() for pair in learning.pairs]
+        waiting = self._to_come()
         if request.user_id is not None and not any(user == users.parsed(request.user_id) for user, _ in waiting):
             snapshot.users.row(request.user_id)
         if request.item_id is not None and not any(item == items.parsed(request.item_id) for _, item in waiting):
@@ -553,9 +557,22 @@ class Coordinator:
         snapshot = self._served()
         return user in snapshot.users and item in snapshot.items and snapshot.has_seen(user, item)
 
-    def _learnings(self) -> list[Learning]:
-        """What waits to be learned or is being trained on."""
-        return [row.work for row in self._learning_rows() if isinstance(row.work, Learning)]
+    def _to_come(self) -> list[tuple[RawId, RawId]]:
+        """The pairs that wait to be learned or are being trained on, but for those that go again right afterwards."""
+        return [pair for left in self._left_to_learn(self._ledger.unfinished()).values() for pair in left.pairs]
+
+    def _left_to_learn(self, rows: Sequence[RequestRow]) -> dict[RequestId, Learning]:
+        """What the requests that came after them leave of the learnings among all unfinished requests."""
+        left = {}
+        for position, row in enumerate(rows):
+            if isinstance(row.work, Learning):
+                # Those that wait lost it when it was asked; what is being trained on cannot any more.
+                being_trained_on = row.state is RequestState.ROUTED
+                later = [
+                    other.work for other in rows[position:] if being_trained_on and isinstance(other.work, UnlearningRequest)
+                ]
+                left[row.request_id] = self._amended([row], later).get(row.request_id, row.work)
+        return left
 
     def _learning_rows(self) -> list[RequestRow]:
         return [row for row in self._ledger.unfinished() if isinstance(row.work, Learning)]
@@ -564,7 +581,7 @@ class Coordinator:
         """Vocabularies of users and items that say how an id stands here: where none is left, as in what is to be learned."""
         users, items = self._served().users, self._served().items
         if users.is_empty or items.is_empty:
-            waiting = [pair for learning in self._learnings() for pair in learning.pairs]
+            waiting = [pair for row in self._learning_rows() if isinstance(row.work, Learning) for pair in row.work.pairs]
             users, items = users.extended(user for user, _ in waiting), items.extended(item for _, item in waiting)
         return users, items
 
@@ -659,17 +676,14 @@ class Coordinator:
             names = [row.request_id for row in batch]
             with self._serving:
                 # Waiting again, what is to be learned loses what was asked to be forgotten while it was being trained on.
-                rows, amended = self._ledger.unfinished(), dict[RequestId, Learning]()
-                for place, row in enumerate(rows):
-                    if row.request_id in names and isinstance(row.work, Learning):
-                        later = [other.work for other in rows[place:] if isinstance(other.work, UnlearningRequest)]
-                        amended |= self._amended([row], later)
+                left = self._left_to_learn(self._ledger.unfinished())
+                amended = {name: left[name] for name in names if name in left}
                 self._ledger.failed(names, reason_of(error), attempts, amended)
             self._step("failed", batch)
             with suppress(StaleEpochError, StoreError, LedgerError, OSError):  # what remains now goes with the next generation
-                left = self._left_over(self._published())
+                left_over = self._left_over(self._published())
                 self.check_in_force()  # after looking: what another coordinator writes is not among what was there
-                for path in left:
+                for path in left_over:
                     self._store.delete(path)
             raise
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "ray_eraser"
 
 FLOORS = [
     {"errors", "ids", "seeds", "compute", "determinism", "config", "embeddings", "data", "logs", "registry"},
-    {"partition", "models", "recommend", "vectors", "metrics", "evaluate", "training", "aggregation"},
+    {"partition", "models", "recommend", "vectors", "metrics", "evaluation", "training", "aggregation"},
     {"store", "shard", "aggregator", "unlearning", "generation"},
     {"pool", "coordinator"},
     {"study", "web", "doctor"},
@@ -80,3 +80,11 @@ def test_nothing_stored_is_read_by_running_it() -> None:
         text = file.read_text("utf-8")
         for unsafe in ("pickle.load", "torch.load", "allow_pickle=True", "eval(", "exec("):
             assert unsafe not in text, f"{file.relative_to(PACKAGE)} uses {unsafe}"
+
+
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
+    # A module, once imported, stands under its name in the package: the function would be gone from then on.
+    import ray_eraser
+
+    modules = {file.stem for file in PACKAGE.glob("*.py")} | {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
+    assert modules.isdisjoint(ray_eraser.__all__)

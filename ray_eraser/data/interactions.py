@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+_SPARSE = 16
+"""A shard's rows are called sparse if the last is more than so many times their number."""
+
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
@@ -120,7 +123,11 @@ def _codes(users: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def _numbered(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that there are, ascending, and for each of `rows` its place among them, all int32. No sort: rows are dense."""
+    """The rows that there are, ascending, and for each of `rows` its place among them, all int32."""
+    if rows.max(initial=0) > _SPARSE * len(rows):
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        return distinct.astype(np.int32), inverse.astype(np.int32)
+    # Several times as fast as a sort, where a table of all rows is no larger than some of the pairs themselves.
     present = np.bincount(rows) > 0
     places = np.cumsum(present, dtype=np.int32) - np.int32(1)
     return np.flatnonzero(present).astype(np.int32), places[rows]

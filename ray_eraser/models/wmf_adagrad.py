@@ -18,7 +18,7 @@ from torch import Tensor
 from ray_eraser.config import WmfAdagradConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.training.stopping import EarlyStopping
 

@@ -52,6 +52,11 @@ class Placement:
     notices: tuple[str, ...]
 
 
+def labels_of(runtime: RuntimeConfig) -> dict[str, str]:
+    """The labels that a node must have to hold shards."""
+    return dict(label.split("=", 1) for label in runtime.node_labels)
+
+
 def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Placement:
     """Shards over nodes in proportion to their slots, so that all have trained theirs at about the same time.
 
@@ -60,7 +65,7 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
     Raises:
         PoolError: no node has the labels that are asked for.
     """
-    wanted = dict(label.split("=", 1) for label in runtime.node_labels)
+    wanted = labels_of(runtime)
     labelled = [node for node in nodes if wanted.items() <= node.labels.items()]
     if not labelled:
         raise PoolError(

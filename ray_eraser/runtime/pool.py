@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig, RuntimeConfig
@@ -20,7 +19,7 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import PoolError, RayEraserError
 from ray_eraser.ids import ShardId
 from ray_eraser.pool import OnDone
-from ray_eraser.runtime.placement import Node, Placement, spread
+from ray_eraser.runtime.placement import Node, Placement, labels_of, spread
 from ray_eraser.runtime.session import NAMESPACE
 from ray_eraser.shard import ShardOrder, Trained
 
@@ -228,9 +227,10 @@ class RayShardPool:
                 get_if_exists=True,
                 num_cpus=0,
                 num_gpus=gpus,
-                # Soft: when the node dies, it comes back on another, of the same labels.
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True),
-                label_selector=dict(label.split("=", 1) for label in self._config.runtime.node_labels),
+                # By the label that every node has: to a soft NodeAffinitySchedulingStrategy, what holds no CPU does not keep.
+                label_selector={"ray.io/node-id": node_id},
+                # Where it comes back when the node dies.
+                fallback_strategy=[{"label_selector": labels_of(self._config.runtime)}],
                 max_restarts=-1,
                 max_task_retries=3,  # orders can be repeated
             ).remote(*args)

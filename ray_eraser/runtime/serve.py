@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 _ANSWER_SECONDS = 30.0
 """The longest that an asker waits for the deployment; training is never waited for."""
-_START_SECONDS, _LISTEN_SECONDS = 60.0, 10.0
+_START_SECONDS, _LISTEN_SECONDS = 60.0, 5.0
 _WAITING = 200
 """Requests that wait for a process; more are refused with 503."""
 

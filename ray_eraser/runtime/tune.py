@@ -231,20 +231,23 @@ def _trial(
     scratch: str,
 ) -> None:
     config = sweep.config_of(point)
-    key = config.fingerprint()
+    key, label = config.fingerprint(), sweep.label(point)
     if key in known:
         tune.report(known[key])
         return
-    seconds = config.runtime.timeout_seconds
-    if not config.is_settled:
-        config = config.settled(_asked(shared.alpha0.remote(config), seconds))
-    partition: Partition = _asked(shared.partition.remote(config), seconds)
     folder = Path(scratch) / str(tune.get_context().get_trial_id())
     try:
-        row = empty_row(key, sweep.label(point), config)
+        seconds = config.runtime.timeout_seconds
+        if not config.is_settled:
+            config = config.settled(_asked(shared.alpha0.remote(config), seconds))
+        partition: Partition = _asked(shared.partition.remote(config), seconds)
         budgets = epoch_budgets(config, stop_early=sweep.stop_early)
+        row = empty_row(key, label, config)
         for figures in measured(config, dataset, partition, drawn, sweep.mix, budgets, _make_pool, str(folder)):
             tune.report({**row, **figures})
+    except RayEraserError as error:
+        tune.report({**empty_row(key, label, config), "state": "failed", "error": one_line(str(error))})
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -282,7 +285,12 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         del iteration, trials
-        row = {**self._row(trial), "state": "failed", "error": _reason(trial.get_error())}
+        row = self._row(trial)
+        # A trial says itself what it fails of, unless it is a fault of the program or its process died.
+        told = self.rows.get(row["key"], row)
+        row = (
+            told if told["error"] else {**row, "state": "failed", "error": f"see {self._file.parent / 'tune' / trial.trial_id}"}
+        )
         self._write(row)
         self._on_row(row)
 
@@ -299,14 +307,6 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
     def _write(self, row: Row) -> None:
         self.rows[row["key"]] = row
         write_results(self._file, list(self.rows.values()))
-
-
-def _reason(error: Any) -> str:
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, RayEraserError):
-        return one_line(str(cause))
-    lines = str(cause).strip().splitlines()
-    return one_line(lines[-1] if lines else type(cause).__name__)
 
 
 def run_sweep(sweep: Sweep, dataset: Dataset, folder: Path, on_row: Callable[[Row], None]) -> tuple[list[Row], int]:

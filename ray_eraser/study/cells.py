@@ -22,7 +22,7 @@ from ray_eraser.config import EraserConfig, load_config
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.ids import RawId, ShardId
 from ray_eraser.pool import LocalShardPool, OnDone
 from ray_eraser.shard import ShardOrder, Trained

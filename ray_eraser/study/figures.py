@@ -185,7 +185,7 @@ def draw_sweep(rows: Sequence[dict[str, Any]], chosen: str, title: str, folder: 
 
 
 def _method(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """The settings of a trial that the figure does not show otherwise; one that has many values, as drawn ones do, is left out."""
+    """The settings of a trial that the figure does not show otherwise; what has many values, as the drawn have, is left out."""
     values: dict[str, set[str]] = {"partition.n_shards": set(), "partition.kind": set()}
     left_out = set(values)
     for each in rows:

@@ -24,7 +24,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.study.cells import Cell, TimedPool
 from ray_eraser.study.tables import cutoff
 from ray_eraser.unlearning.request import UnlearningRequest

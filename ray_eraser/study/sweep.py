@@ -26,7 +26,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import ConfigError, InputError
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.partition import Partition, divide
 from ray_eraser.store import ShardData
 from ray_eraser.study.simulation import KINDS
@@ -399,7 +399,7 @@ def _erasures(coordinator: Coordinator, drawn: Sequence[Drawn]) -> Row:
     return {"forget_seconds": forget, "restore_seconds": restore}
 
 
-_FIGURES = ("touched", "forget_seconds", "train_seconds", "partition_seconds", "balance", "shards_per_user", "alpha0")
+_FIGURES = ("touched", "forget_seconds", "train_seconds", "balance", "shards_per_user", "alpha0")
 
 
 def empty_row(key: str, label: str, config: EraserConfig) -> Row:

@@ -17,7 +17,7 @@ from ray_eraser.config import EraserConfig, WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.splits import hold_out
 from ray_eraser.determinism import deterministic
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.training.submodel import item_start

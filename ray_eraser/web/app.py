@@ -16,7 +16,7 @@ from fastapi import Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 
@@ -24,7 +24,7 @@ from ray_eraser.errors import RayEraserError, one_line
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.unlearning.evidence import ReceiptFile
 from ray_eraser.unlearning.receipt import Receipt
-from ray_eraser.unlearning.request import LONGEST_KEY, RequestState
+from ray_eraser.unlearning.request import LONGEST_ID, LONGEST_KEY, RequestState
 from ray_eraser.web.answers import Answer, answer_to
 from ray_eraser.web.guard import Guard
 from ray_eraser.web.keys import Keys
@@ -76,7 +76,9 @@ class Ask(Protocol):
     def __call__(self, call: Callable[[Deployment], _T]) -> _T: ...
 
 
-Id = StrictInt | StrictStr
+# What else makes a text no id, `UnlearningRequest` refuses in its own words.
+_Text = Annotated[StrictStr, WithJsonSchema({"type": "string", "maxLength": LONGEST_ID, "pattern": "^[^\\u0000]*$"})]
+Id = StrictInt | _Text
 
 
 class ErasureRequest(BaseModel):

@@ -47,6 +47,15 @@ def run_reader(address: str, users: Sequence[RawId], file: Path, is_over: Any) -
         time.sleep(0.01)
 
 
+def processor_seconds(role: str) -> float:
+    """What the process of an actor has computed so far, whatever else the machine had to do."""
+    import ray
+
+    (named,) = [one for one in ray.util.list_named_actors(all_namespaces=True) if one["name"].endswith(f"/{role}")]
+    actor = ray.get_actor(named["name"], namespace=named["namespace"])
+    return float(ray.get(actor.__ray_call__.remote(lambda _: time.process_time())))
+
+
 def one_after_the_other(client: Client, users: Sequence[RawId]) -> tuple[list[Ticket], list[float]]:
     """The tickets, and the seconds that each client waited for one."""
     tickets, seconds = [], []
@@ -103,9 +112,10 @@ def main() -> None:
             time.sleep(0.1)
         time.sleep(arguments.idle_seconds)
 
-        begun = time.time()
+        begun, computed = time.time(), processor_seconds("excisor")
         tickets, waited = one_after_the_other(client, askers[: arguments.requests])
         alone = [ticket.wait() for ticket in tickets]
+        computed = (processor_seconds("excisor") - computed) / len(tickets)
         begun_side = time.time()
         tickets = side_by_side(client, askers[arguments.requests :], arguments.clients, arguments.seconds)
         asked = time.time()
@@ -128,6 +138,7 @@ def main() -> None:
         "|---|---|",
         f"| to forget, {len(forget)} users one after the other, {len(generations)} generations | {percentiles(forget)} |",
         f"| the same, as the client sees it | {percentiles(waited)} |",
+        f"| computed of it by the aggregator of excisions, mean | {computed:.3f} |",
         f"| to restore | {percentiles([receipt.seconds['to_restore'] for receipt in alone])} |",
         f"| to forget, {n_clients} clients side by side | {percentiles([one.seconds['to_forget'] for one in together])} |",
         f"| a read, nothing else going on ({len(idle)}) | {percentiles(idle)} |",

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+_LOAD = os.getloadavg()[0]  # what others did meanwhile is in every figure
 _NUMERALS = {1: "one core", 2: "two cores", 4: "four cores", 8: "eight cores"}
 
 
@@ -78,6 +79,7 @@ def heading(title: str, threads: int) -> list[str]:
         f"# {title}",
         "",
         f"{_today()}, {_commit()}, {machine}, Python {platform.python_version()}, {threads} thread(s) a process.",
+        f"Load of the machine before the start: {_LOAD:.1f}.",
         "",
         f"Command: `{_command()}`",
         "",

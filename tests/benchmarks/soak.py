@@ -63,6 +63,8 @@ Pair = tuple[str, str]
 _DEPLOYMENT = "soak"
 _READER = "reader"  # whose users and items nobody asks to be forgotten
 _ANSWER_SECONDS = 60.0  # a read or a request that takes longer has failed
+_OVERTIME_SECONDS = 180.0  # that the clients may take longer than the requests are spread over
+_SETTLE_SECONDS = 120.0
 _FEWEST_ITEMS = 20
 
 
@@ -202,7 +204,7 @@ class Asker:
             known = self._asked[number]
             ask = Ask(known.kind, known.value, known.key, repeats=number)
         elif kind == "invalid":
-            ask = self._invalid(key, accepted)
+            ask = self._invalid(key, accepted, ["never", "erased", "pair", "key", *(["known"] if alone else [])])
         else:
             ask = self._valid(kind, key)
             self.model.apply(ask)
@@ -239,10 +241,12 @@ class Asker:
         unknown = sorted(item for item in self._items if (user, item) not in self.model.pairs)
         return [(user, item) for item in self._draw.sample(unknown, min(len(unknown), self._draw.randint(2, 10)))]
 
-    def _invalid(self, key: str, accepted: Sequence[int]) -> Ask:
-        """Something that cannot be: an id that never was, one that was erased, a pair that never was, a key that was used."""
+    def _invalid(self, key: str, accepted: Sequence[int], kinds: Sequence[str]) -> Ask:
+        """Something that cannot be: an id that never was, one that was erased, a pair that never was, a key that was used,
+        nothing new to learn.
+        """
         users, items = self._present()
-        kind = self._draw.choice(["never", "erased", "pair", "key", "known"])
+        kind = self._draw.choice(kinds)
         if kind == "erased" and self.model.erased_users:
             # One that was being learned when it was erased is there until that is over.
             return Ask("user", self._draw.choice(sorted(self.model.erased_users)), key, "either")
@@ -417,7 +421,10 @@ def soak(settings: Settings, folder: Path) -> tuple[list[str], list[str]]:
         for process in (*clients, killer):
             process.start()
         for process in clients:
-            process.join()
+            process.join(max(0.0, times["begun"] + settings.minutes * 60 + _OVERTIME_SECONDS - time.time()))
+            if process.is_alive():
+                process.terminate()  # which its exit code tells
+                process.join()
         times["asked"] = time.time()
         if settings.kills:
             killer.join(30 + 5 * settings.pause)
@@ -444,7 +451,7 @@ def soak(settings: Settings, folder: Path) -> tuple[list[str], list[str]]:
 
 def _settled(client: Client) -> dict[str, int]:
     """Wait until nothing is left to be done; requests by state."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
         requests: dict[str, int] = _until_answered(client.describe)[0]["requests"]
         waiting = sum(n for state, n in requests.items() if not RequestState(state).is_final)

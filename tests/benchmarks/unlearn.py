@@ -9,15 +9,15 @@ Everything is measured in one run on one local Ray, shards up: submit to excised
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measured import heading, write_report
 
 import ray_eraser
 from ray_eraser.config import load_config
@@ -47,10 +47,6 @@ def _erase(client: Client, users: list[RawId], reader: RawId) -> tuple[list[floa
     return forget, restore, reads
 
 
-def _machine() -> str:
-    return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -74,16 +70,9 @@ def main() -> None:
         forget, restore, reads = _erase(client, users[1 : 1 + arguments.requests], users[-1])
         client.shutdown()
     full_seconds = full_fit.seconds["shards"] + full_fit.seconds["aggregation"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    named = [argument.replace(arguments.data, Path(arguments.data).name) for argument in sys.argv]
-    command = " ".join(["python", *named]).partition(" --report")[0]
+    name, n_shards = Path(arguments.data).name, config.partition.n_shards
     lines = [
-        f"# One user's erasure, {Path(arguments.data).name}, {config.partition.n_shards} {config.partition.kind} shards",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {_machine()}, {config.runtime.threads} thread(s) a process.",
-        "",
-        f"Command: `{command}`",
-        "",
+        *heading(f"One user's erasure, {name}, {n_shards} {config.partition.kind} shards", config.runtime.threads),
         "| seconds | min / median / max |",
         "|---|---|",
         f"| to forget (submit to excised) | {_spread(forget)} |",
@@ -92,13 +81,8 @@ def main() -> None:
         f"| full retraining, one shard, same epochs, same code | {full_seconds:.3f} |",
         f"| first training of all shards | {fit.seconds['shards'] + fit.seconds['aggregation']:.3f} |",
         f"| **full retraining over to restore** | **{full_seconds / statistics.median(restore):.2f}** |",
-        "",
     ]
-    print("\n".join(lines))
-    if arguments.report is not None:
-        arguments.report.mkdir(parents=True, exist_ok=True)
-        name = f"{datetime.now(UTC):%Y-%m-%d}-unlearn-{Path(arguments.data).name}-{config.partition.n_shards}.md"
-        (arguments.report / name).write_text("\n".join(lines), "utf-8")
+    write_report(lines, arguments.report, f"unlearn-{name}-{n_shards}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A cluster of several Ray nodes on this machine, and a program that uses it, in a process of their own.
 
-Every function here is called in that process: which Ray the tests' own process uses is other tests' business, and a program whose
-head is killed under it is killed, too.
+Every function here is called in that process: which Ray the tests' own process uses is other tests' business, and a program
+whose head is killed under it is killed, too.
 """
 
 from __future__ import annotations
@@ -125,26 +125,29 @@ def kill_head() -> None:
     _clusters[-1].head_node = None
 
 
-def spans_of_calls(nodes: Sequence[str], calls: int, seconds: float) -> list[tuple[str, float, float]]:
-    """(node, begin, end) of calls that are fixed to nodes in turn, as `RayTasks` lets them run."""
+def course_of_calls(nodes: Sequence[str], calls: int) -> list[tuple[str, str]]:
+    """(`started` or `ended`, node) of calls that are fixed to nodes in turn, in the order in which `RayTasks` lets them run."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from ray_eraser.config import RuntimeConfig
     from ray_eraser.runtime.pool import RayTasks
 
     @ray.remote(num_cpus=0)
-    def busy() -> tuple[str, float, float]:
-        begin = time.time()
-        time.sleep(seconds)
-        return ray.get_runtime_context().get_node_id(), begin, time.time()
+    def here() -> str:
+        time.sleep(0.1)
+        return ray.get_runtime_context().get_node_id()
+
+    course = []
+
+    def start(node: str) -> Any:
+        course.append(("started", node))
+        return here.options(label_selector={"ray.io/node-id": node}).remote()
 
     where = {number: nodes[number % len(nodes)] for number in range(calls)}
-    starts = {
-        number: partial(busy.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote)
-        for number, node in where.items()
-    }
-    return [span for _, span in RayTasks(RuntimeConfig()).windowed(starts, "call", where)]
+    starts = {number: partial(start, node) for number, node in where.items()}
+    for _, node in RayTasks(RuntimeConfig()).windowed(starts, "call", where):
+        course.append(("ended", node))
+    return course
 
 
 def audit(storage_path: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.evaluate import evaluate, in_rows_of
+from ray_eraser.evaluation import evaluate, in_rows_of
 
 SECOND = 1 / np.log2(3)
 

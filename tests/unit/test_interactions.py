@@ -117,3 +117,24 @@ def test_pairs_are_taken_by_position_or_by_mask():
     some = log_of([(0, 1), (2, 3), (4, 5)])
     assert pairs_of(some.take(np.array([0, 2]))) == [(0, 1), (4, 5)]
     assert pairs_of(some.take(np.array([False, True, False]))) == [(2, 3)]
+
+
+@pytest.mark.parametrize("n_users", [100, 1000, 1_000_000])
+def test_rows_and_compact_numbers_are_those_of_a_sort(n_users: int) -> None:
+    generator = np.random.default_rng(0)
+    pairs = Interactions.of(generator.integers(0, n_users, 300), generator.integers(0, 50, 300))
+    compact = pairs.compact()
+    for rows, found, places, mine in (
+        (pairs.users, compact.user_rows, compact.interactions.users, pairs.user_rows()),
+        (pairs.items, compact.item_rows, compact.interactions.items, pairs.item_rows()),
+    ):
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        for array, wanted in ((found, distinct), (mine, distinct), (places, inverse)):
+            assert array.dtype == np.int32
+            assert np.array_equal(array, wanted)
+
+
+def test_nobody_is_numbered_where_nothing_is() -> None:
+    compact = Interactions.none().compact()
+    assert compact.user_rows.dtype == compact.item_rows.dtype == np.int32
+    assert len(compact.user_rows) == len(compact.item_rows) == len(compact.interactions) == 0

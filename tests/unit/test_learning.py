@@ -388,6 +388,29 @@ def test_what_is_learned_anew_waits_for_an_erasure_of_it_that_failed(
     assert audited(coordinator).exact
 
 
+@pytest.mark.parametrize("step", WHILE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_learned_forgotten_and_learned_again_while_it_is_trained_on_is_there_in_the_end(
+    coordinator: Coordinator, kind: str, step: str
+) -> None:
+    request = about(kind, ANN, SOFA)
+    coordinator.learn([(ANN, SOFA), (BOB, LAMP)])
+
+    def on_step(name: str) -> None:
+        if name == step:
+            coordinator._on_step = lambda _: None
+            coordinator.submit(request)
+            with pytest.raises((UnknownIdError, RequestError)):
+                coordinator.submit(request)
+            coordinator.learn([(ANN, SOFA)])
+
+    coordinator._on_step = on_step
+    assert coordinator.process_pending() == []
+    assert len(coordinator.process_pending()) == 1
+    assert {(ANN, SOFA), (BOB, LAMP)} <= Plain(coordinator).pairs
+    assert audited(coordinator).exact
+
+
 def test_an_erasure_that_is_repeated_under_its_key_takes_nothing_of_what_was_learned_since(coordinator: Coordinator) -> None:
     user, item = min(Plain(coordinator).shards[1][0])
     request = UnlearningRequest(user_id=user)

@@ -1,4 +1,4 @@
-"""Several who ask to be forgotten at the same time."""
+"""Several requests at the same time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from conftest import Deployments
 from ray_eraser.aggregator import AggregationOrder
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import UnknownIdError
+from ray_eraser.errors import RequestError, UnknownIdError
 from ray_eraser.pool import LocalShardPool
-from ray_eraser.unlearning.request import Submission, UnlearningRequest
+from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest
 
 
 class _Held(LocalShardPool):
@@ -83,3 +83,16 @@ def test_one_that_is_refused_keeps_nobody_waiting(deployments: Deployments, trai
     started = time.monotonic()
     coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[0]))
     assert time.monotonic() - started < 0.9
+
+
+def test_of_two_with_one_key_the_second_is_at_fault(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
+    coordinator = deployments.copy(trained, "a")
+    one, other = (UnlearningRequest(user_id=user) for user in tiny.users.ids[:2])
+    two = [Submission(one, "k"), Submission(other, "k"), Submission(one, "k"), Submission(other, "l")]
+    with pytest.raises(RequestError, match="row 2: the idempotency key belongs to another request"):
+        coordinator.submit_many(two)
+    assert not coordinator.has_pending()
+    first, second, again, third = coordinator.submit_many(two, partial=True)
+    assert isinstance(second, Refusal)
+    assert first.request_id == again.request_id != third.request_id
+    assert coordinator.describe()["requests"]["excised"] == 2

@@ -15,7 +15,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.study.cells import MODELS, Cell, measure
 from ray_eraser.study.plans import METHODS, PLANS

@@ -18,7 +18,7 @@ from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.errors import ConfigError, InputError
-from ray_eraser.evaluate import evaluate
+from ray_eraser.evaluation import evaluate
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import ShardData
 from ray_eraser.study.figures import draw_sweep
@@ -46,6 +46,7 @@ from ray_eraser.study.sweep import (
     touched_per_request,
 )
 
+HUNDREDS = ",".join(map(str, range(1, 200)))
 MIX = {"user": 0.8, "item": 0.05, "pairs": 0.15}
 
 
@@ -100,7 +101,7 @@ def test_what_is_no_dimension_is_refused(text: str, said: str) -> None:
         (("model.reg=0.1,0.2", "model.reg=0.3"), {}, "given twice"),
         (("partition.n_shards=5,10",), {"samples": 3}, "nothing to draw"),
         (("model.reg=log(0.001,0.1)",), {"search": "optuna", "stop_early": True}, "use one of them"),
-        (("partition.n_shards=" + ",".join(map(str, range(1, 200))), "model.width=" + ",".join(map(str, range(1, 200)))), {}, "39601"),
+        ((f"partition.n_shards={HUNDREDS}", f"model.width={HUNDREDS}"), {}, "39601"),
     ],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(over: tuple[str, ...], fields: Any, said: str) -> None:
@@ -264,9 +265,9 @@ def test_a_trial_that_may_be_stopped_trains_for_a_part_of_its_epochs_first(
 # ---- choosing --------------------------------------------------------------------------------------------------------------
 
 
-def row(trial: str, quality: float, restore: float, touched: float, **fields: Any) -> dict[str, Any]:
+def row(key: str, quality: float, restore: float, touched: float, **fields: Any) -> dict[str, Any]:
     measures = {"ndcg@10": quality, "restore_seconds": restore, "touched": touched, "state": "finished"}
-    return {**empty_row(trial, f"model.width={trial}", EraserConfig()), **measures, **fields}
+    return {**empty_row(key, f"model.width={key}", EraserConfig()), **measures, **fields}
 
 
 ROWS = [
