@@ -514,7 +514,7 @@ class Coordinator:
                 asked.append(submission.request)  # what was recorded before says nothing of what was learned since
                 salt = secrets.token_hex(32)
                 entries.append(Entry(self._new_name(), submission.request, salt, hashed, submission.priority))
-        waiting = self._ledger.unfinished(RequestState.RECEIVED, RequestState.EXCISED, RequestState.SET_ASIDE)
+        waiting = self._learning_rows(RequestState.RECEIVED, RequestState.EXCISED, RequestState.SET_ASIDE)
         new = iter(self._record(entries, at, self._amended(waiting, asked)))
         return [row or next(new) for row in rows]
 
@@ -559,23 +559,25 @@ class Coordinator:
 
     def _to_come(self) -> list[tuple[RawId, RawId]]:
         """The pairs that wait to be learned or are being trained on, but for those that go again right afterwards."""
-        return [pair for left in self._left_to_learn(self._ledger.unfinished()).values() for pair in left.pairs]
+        rows = self._learning_rows()
+        if any(row.state is RequestState.ROUTED for row in rows):
+            rows = self._ledger.unfinished()  # with what came after them
+        return [pair for left in self._left_to_learn(rows).values() for pair in left.pairs]
 
     def _left_to_learn(self, rows: Sequence[RequestRow]) -> dict[RequestId, Learning]:
         """What the requests that came after them leave of the learnings among all unfinished requests."""
         left = {}
         for position, row in enumerate(rows):
             if isinstance(row.work, Learning):
-                # Those that wait lost it when it was asked; what is being trained on cannot any more.
-                being_trained_on = row.state is RequestState.ROUTED
-                later = [
-                    other.work for other in rows[position:] if being_trained_on and isinstance(other.work, UnlearningRequest)
-                ]
-                left[row.request_id] = self._amended([row], later).get(row.request_id, row.work)
+                left[row.request_id] = row.work
+                if row.state is RequestState.ROUTED:  # those that wait lost it when it was asked, this one cannot any more
+                    later = [other.work for other in rows[position:] if isinstance(other.work, UnlearningRequest)]
+                    left |= self._amended([row], later)
         return left
 
-    def _learning_rows(self) -> list[RequestRow]:
-        return [row for row in self._ledger.unfinished() if isinstance(row.work, Learning)]
+    def _learning_rows(self, *states: RequestState) -> list[RequestRow]:
+        """Learnings alone: thousands of other requests may wait, and reading them takes its time."""
+        return self._ledger.unfinished(*states, kind=Learning.kind)
 
     def _kinds(self) -> tuple[Vocabulary, Vocabulary]:
         """Vocabularies of users and items that say how an id stands here: where none is left, as in what is to be learned."""

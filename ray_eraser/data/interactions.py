@@ -78,6 +78,8 @@ class Interactions:
 
     def of_users(self, rows: np.ndarray) -> Interactions:
         """The pairs of these users."""
+        if len(rows) == 1:  # whose pairs stand together
+            return self.take(np.arange(*np.searchsorted(self.users, [rows[0], rows[0] + 1])))
         return self.take(np.isin(self.users, rows))
 
     def of_items(self, rows: np.ndarray) -> Interactions:

@@ -138,6 +138,8 @@ class LedgerContract:
             receive(ledger, name)
         advance(ledger, "a", RequestState.ERASED)
         assert [row.request_id for row in ledger.unfinished()] == ["c", "b"]
+        assert [row.request_id for row in ledger.unfinished(kind="user")] == ["c", "b"]
+        assert ledger.unfinished(kind="learn") == []
 
     def test_counts_name_every_state(self, ledger: Ledger) -> None:
         assert ledger.counts() == dict.fromkeys(map(str, RequestState), 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contracts.leftovers import left_since, living
 
 from ray_eraser.config import load_config
 from ray_eraser.study.tables import read_results
@@ -68,24 +69,6 @@ def address(ray_session: None) -> Iterator[str]:
     before = living()
     yield ray.get_runtime_context().gcs_address
     assert left_since(before) == set()
-
-
-def living() -> set[str]:
-    import ray
-    from ray._private import state  # the public listing needs the dashboard
-
-    actors = {f"actor {name}" for name, actor in state.actors().items() if actor["State"] != "DEAD"}
-    groups = {f"group {name}" for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
-    reserved = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-    return actors | groups | ({f"{reserved} CPU"} if reserved else set())
-
-
-def left_since(before: set[str]) -> set[str]:
-    """What is still there after a while."""
-    deadline = time.monotonic() + 60
-    while living() - before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return living() - before
 
 
 def until(count: int, file: Path, process: subprocess.Popen[bytes]) -> dict[str, dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from contracts.leftovers import left_since, living
 from contracts.pool_contract import PoolContract
 
 from ray_eraser.config import EraserConfig, changed
@@ -24,25 +24,11 @@ pytestmark = pytest.mark.ray
 MIX = {"user": 0.5, "pairs": 0.5}
 
 
-def living() -> set[str]:
-    """Actors and placement groups that are there, and whether a CPU is reserved."""
-    import ray
-    from ray._private import state  # the public listing needs the dashboard
-
-    actors = {f"actor {name}" for name, actor in state.actors().items() if actor["State"] != "DEAD"}
-    groups = {f"group {name}" for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
-    reserved = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-    return actors | groups | ({f"{reserved} CPU"} if reserved else set())
-
-
 @pytest.fixture
 def nothing_left(ray_session: None) -> Iterator[None]:
     before = living()
     yield
-    deadline = time.monotonic() + 60
-    while living() - before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert living() - before == set()
+    assert left_since(before) == set()
 
 
 def run(sweep: Sweep, dataset: Dataset, folder: Path, on_row: Callable[[Any], None] = lambda _: None) -> dict[str, Any]:

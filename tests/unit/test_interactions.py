@@ -138,3 +138,13 @@ def test_nobody_is_numbered_where_nothing_is() -> None:
     compact = Interactions.none().compact()
     assert compact.user_rows.dtype == compact.item_rows.dtype == np.int32
     assert len(compact.user_rows) == len(compact.item_rows) == len(compact.interactions) == 0
+
+
+def test_one_user_is_found_as_several_are() -> None:
+    generator = np.random.default_rng(0)
+    pairs = Interactions.of(generator.integers(1, 20, 100), generator.integers(0, 50, 100))
+    for user in range(22):
+        alone = pairs.of_users(np.array([user]))
+        assert np.array_equal(alone.codes(), pairs.take(pairs.users == user).codes())
+        assert alone.users.dtype == alone.items.dtype == np.int32
+    assert len(Interactions.none().of_users(np.array([3]))) == 0

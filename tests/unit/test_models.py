@@ -75,10 +75,10 @@ def naive_loss(matrix, users, items, alpha0, reg):
     return loss
 
 
-def assert_rows_agree(solved, expected):
+def assert_rows_agree(solved, expected, within=1e-4):
     assert solved.dtype == torch.float32
     error_R = np.linalg.norm(solved.numpy() - expected, axis=1)
-    assert (error_R <= 1e-4 * np.linalg.norm(expected, axis=1)).all()
+    assert (error_R <= within * np.linalg.norm(expected, axis=1)).all()
 
 
 def test_the_configuration_chooses_the_model():
@@ -114,7 +114,10 @@ def test_a_half_sweep_solves_the_normal_equations_of_every_row(width, density):
 def test_a_half_sweep_of_any_shape_solves_the_normal_equations(seed, n_rows, n_columns, width, density, alpha0):
     generator = np.random.default_rng(seed)
     matrix, items = random_matrix(generator, n_rows, n_columns, density), vectors(generator, n_columns, width)
-    assert_rows_agree(half_sweep(matrix, items, alpha0, 0.1), naive_half_sweep(matrix, items, alpha0, 0.1))
+    # A direction with less than width * eps of the spectrum is taken for rounding, and may hold the root of that of a vector.
+    left_out = np.sqrt(width * np.finfo(np.float32).eps)
+    expected = naive_half_sweep(matrix, items, alpha0, 0.1)
+    assert_rows_agree(half_sweep(matrix, items, alpha0, 0.1), expected, within=1e-4 + 10 * left_out)
 
 
 def test_rows_of_very_different_degrees_are_each_solved_over_their_own_pairs():
