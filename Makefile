@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 
-.PHONY: demo test lint soak install clean
+.PHONY: demo test test-long lint soak install clean
 
 install: $(VENV)/installed
 
@@ -24,8 +24,17 @@ demo: install
 	@echo "== trained again from what remains, is every bit the same?"
 	$(BIN)/python jobs/audit.py --storage-path $(DEMO) --user-id 1007 --ray-address local
 
+# Two at a time where there is no Ray; Ray brings processes of its own.
 test: install lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow or data" tests/test_*.py tests/unit
+	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs
+	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
+
+# What takes long: kill -9 at every step, a small soak, sweeps, submitted jobs, several nodes.
+test-long: install
+	$(BIN)/pytest -q -m "slow and not data" tests/test_*.py
+	$(BIN)/pytest -q -m slow tests/ray tests/jobs
+	$(BIN)/pytest -q tests/cluster
 
 lint: install
 	$(BIN)/ruff check .

@@ -86,11 +86,16 @@ def half_sweep(matrix: sparse.csr_matrix, others_CD: Tensor, alpha0: float, reg:
         ridge_B = torch.from_numpy((reg * (degrees[rows] + alpha0 * n_columns)).astype(np.float32))
         if columns_BL.shape[1] < width:
             diagonal_BD = alpha0 * spectrum_D.clamp(min=0) + ridge_B[:, None]
-            vectors = _solve_dual(rotated_CD[columns_BL], diagonal_BD) @ basis_DD.T
+            vectors = _solve_dual(_gathered(rotated_CD, columns_BL), diagonal_BD) @ basis_DD.T
         else:
-            vectors = _solve_primal(padded_CD[columns_BL], base_DD, ridge_B)
+            vectors = _solve_primal(_gathered(padded_CD, columns_BL), base_DD, ridge_B)
         solved_RD[torch.from_numpy(rows)] = vectors
     return solved_RD
+
+
+def _gathered(vectors_CD: Tensor, columns_BL: Tensor) -> Tensor:
+    """`vectors_CD[columns_BL]`, in half the time."""
+    return vectors_CD.index_select(0, columns_BL.reshape(-1)).view(*columns_BL.shape, -1)
 
 
 def _solve_primal(own_BLD: Tensor, base_DD: Tensor, ridge_B: Tensor) -> Tensor:

@@ -401,9 +401,8 @@ class Ledger:
 
     def unfinished(self, *states: RequestState, kind: str | None = None) -> list[RequestRow]:
         """All requests in these states, or in any that is not final, in the order in which they came; of one kind or of all."""
-        chosen = [_requests.c.state.in_(states) if states else _requests.c.state.not_in(_FINAL)]
-        if kind is not None:
-            chosen.append(_requests.c.kind == kind)
+        in_state = _requests.c.state.in_(states) if states else _requests.c.state.not_in(_FINAL)
+        chosen = (in_state,) if kind is None else (in_state, _requests.c.kind == kind)
         with self._transaction() as connection:
             rows = connection.execute(_rows.where(*chosen).order_by(_requests.c.sequence)).all()
         return [_request_row(row) for row in rows]
