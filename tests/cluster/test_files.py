@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster.kubernetes import DOCUMENT, Pod, RayCluster, RayJob, RayService
 from pydantic import ValidationError
+
+from cluster.kubernetes import DOCUMENT, Pod, RayCluster, RayJob, RayService
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "cluster"
