@@ -208,6 +208,17 @@ class PoolError(RayEraserError):
         return f"{self.who}: {self.problem}"
 
 
+class UnexpectedError(RayEraserError):
+    """Something that is no error of ours was raised in a shard's process: a bug, or data that a model cannot take."""
+
+    def __init__(self, who: str, kind: str) -> None:
+        super().__init__(who, kind)
+        self.who, self.kind = who, kind
+
+    def __str__(self) -> str:
+        return f"{self.who}: failed with {self.kind}, which is a bug here or in an extension: see Ray's logs, and report it"
+
+
 class SetAsideError(RayEraserError):
     """A request's retraining failed again and again; its data stay out of what is served, others go on."""
 

@@ -110,8 +110,8 @@ class CoordinatorService:
         return submitted
 
     @ray.method(concurrency_group="requests")
-    def repartition(self, changes: Sequence[str]) -> Submitted:
-        submitted = self._opened().repartition(changes)
+    def repartition(self, changes: Sequence[str], idempotency_key: str | None) -> Submitted:
+        submitted = self._opened().repartition(changes, idempotency_key)
         self._wake.set()
         return submitted
 

@@ -134,13 +134,13 @@ class Client:
         """
         return Ticket(self, self._get(self._actor.learn.remote(list(pairs), idempotency_key), _MANY_SECONDS))
 
-    def repartition(self, *changes: str) -> Ticket:
+    def repartition(self, *changes: str, idempotency_key: str | None = None) -> Ticket:
         """Have everything made from scratch on what remains, with settings changed (`section.key=value`) if any are given.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
         """
-        return Ticket(self, self._get(self._actor.repartition.remote(list(changes))))
+        return Ticket(self, self._get(self._actor.repartition.remote(list(changes), idempotency_key)))
 
     def retry(self, request_id: RequestId) -> None:
         """Have a request that was set aside tried again."""

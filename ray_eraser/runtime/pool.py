@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig, RuntimeConfig
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import PoolError, RayEraserError
+from ray_eraser.errors import PoolError, RayEraserError, UnexpectedError
 from ray_eraser.ids import ShardId
 from ray_eraser.pool import OnDone
 from ray_eraser.runtime.placement import Node, Placement, labels_of, spread
@@ -258,7 +258,10 @@ def translated(who: str) -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, RayEraserError):
             raise error.cause from None
-        raise PoolError(who, f"failed: {str(error).strip().splitlines()[-1]}") from error
+        kind = type(error.cause).__name__  # its text may name users, and may end up in the ledger
+        if isinstance(error.cause, OSError | MemoryError):
+            raise PoolError(who, f"failed with {kind}: see Ray's logs") from error
+        raise UnexpectedError(who, kind) from error
     except RayActorError as error:
         raise PoolError(who, "its process died and did not come back: see Ray's logs") from error
     except RayError as error:

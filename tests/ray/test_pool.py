@@ -9,7 +9,7 @@ import pytest
 from contracts.pool_contract import PoolContract
 
 from ray_eraser.config import EraserConfig, RuntimeConfig
-from ray_eraser.errors import PoolError
+from ray_eraser.errors import PoolError, UnexpectedError
 from ray_eraser.pool import LocalShardPool, ShardPool
 from ray_eraser.store import Store
 
@@ -52,3 +52,17 @@ class TestRayShardPool(PoolContract):
 
         with pytest.raises(PoolError, match=r"task 0: no answer within runtime\.timeout_seconds=0\.5"):
             RayTasks(RuntimeConfig(timeout_seconds=0.5)).run([partial(time.sleep, 5)])
+
+    def test_what_is_no_error_of_ours_is_told_from_a_machine_that_fails_and_says_nothing_of_the_data(
+        self, ray_session: None
+    ) -> None:
+        from functools import partial
+
+        from ray_eraser.runtime.pool import RayTasks
+
+        tasks = RayTasks(RuntimeConfig(timeout_seconds=60))
+        with pytest.raises(UnexpectedError, match="failed with ValueError") as caught:
+            tasks.run([partial(int, "user anna")])
+        assert "anna" not in str(caught.value)
+        with pytest.raises(PoolError, match="failed with FileNotFoundError"):
+            tasks.run([partial(open, "/no/such/file")])
