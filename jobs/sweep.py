@@ -95,8 +95,8 @@ def sweep(
         int, typer.Option("--requests", min=1, help="Requests that each trial carries out; at least one of each kind.")
     ] = 3,
     choice: Annotated[
-        Choose, typer.Option("--choose", help="The point that chosen.toml is written for; knee: the best compromise.")
-    ] = Choose.knee,
+        Choose, typer.Option("--choose", help="The point that chosen.toml is written for; knee: a compromise.")
+    ] = Choose.quality,
     level: Annotated[Level, typer.Option("--level", help="exact: choose among trials of that guarantee only.")] = Level.any,
     name: Annotated[str, typer.Option("--name", help="The sweep's name: the same command goes on where it was.")] = "sweep",
     output: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results are under DIR/NAME.")] = Path("results"),

@@ -300,7 +300,8 @@ class Store:
 
     def _read_parquet(self, ref: FileRef, columns: list[str]) -> pa.Table:
         try:
-            return pq.read_table(pa.BufferReader(self.read(ref)), columns=columns)
+            # In this thread: Arrow's own can outlive the interpreter for a moment, and abort a process that is done.
+            return pq.ParquetFile(pa.BufferReader(self.read(ref))).read(columns=columns, use_threads=False)
         except pa.ArrowInvalid as error:
             raise StoreError(ref.path, f"is not the Parquet that it should be ({error})") from error
 

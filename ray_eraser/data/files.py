@@ -433,7 +433,7 @@ def _read_parquet(path: Path, columns: _Columns) -> _Log:
 
     with _sound_parquet(path):
         # Not read_table: that would take `year=2020/` in the path for a column.
-        table = pq.ParquetFile(path).read(columns=columns.names)
+        table = pq.ParquetFile(path).read(columns=columns.names, use_threads=False)
         table.validate(full=True)
     for name in columns.names:
         if table[name].null_count:

@@ -39,7 +39,7 @@ def cutoff(data: str) -> int:
 
 def read_results(file: Path) -> list[dict[str, Any]]:
     """The rows measured so far."""
-    return list(pq.read_table(file).to_pylist()) if file.exists() else []
+    return list(pq.ParquetFile(file).read(use_threads=False).to_pylist()) if file.exists() else []
 
 
 def write_results(file: Path, rows: Sequence[dict[str, Any]]) -> None:
