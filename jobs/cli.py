@@ -169,7 +169,9 @@ def _say(error: Exception, debug: bool) -> None:
     if people.quiet:
         _events.error("failed", extra={"error": type(error).__name__, "problem": logs.named_safely(error)})
         return
-    line = " ".join(str(error).split()) or type(error).__name__
+    # What a submitted job says stays in Ray's logs, so that it must name nobody there either.
+    text = str(error) if submission_id() is None else logs.named_safely(error)
+    line = " ".join(text.split()) or type(error).__name__
     sys.stderr.write(f"error: {line}\n")
 
 
@@ -229,6 +231,11 @@ def keep(storage_path: str, result: dict[str, Any]) -> None:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", submission)
         fields = {"submission_id": submission, "job": Path(sys.argv[0]).stem, "finished_at": round(time.time(), 3)}
         say(f"result: {Store(storage_path).write_result(name, fields | {'result': result})} under {storage_path}")
+
+
+def for_logs(reason: str) -> str:
+    """Why something was refused; in a submitted job, whose output Ray keeps, not in words that may name somebody."""
+    return reason if submission_id() is None else "refused: run this where its output is not kept, to see why"
 
 
 def lasting(result: dict[str, Any]) -> dict[str, Any]:

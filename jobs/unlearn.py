@@ -167,12 +167,12 @@ def _unlearn_many(
     fates = [_fate(*one) for one in done]
     cli.keep(stored, {**counts, "refused": [refusal.row for refusal in refused], "requests": fates})
     if as_json:
-        rows = [{"row": refusal.row, "reason": refusal.reason} for refusal in refused]
+        rows = [{"row": refusal.row, "reason": cli.for_logs(refusal.reason)} for refusal in refused]
         cli.print_json({**counts, "refused": rows, "requests": fates})
     else:
         cli.print_table("requests", {**counts, "refused": len(refused)})
         for refusal in refused:
-            print(f"row {refusal.row}: {refusal.reason}")
+            print(f"row {refusal.row}: {cli.for_logs(refusal.reason)}")
     if refused or None in finished:
         raise typer.Exit(cli.FAILED)
 

@@ -35,7 +35,6 @@ from ray_eraser.errors import (
     LedgerError,
     PoolError,
     QueueFullError,
-    RayEraserError,
     RequestError,
     StaleEpochError,
     StoreError,
@@ -43,6 +42,7 @@ from ray_eraser.errors import (
 )
 from ray_eraser.generation import Change, Erasure, Loaded, remaining_dataset
 from ray_eraser.ids import Generation, RawId, RequestId, ShardId
+from ray_eraser.logs import named_safely
 from ray_eraser.partition import Partition, divide, place
 from ray_eraser.pool import ShardPool
 from ray_eraser.recommend import Snapshot
@@ -680,7 +680,7 @@ class Coordinator:
                 # Waiting again, what is to be learned loses what was asked to be forgotten while it was being trained on.
                 left = self._left_to_learn(self._ledger.unfinished())
                 amended = {name: left[name] for name in names if name in left}
-                self._ledger.failed(names, reason_of(error), attempts, amended)
+                self._ledger.failed(names, named_safely(error), attempts, amended)
             self._step("failed", batch)
             with suppress(StaleEpochError, StoreError, LedgerError, OSError):  # what remains now goes with the next generation
                 left_over = self._left_over(self._published())
@@ -976,11 +976,6 @@ class Coordinator:
     def _step(self, name: str, requests: Sequence[RequestRow]) -> None:
         log.info(name, extra={"deployment": self.deployment, "requests": [row.request_id for row in requests]})
         self._on_step(name)
-
-
-def reason_of(error: Exception) -> str:
-    """What an error says, where it cannot name a user or an item; else its kind."""
-    return str(error) if isinstance(error, RayEraserError) and not isinstance(error, InputError) else type(error).__name__
 
 
 def _signer_of(settings: UnlearningConfig) -> Signer | None:

@@ -36,6 +36,11 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield shlex.split(line[line.index("python jobs/") :], comments=True)
 
 
+def marked(page: Path) -> list[str]:
+    """The blocks that are to be run, one after the other."""
+    return [text for more, text in blocks(page, "python") if more == "run"]
+
+
 @pytest.fixture(scope="module")
 def options() -> Iterator[dict[str, set[str]]]:
     """By job, the options that it has."""
@@ -72,12 +77,9 @@ def test_python_that_is_shown_is_python(page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if marked(page)], ids=lambda page: page.name)
 def test_python_that_is_marked_runs_from_the_top_of_its_page_to_the_end(page: Path, tmp_path: Path) -> None:
-    marked = [text for more, text in blocks(page, "python") if more == "run"]
-    if not marked:
-        pytest.skip("nothing is marked")
-    command = [sys.executable, "-W", "error", "-c", "\n".join(marked)]
+    command = [sys.executable, "-W", "error", "-c", "\n".join(marked(page))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -17,10 +17,11 @@ import ray
 
 from ray_eraser import logs
 from ray_eraser.config import EraserConfig
-from ray_eraser.coordinator import Coordinator, FitReport, Submitted, reason_of
+from ray_eraser.coordinator import Coordinator, FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import DeploymentError, LedgerError, PoolError, RayEraserError, StaleEpochError, StoreError
 from ray_eraser.ids import RawId, RequestId
+from ray_eraser.logs import named_safely
 from ray_eraser.runtime.metrics import DeploymentMetrics
 from ray_eraser.runtime.pool import RayShardPool
 from ray_eraser.runtime.processes import AggregatorProcess, ShardProcess
@@ -204,7 +205,7 @@ class CoordinatorService:
                 self._failure, self._coordinator = error, None  # nothing more is served from here
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, the promise stands
-                self._last_error = reason_of(error)
+                self._last_error = named_safely(error)
                 if hurried:
                     self._hurry.set()
                 log.error("processing failed, it is tried again", extra={"reason": self._last_error})  # noqa: TRY400 - a traceback names users
@@ -225,7 +226,7 @@ class CoordinatorService:
             except DeploymentError:
                 pass  # not trained yet
             except Exception as error:  # noqa: BLE001 - what cannot be measured now can be later
-                log.warning("not measured", extra={"deployment": coordinator.deployment, "reason": reason_of(error)})
+                log.warning("not measured", extra={"deployment": coordinator.deployment, "reason": named_safely(error)})
             time.sleep(_MEASURE_SECONDS)
 
 
