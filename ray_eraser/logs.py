@@ -11,10 +11,10 @@ import logging
 import time
 from collections.abc import Mapping
 
-from ray_eraser.errors import ConfigError, DeploymentError, InputError, QueueFullError, RayEraserError, UnknownRequestError
+from ray_eraser.errors import DataFileError, RayEraserError, RequestError, UnknownIdError
 
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_NAME_NOBODY = (ConfigError, DeploymentError, QueueFullError, UnknownRequestError)
+_MAY_NAME_SOMEBODY = (UnknownIdError, RequestError, DataFileError)
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,5 +55,5 @@ def write_json(name: str = "ray_eraser", level: int = logging.INFO, **always: ob
 
 def named_safely(error: Exception) -> str:
     """What an error says, where it cannot name a user or an item; else its type."""
-    names_nobody = isinstance(error, RayEraserError) and (isinstance(error, _NAME_NOBODY) or not isinstance(error, InputError))
+    names_nobody = isinstance(error, RayEraserError) and not isinstance(error, _MAY_NAME_SOMEBODY)
     return str(error) if names_nobody else type(error).__name__

@@ -76,7 +76,7 @@ def main() -> None:
         "| seconds | min / median / max |",
         "|---|---|",
         f"| to forget (submit to excised) | {_spread(forget)} |",
-        f"| to restore (submit to receipt) | {_spread(restore)} |",
+        f"| to restore (submit until the new generation is served) | {_spread(restore)} |",
         f"| a read while shards retrain ({len(reads)} reads) | {_spread(reads)} |",
         f"| full retraining, one shard, same epochs, same code | {full_seconds:.3f} |",
         f"| first training of all shards | {fit.seconds['shards'] + fit.seconds['aggregation']:.3f} |",
