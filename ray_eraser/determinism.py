@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import scipy
+import scipy.linalg  # brings its own BLAS: one that is loaded later would not be limited
 from threadpoolctl import threadpool_limits
 
 _ONE_AT_A_TIME = threading.RLock()

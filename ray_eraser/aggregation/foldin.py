@@ -6,7 +6,6 @@ After any aggregator. Each half sweep is one of alternating least squares (model
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
@@ -30,11 +29,11 @@ def fold_in(
     if not len(compact.interactions):
         return Embeddings.empty(items.shape[1])
     # Items whose last interaction was erased have nothing left to rest on.
-    present = torch.from_numpy(items[np.searchsorted(item_rows, compact.item_rows)])
+    present = items[np.searchsorted(item_rows, compact.item_rows)]
     by_user = compact.matrix()
     users = half_sweep(by_user, present, alpha0, reg)
     by_item = by_user.T.tocsr() if sweeps else None
     for _ in range(sweeps):
         present = half_sweep(by_item, users, alpha0, reg)
         users = half_sweep(by_user, present, alpha0, reg)
-    return Embeddings(compact.user_rows, users.numpy(), compact.item_rows, present.numpy())
+    return Embeddings(compact.user_rows, users, compact.item_rows, present)

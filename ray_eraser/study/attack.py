@@ -297,15 +297,12 @@ def signals(model: Embeddings, probe: Probe, seen: Interactions, als: WmfAlsConf
 
 def _folded(model: Embeddings, known: Interactions, als: WmfAlsConfig) -> Embeddings:
     """The known users solved on a model's items; the items stay as they are served."""
-    import torch
-
     from ray_eraser.models.wmf_als import half_sweep
 
     user_rows, users = np.unique(known.users, return_inverse=True)
     items = np.searchsorted(model.item_rows, known.items)
     known_UI = Interactions(users.astype(np.int32), items.astype(np.int32)).matrix(len(user_rows), len(model.item_rows))
-    vectors = half_sweep(known_UI, torch.from_numpy(np.ascontiguousarray(model.items)), als.known_alpha0, als.reg)
-    return Embeddings(user_rows, vectors.numpy(), model.item_rows, model.items)
+    return Embeddings(user_rows, half_sweep(known_UI, model.items, als.known_alpha0, als.reg), model.item_rows, model.items)
 
 
 def _deviation(vectors_nD: np.ndarray, others_CD: np.ndarray) -> np.ndarray:

@@ -249,18 +249,16 @@ def _trained_on(old: Embeddings, remaining: Interactions, config: EraserConfig, 
 
 
 def _als_on(items_ID: np.ndarray, pairs: Interactions, config: WmfAlsConfig, epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    import torch
-
     from ray_eraser.models.wmf_als import half_sweep
 
     by_user = pairs.matrix(1 + int(pairs.users.max(initial=-1)), len(items_ID))
     by_item = by_user.T.tocsr()
-    items = torch.from_numpy(items_ID)
+    items = items_ID
     users = half_sweep(by_user, items, config.known_alpha0, config.reg)
     for _ in range(epochs):
         items = half_sweep(by_item, users, config.known_alpha0, config.reg)
         users = half_sweep(by_user, items, config.known_alpha0, config.reg)
-    return users.numpy(), items.numpy()
+    return users, items
 
 
 def _adagrad_on(

@@ -44,13 +44,17 @@ def random_matrix(generator, n_rows, n_columns, density) -> sparse.csr_matrix:
     return sparse.csr_matrix((generator.random((n_rows, n_columns)) < density).astype(np.float32))
 
 
-def vectors(generator, n, width) -> torch.Tensor:
-    return torch.from_numpy(generator.normal(0, 0.5, (n, width)).astype(np.float32))
+def vectors(generator, n, width) -> np.ndarray:
+    return generator.normal(0, 0.5, (n, width)).astype(np.float32)
+
+
+def double(vectors) -> torch.Tensor:
+    return torch.from_numpy(vectors).double()
 
 
 def naive_half_sweep(matrix, others, alpha0, reg):
     """Each row's normal equations, dense and in float64; zeros where a row has no pair."""
-    others = others.numpy().astype(np.float64)
+    others = others.astype(np.float64)
     solved = np.zeros((matrix.shape[0], others.shape[1]))
     for row in range(matrix.shape[0]):
         own = others[matrix[row].indices]
@@ -76,8 +80,8 @@ def naive_loss(matrix, users, items, alpha0, reg):
 
 
 def assert_rows_agree(solved, expected, within=1e-4):
-    assert solved.dtype == torch.float32
-    error_R = np.linalg.norm(solved.numpy() - expected, axis=1)
+    assert solved.dtype == np.float32
+    error_R = np.linalg.norm(solved - expected, axis=1)
     assert (error_R <= within * np.linalg.norm(expected, axis=1)).all()
 
 
@@ -89,8 +93,8 @@ def test_the_configuration_chooses_the_model():
 @pytest.mark.parametrize(
     ("width", "density"),
     [
-        pytest.param(3, 0.6, id="primal: every degree at or above the width"),
-        pytest.param(16, 0.2, id="dual: every degree below the width"),
+        pytest.param(3, 0.6, id="every degree at or above the width"),
+        pytest.param(16, 0.2, id="every degree below the width"),
         pytest.param(9, 0.3, id="both"),
         pytest.param(1, 0.3, id="width one"),
         pytest.param(4, 1.0, id="everybody has everything"),
@@ -121,11 +125,20 @@ def test_a_half_sweep_of_any_shape_solves_the_normal_equations(seed, n_rows, n_c
 
 
 def test_rows_of_very_different_degrees_are_each_solved_over_their_own_pairs():
-    # Degrees 0 to 60: batches of one and of many rows, padded and full.
-    degrees = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60]
+    # Degrees 0 to 60, and more rows than are solved side by side.
+    degrees = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60, 12, 5, 5, 7, 44]
     matrix = sparse.csr_matrix(np.array([[column < degree for column in range(60)] for degree in degrees], np.float32))
     items = vectors(np.random.default_rng(2), 60, 10)
     assert_rows_agree(half_sweep(matrix, items, ALPHA0, REG), naive_half_sweep(matrix, items, ALPHA0, REG))
+
+
+@pytest.mark.parametrize("width", [3, 64, 66])
+def test_a_row_is_solved_to_the_same_bits_alone_and_among_others(width):
+    generator = np.random.default_rng(7)
+    matrix, items = random_matrix(generator, 37, 700, 0.9), vectors(generator, 700, width)
+    together = half_sweep(matrix, items, ALPHA0, REG)
+    for row in (0, 15, 16, 36):
+        assert np.array_equal(half_sweep(matrix[row], items, ALPHA0, REG)[0], together[row])
 
 
 @pytest.mark.parametrize("width", [2, 20])
@@ -140,7 +153,7 @@ def test_columns_that_are_all_alike_are_solved_as_one_direction(width):
     # With q everywhere, p = t q and t (alpha0 C + n) |q|^2 + t ridge = n.
     column = np.linspace(0.3, 0.8, width).astype(np.float32)
     matrix = log_of([(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 2)]).matrix(2, 5)
-    scores = half_sweep(matrix, torch.from_numpy(np.tile(column, (5, 1))), ALPHA0, REG) @ torch.from_numpy(column)
+    scores = half_sweep(matrix, np.tile(column, (5, 1)), ALPHA0, REG) @ column
     square = float(column @ column)
     expected = [n * square / ((ALPHA0 * 5 + n) * square + REG * (n + ALPHA0 * 5)) for n in (5, 1)]
     assert scores.tolist() == pytest.approx(expected, rel=1e-4)
@@ -152,12 +165,12 @@ def test_no_half_sweep_raises_the_loss(width):
     matrix = random_matrix(generator, 9, 7, 0.4)
     transposed = matrix.T.tocsr()
     users, items = vectors(generator, 9, width), vectors(generator, 7, width)
-    losses = [naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item()]
+    losses = [naive_loss(matrix, double(users), double(items), ALPHA0, REG).item()]
     for _ in range(4):
         users = half_sweep(matrix, items, ALPHA0, REG)
-        losses.append(naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item())
+        losses.append(naive_loss(matrix, double(users), double(items), ALPHA0, REG).item())
         items = half_sweep(transposed, users, ALPHA0, REG)
-        losses.append(naive_loss(matrix, users.double(), items.double(), ALPHA0, REG).item())
+        losses.append(naive_loss(matrix, double(users), double(items), ALPHA0, REG).item())
     assert losses[1] < 0.9 * losses[0]
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
 
@@ -167,9 +180,9 @@ def test_the_loss_is_flat_at_solved_rows(width):
     generator = np.random.default_rng(5)
     matrix, items = random_matrix(generator, 9, 7, 0.5), vectors(generator, 7, width)
     slopes = []
-    for users in (torch.zeros(9, width), half_sweep(matrix, items, ALPHA0, REG)):
-        users = users.double().requires_grad_()  # noqa: PLW2901 - the same users, ready for a gradient
-        naive_loss(matrix, users, items.double(), ALPHA0, REG).backward()
+    for solved in (np.zeros((9, width)), half_sweep(matrix, items, ALPHA0, REG)):
+        users = double(solved).requires_grad_()
+        naive_loss(matrix, users, double(items), ALPHA0, REG).backward()
         slopes.append(users.grad.norm().item())
     assert slopes[1] < 1e-5 * slopes[0]
 
@@ -180,7 +193,7 @@ def test_als_ends_with_users_that_are_solved_on_the_items_it_returns():
         interactions, Interactions.none(), Start(0, normal_rows(interactions.item_rows().astype(np.uint64), 1, 4))
     )
     matrix = interactions.matrix(16, 12)
-    assert_rows_agree(torch.from_numpy(model.users), naive_half_sweep(matrix, torch.from_numpy(model.items), ALPHA0, REG))
+    assert_rows_agree(model.users, naive_half_sweep(matrix, model.items, ALPHA0, REG))
 
 
 def test_als_looks_neither_at_the_seed_nor_at_held_out_pairs():

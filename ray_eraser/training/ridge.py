@@ -1,0 +1,198 @@
+"""Many small ridge regressions: what alternating least squares and the fold-in of users spend their time on.
+
+Row r of R has n_r columns of C; Q is C x D. Its vector p solves (base + Q_r'Q_r + ridge_r I) p = sum of the rows of Q_r, with
+Q_r the rows of Q that it is paired with. Sixteen rows are factored side by side, one in each lane of the processor's widest
+registers; P is D rounded up to a multiple of four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ray_eraser.training.kernels import compiled
+
+_LANES = 16
+_GATHERED = 512
+"""Rows of Q that are copied together before they are multiplied: 128 KB at width 64, so that they stay in the cache."""
+
+
+def solve_rows(
+    starts: np.ndarray, columns: np.ndarray, others_CD: np.ndarray, base_DD: np.ndarray, ridge_R: np.ndarray
+) -> np.ndarray:
+    """Every row's vector, (R, D) float32; zeros for rows without a column.
+
+    What a row gets depends on its own columns alone, to the last bit: not on the rows beside it, nor on how many there are.
+
+    Args:
+        starts: (R + 1,) where each row's columns begin in `columns`.
+        columns: places in `others_CD`.
+        others_CD: Q, float32.
+        base_DD: symmetric, float32; what all rows have in common.
+        ridge_R: float32, positive.
+    """
+    solved_RD = np.zeros((len(ridge_R), others_CD.shape[1]), np.float32)
+    rows = np.flatnonzero(np.diff(starts))
+    _solve_rows(rows, starts, columns, np.ascontiguousarray(others_CD), np.ascontiguousarray(base_DD), ridge_R, solved_RD)
+    return solved_RD
+
+
+def _lanewise(width: int, depth: int) -> Any:
+    """An operation on vectors of sixteen numbers, which stand one after the other in a flat array.
+
+    out[a, b] -= sum over k < depth of left[a, k] * right[b, k], for a, b < width. The operation is given the array, where out,
+    left and right begin in it, and how far it is from one a or b to the next. It reads everything before it writes anything;
+    numba cannot know that of a loop, and would check for every sixteen numbers whether they overlap.
+    """
+
+    @intrinsic
+    def subtract(_: Any, flat: Any, out: Any, left: Any, right: Any, stride: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            out, left, right, stride = arguments[1:]
+            lanes, integer = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(64)
+
+            def at(first: Any, strides: int, vectors: int) -> Any:
+                place = builder.add(first, builder.mul(stride, integer(strides)))
+                place = builder.add(place, integer(vectors * _LANES))
+                return builder.bitcast(builder.gep(data, [place]), lanes.as_pointer())
+
+            def read(first: Any, strides: int, vectors: int) -> Any:
+                return builder.load(at(first, strides, vectors), align=4)
+
+            lefts = [[read(left, a, k) for k in range(depth)] for a in range(width)]
+            rights = [[read(right, b, k) for k in range(depth)] for b in range(width)]
+            results = []
+            for a in range(width):
+                for b in range(width):
+                    total = read(out, a, b)
+                    for k in range(depth):
+                        product = builder.fmul(lefts[a][k], rights[b][k], flags=("contract",))
+                        total = builder.fsub(total, product, flags=("contract",))
+                    results.append((a, b, total))
+            for a, b, total in results:
+                builder.store(total, at(out, a, b), align=4)
+            return context.get_dummy_value()
+
+        return types.void(flat, out, left, right, stride), emit
+
+    return subtract
+
+
+_subtract = _lanewise(1, 1)
+_subtract_four = _lanewise(1, 4)
+_subtract_block = _lanewise(2, 4)
+
+
+@compiled
+def _factor(flat: np.ndarray, size: int) -> None:
+    """Cholesky factors of sixteen matrices (size, size), in place in the lower triangles; the diagonal becomes its inverse.
+
+    `flat`: (size, size, lanes) in one row; size a multiple of four, since four columns at a time are done and then subtracted.
+    """
+    stride = size * _LANES
+    for k in range(0, size, 4):
+        for pivot in range(k, k + 4):
+            diagonal = pivot * stride + pivot * _LANES
+            for column in range(k, pivot):
+                _subtract(flat, diagonal, pivot * stride + column * _LANES, pivot * stride + column * _LANES, stride)
+            for lane in range(_LANES):
+                flat[diagonal + lane] = np.float32(1) / np.sqrt(flat[diagonal + lane])
+            for row in range(pivot + 1, size):
+                place = row * stride + pivot * _LANES
+                for column in range(k, pivot):
+                    _subtract(flat, place, row * stride + column * _LANES, pivot * stride + column * _LANES, stride)
+                for lane in range(_LANES):
+                    flat[place + lane] *= flat[diagonal + lane]
+        for row in range(k + 4, size, 2):
+            for column in range(k + 4, row + 1, 2):
+                # The last block of a row also changes a cell above the diagonal, which nothing reads.
+                _subtract_block(
+                    flat, row * stride + column * _LANES, row * stride + k * _LANES, column * stride + k * _LANES, stride
+                )
+
+
+@compiled
+def _substitute(flat: np.ndarray, size: int) -> None:
+    """Solve with the factors of `_factor`: the right sides stand behind them in `flat`, (size, lanes), and become solutions."""
+    stride, right = size * _LANES, size * size * _LANES
+    for row in range(size):
+        place = right + row * _LANES
+        for k in range(0, row // 4 * 4, 4):
+            _subtract_four(flat, place, row * stride + k * _LANES, right + k * _LANES, stride)
+        for k in range(row // 4 * 4, row):
+            _subtract(flat, place, row * stride + k * _LANES, right + k * _LANES, stride)
+        for lane in range(_LANES):
+            flat[place + lane] *= flat[row * stride + row * _LANES + lane]
+    for row in range(size - 1, -1, -1):
+        place = right + row * _LANES
+        for lane in range(_LANES):
+            flat[place + lane] *= flat[row * stride + row * _LANES + lane]
+        for k in range(row):
+            _subtract(flat, right + k * _LANES, row * stride + k * _LANES, place, stride)
+
+
+@compiled
+def _gather(
+    first: int,
+    last: int,
+    columns: np.ndarray,
+    others_CD: np.ndarray,
+    gathered: np.ndarray,
+    own_DD: np.ndarray,
+    system_DD: np.ndarray,
+    sum_D: np.ndarray,
+) -> None:
+    """Add Q_r'Q_r and the sum of the rows of Q_r, for the row whose columns stand from `first` to `last`."""
+    width = others_CD.shape[1]
+    for begin in range(first, last, _GATHERED):
+        n = min(_GATHERED, last - begin)
+        for c in range(n):
+            other = columns[begin + c]
+            for d in range(width):
+                gathered[c, d] = others_CD[other, d]
+                sum_D[d] += others_CD[other, d]
+        np.dot(gathered[:n].T, gathered[:n], own_DD)
+        system_DD += own_DD
+
+
+@compiled
+def _solve_rows(
+    rows: np.ndarray,
+    starts: np.ndarray,
+    columns: np.ndarray,
+    others_CD: np.ndarray,
+    base_DD: np.ndarray,
+    ridge_R: np.ndarray,
+    solved_RD: np.ndarray,
+) -> None:
+    width = others_CD.shape[1]
+    size = (width + 3) // 4 * 4
+    flat = np.zeros((size * size + size) * _LANES, np.float32)
+    right = size * size * _LANES
+    for i in range(width, size):  # what width lacks to size is the identity, and stays it
+        flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
+    gathered, sum_D = np.empty((_GATHERED, width), np.float32), np.empty(width, np.float32)
+    own_DD, system_DD = np.empty((width, width), np.float32), np.empty((width, width), np.float32)
+    for first in range(0, len(rows), _LANES):
+        count = min(_LANES, len(rows) - first)
+        for lane in range(_LANES):
+            # A lane without a row repeats the last one: what all lanes do is done to it as well.
+            row = rows[first + min(lane, count - 1)]
+            system_DD[:] = base_DD
+            sum_D[:] = 0
+            _gather(starts[row], starts[row + 1], columns, others_CD, gathered, own_DD, system_DD, sum_D)
+            for i in range(width):
+                for j in range(i + 1):
+                    flat[(i * size + j) * _LANES + lane] = system_DD[i, j]
+                flat[(i * size + i) * _LANES + lane] += ridge_R[row]
+                flat[right + i * _LANES + lane] = sum_D[i]
+        _factor(flat, size)
+        _substitute(flat, size)
+        for lane in range(count):
+            for d in range(width):
+                solved_RD[rows[first + lane], d] = flat[right + d * _LANES + lane]
