@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from ray_eraser.aggregation import aggregate, excise
+from ray_eraser.aggregation import aggregate, excise, needs_interactions
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.determinism import environment
+from ray_eraser.determinism import deterministic, environment
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import START_LENGTH
@@ -60,6 +61,7 @@ class Aggregator:
         self._submodels: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
         self._union: tuple[list[FileRef], Interactions] = [], Interactions.none()
+        self._grams = Grams()
 
     def identity(self) -> tuple[str, str]:
         """(storage path, fingerprint of the settings): what whoever attaches to this actor must agree with."""
@@ -72,7 +74,8 @@ class Aggregator:
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         """Write the model of a generation."""
         started = time.perf_counter()
-        model = aggregate(self._all_submodels(order), self._interactions(order), self.config)
+        interactions = self._interactions(order) if needs_interactions(self.config) else Interactions.none()
+        model = aggregate(self._all_submodels(order), interactions, self.config, self._grams)
         written = self._store.write_aggregate(model)
         return Aggregated(written, environment(self.config.runtime.threads), time.perf_counter() - started)
 
@@ -80,18 +83,20 @@ class Aggregator:
         """The model to serve while the excised shards are trained anew. Returned and never stored: it lives for seconds."""
         self._all_submodels(order)
         kept = [self._submodels[record.submodel] for record in order.shards if record.shard not in order.excised]
+        if any(len(submodel.user_rows) for submodel in kept):
+            nobody = Embeddings.empty(self.config.model.width)
+            return excise(kept, Interactions.none(), nobody, self.config, self._grams)
         interactions = self._interactions(order).without(order.erased)
-        is_needed = not any(len(submodel.user_rows) for submodel in kept)
-        start = self._start(order.items, interactions) if is_needed else Embeddings.empty(self.config.model.width)
-        return excise(kept, interactions, start, self.config)
+        return excise([], interactions, self._start(order.items, interactions), self.config)
 
     def warm(self, order: AggregationOrder) -> None:
-        """Read a generation's files, so that the next excision need not wait for the disk."""
-        self._all_submodels(order)
-        self._interactions(order)
+        """Read a generation's submodels and multiply them, so that the next excision need not wait for either."""
+        with deterministic(self.config.runtime.threads):
+            self._grams.of([submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)])
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
         self._submodels = _cached(self._submodels, [record.submodel for record in order.shards], self._store.read_embeddings)
+        self._grams.keep(self._submodels.values())
         return [self._submodels[record.submodel] for record in order.shards]
 
     def _interactions(self, order: AggregationOrder) -> Interactions:
@@ -112,8 +117,9 @@ class Aggregator:
 def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: EraserConfig) -> bytes:
     """What the file of the aggregate should contain, computed anew from the stored submodels: for the audit."""
     store = Store(store_uri)
-    interactions = Interactions.union([store.read_shard_data(record.interactions).train for record in shards])
-    return embeddings_bytes(aggregate([store.read_embeddings(record.submodel) for record in shards], interactions, config))
+    parts = [store.read_shard_data(record.interactions).train for record in shards] if needs_interactions(config) else []
+    submodels = [store.read_embeddings(record.submodel) for record in shards]
+    return embeddings_bytes(aggregate(submodels, Interactions.union(parts), config))
 
 
 def _cached(cache: dict[FileRef, _T], wanted: Sequence[FileRef], read: Callable[[FileRef], _T]) -> dict[FileRef, _T]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ray_eraser import seeds
+from ray_eraser.aggregation import folding as folding_of
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import DAY, RUN_HERE, EraserConfig, UnlearningConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
@@ -816,7 +817,7 @@ class Coordinator:
         """
         loaded = self._pending.before if self._pending is not None else None
         if loaded is None or loaded.number != published.number:
-            loaded = Loaded.read(self._store, published)
+            loaded = Loaded.read(self._store, published, loaded)
         config = self._as_run_here(loaded.manifest.config)
         with self._serving:
             if config.fingerprint() != self.config.fingerprint():
@@ -833,13 +834,15 @@ class Coordinator:
             erased = Interactions.union(list(change.erased.values()))
             order = AggregationOrder(before.manifest.items, before.manifest.shards, erased, frozenset(change.erased))
             model = self.pool.excise(order) if change.erased else before.model
+            is_folded = self.config.aggregation.foldin or bool(change.erased)
+            folding = folding_of(model, self.config) if is_folded else None
             users = before.users.without(change.erased_user_rows)
             items = before.items.without(change.erased_item_rows)
-            # What was left out of a generation never comes back into it, so that there is no need to unite all shards again.
-            served = self._snapshot if self._pending is not None and self._pending.before is before else None
-            seen = (before.interactions() if served is None else served.seen).without(erased)
+            rest = change.rest.values()
             self._pending = change
-            self._snapshot = Snapshot(model, users, items, seen, before.number)
+            self._snapshot = Snapshot(
+                model, folding, users, items, [data.train for data in rest], [data.valid for data in rest], before.number
+            )
             if not change.erased:
                 self.pool.prepare_excision(order)
 
@@ -855,7 +858,7 @@ class Coordinator:
 
     def served_model(self) -> Embeddings:
         """The vectors that recommendations are computed from now."""
-        return self._served().model
+        return self._served().embeddings()
 
     def vectors(self) -> Vectors:
         """What is served now, for whoever serves it elsewhere. See `Vectors`: copies that were handed out do not forget.
@@ -865,9 +868,8 @@ class Coordinator:
         with self._serving:
             change, snapshot = self._loaded_change(), self._served()
             serving = "excision" if change.erased else "generation"
-            return Vectors.of(
-                snapshot.model, snapshot.users, snapshot.items, change.before.number, change.before.digest, serving
-            )
+        before = change.before
+        return Vectors.of(snapshot.embeddings(), snapshot.users, snapshot.items, before.number, before.digest, serving)
 
     def status(self, request_id: RequestId) -> RequestState:
         return self._ledger.request(request_id).state

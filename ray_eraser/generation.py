@@ -38,16 +38,26 @@ class Loaded:
     model: Embeddings
 
     @classmethod
-    def read(cls, store: Store, published: GenerationRow) -> Loaded:
-        """All of it but the submodels."""
+    def read(cls, store: Store, published: GenerationRow, before: Loaded | None = None) -> Loaded:
+        """All of it but the submodels. What it has in common with the generation before is taken from there."""
         manifest = store.read_manifest(published.digest)
+        users, items, data = manifest.users, manifest.items, {}
+        if before is not None:
+            old = before.manifest
+            data = {record.interactions: before.shards[record.shard] for record in old.shards}
+        same_users, same_items = (
+            before is not None and new == getattr(before.manifest, side) for side, new in (("users", users), ("items", items))
+        )
         return cls(
             published.number,
             published.digest,
             manifest,
-            store.read_vocabulary(manifest.users, "user"),
-            store.read_vocabulary(manifest.items, "item"),
-            {record.shard: store.read_shard_data(record.interactions) for record in manifest.shards},
+            before.users if before is not None and same_users else store.read_vocabulary(users, "user"),
+            before.items if before is not None and same_items else store.read_vocabulary(items, "item"),
+            {
+                record.shard: data.get(record.interactions) or store.read_shard_data(record.interactions)
+                for record in manifest.shards
+            },
             store.read_embeddings(manifest.aggregate),
         )
 

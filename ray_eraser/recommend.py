@@ -5,15 +5,21 @@ U users asked for, I' items that the model covers, N length of a list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from ray_eraser.aggregation.foldin import FoldIn
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import InputError
 from ray_eraser.ids import Generation, RawId
+
+_MOST_FOLDED = 10_000
+"""Users whose vectors are kept: some megabytes."""
 
 
 def top_items(scores_UI: np.ndarray, n: int) -> np.ndarray:
@@ -38,16 +44,21 @@ class Snapshot:
 
     Attributes:
         model: the aggregate, or its excision while shards are being trained anew.
+        folding: solves users on the model's items when they are asked for; None where the model has the users.
         users, items: the vocabularies, without the ids that are being erased.
-        seen: all remaining interactions, held-out ones too: nobody is recommended what they know.
+        trained: by shard, the remaining interactions that are learned from.
+        held_out: by shard, those that are not. Nobody is recommended what they know, be it held out.
         generation: that it was made from.
     """
 
     model: Embeddings
+    folding: FoldIn | None
     users: Vocabulary
     items: Vocabulary
-    seen: Interactions
+    trained: Sequence[Interactions]
+    held_out: Sequence[Interactions]
     generation: Generation
+    _folded: dict[int, np.ndarray | None] = field(default_factory=dict)
 
     def has_seen(self, user_id: RawId, item_id: RawId) -> bool:
         """Whether the user has a remaining interaction with the item.
@@ -56,8 +67,7 @@ class Snapshot:
             UnknownIdError: one of them was never here or has been erased.
         """
         row, item = self.users.row(user_id), self.items.row(item_id)
-        first, last = np.searchsorted(self.seen.users, [row, row + 1])
-        return bool((self.seen.items[first:last] == item).any())
+        return any(bool((part.items_of(row) == item).any()) for part in (*self.trained, *self.held_out))
 
     def recommend(self, user_id: RawId, n: int) -> list[RawId]:
         """Raw ids of the best `n` items that the user has not seen, best first; fewer where fewer are left.
@@ -71,13 +81,40 @@ class Snapshot:
         if n < 1:
             raise InputError(f"n is {n}: ask for at least one item")
         row = self.users.row(user_id)
-        first, last = np.searchsorted(self.seen.users, [row, row + 1])
-        position = self.model.position_of_user(row)
-        if position is None:
-            item_rows, scores = np.unique(self.seen.items, return_counts=True)
+        vector = self.vector_of(row)
+        if vector is None:
+            item_rows, scores = self._popularity
         else:
-            item_rows, scores = self.model.item_rows, self.model.items @ self.model.users[position]
-        unseen = ~np.isin(item_rows, self.seen.items[first:last])
+            item_rows, scores = self.model.item_rows, self.model.items @ vector
+        seen = np.concatenate([part.items_of(row) for part in (*self.trained, *self.held_out)])
+        unseen = ~np.isin(item_rows, seen)
         item_rows, scores = item_rows[unseen], scores[unseen]
         best = item_rows[top_items(scores[None], min(n, len(item_rows)))[0]] if len(item_rows) else item_rows
         return [raw for raw in self.items.raw(best) if raw is not None]
+
+    def vector_of(self, row: int) -> np.ndarray | None:
+        """The vector of a user's row, (D,); None where the user has none. One that was solved is kept for the next time."""
+        if self.folding is None:
+            position = self.model.position_of_user(row)
+            return None if position is None else self.model.users[position]
+        if row not in self._folded:
+            own = np.sort(np.concatenate([part.items_of(row) for part in self.trained]))
+            users = self.folding.users(Interactions(np.full(len(own), row, np.int32), own)).users
+            if len(self._folded) >= _MOST_FOLDED:
+                self._folded.clear()
+            self._folded[row] = users[0] if len(users) else None
+        return self._folded[row]
+
+    def embeddings(self) -> Embeddings:
+        """The vectors of everybody, as `vector_of` has them to the last bit. Solves all users where the model has none."""
+        return self.model if self.folding is None else self.folding.users(Interactions.union(list(self.trained)))
+
+    @cached_property
+    def _popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        """The items that have an interaction, and how many each."""
+        counts = sum(
+            (np.bincount(part.items, minlength=len(self.items)) for part in (*self.trained, *self.held_out)),
+            np.zeros(len(self.items), np.int64),
+        )
+        item_rows = np.flatnonzero(counts)
+        return item_rows, counts[item_rows]

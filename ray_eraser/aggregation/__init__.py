@@ -7,15 +7,19 @@ interactions, the config and a derived seed. Rows that a submodel lacks are mask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.config import AggregationConfig, EraserConfig, LossName, extension
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.seeds import derive
+
+if TYPE_CHECKING:
+    from ray_eraser.aggregation.foldin import FoldIn
 
 
 class Combiner(Protocol):
@@ -35,43 +39,70 @@ class Combiner(Protocol):
         ...
 
 
-def aggregate(submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig) -> Embeddings:
-    """One model from all submodels by the configured aggregator, and the fold-in after it.
+def needs_interactions(config: EraserConfig) -> bool:
+    """Whether `aggregate` looks at the interactions at all, or makes the same of the submodels whatever they are."""
+    settings = config.aggregation
+    learned = not isinstance(settings, AggregationConfig) or settings.kind in ("static", "attention")
+    return learned or (settings.foldin and settings.sweeps > 0)
+
+
+def aggregate(
+    submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: Grams | None = None
+) -> Embeddings:
+    """One model from all submodels by the configured aggregator. With fold-in it has items alone: see `folding`.
 
     Args:
         submodels: every shard's, in order; empty ones are passed over.
-        interactions: all that remain to learn from.
+        interactions: all that remain to learn from; see `needs_interactions`.
         config: `aggregation`, the fold-in's weights, `seed` and `runtime.threads` count.
+        grams: blocks of the submodels' Gram matrices that are there already; gains those that are not.
     """
     known = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not known:
         return Embeddings.empty(config.model.width)
     with deterministic(config.runtime.threads):
-        combined = _combine(known, interactions, config)
-        return _folded(combined, interactions, config, config.aggregation.sweeps) if config.aggregation.foldin else combined
+        combined = _combine(known, interactions, config, grams)
+        return _swept(combined, interactions, config, config.aggregation.sweeps) if config.aggregation.foldin else combined
 
 
-def excise(submodels: Sequence[Embeddings], interactions: Interactions, start: Embeddings, config: EraserConfig) -> Embeddings:
-    """One model from the submodels that never saw what is being erased: what is served until the others are trained anew.
+def excise(
+    submodels: Sequence[Embeddings],
+    interactions: Interactions,
+    start: Embeddings,
+    config: EraserConfig,
+    grams: Grams | None = None,
+) -> Embeddings:
+    """Items from the submodels that never saw what is being erased: what is served until the others are trained anew.
 
     Learned aggregation parameters saw the erased data and are not used: the spectral basis of the submodels that are left,
-    every user folded in on what remains. Where no submodel is left the items start at `start`, which knows no data, and one
-    sweep over what remains gives them their places.
+    on which every user is folded in (`folding`). Where no submodel is left the items start at `start`, which knows no data, and
+    one sweep over what remains gives them their places.
 
     Args:
         submodels: those of the shards that own nothing of what is erased.
-        interactions: all that remain, of all shards.
+        interactions: all that remain, of all shards; looked at where no submodel is left.
         start: item vectors that depend on the root seed alone.
         config: as for `aggregate`.
+        grams: as for `aggregate`.
     """
     known = [submodel for submodel in submodels if len(submodel.user_rows)]
     with deterministic(config.runtime.threads):
         if known:
-            return _folded(_spectral(known, config), interactions, config, sweeps=0)
-        return _folded(start, interactions, config, sweeps=1)
+            return _spectral(known, config, grams, with_users=False)
+        return _swept(start, interactions, config, sweeps=1)
 
 
-def _combine(submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig) -> Embeddings:
+def folding(model: Embeddings, config: EraserConfig) -> FoldIn:
+    """What solves users on a model's items, from their own remaining interactions, whenever they are asked for."""
+    from ray_eraser.aggregation.foldin import FoldIn
+
+    als = config.als_settings
+    return FoldIn(model.item_rows, np.ascontiguousarray(model.items), als.known_alpha0, als.reg)
+
+
+def _combine(
+    submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: Grams | None
+) -> Embeddings:
     settings, seed = config.aggregation, derive(config.seed, "aggregation")
     if not isinstance(settings, AggregationConfig):
         combiner = cast(Combiner, extension(settings)(settings))
@@ -79,7 +110,7 @@ def _combine(submodels: Sequence[Embeddings], interactions: Interactions, config
         wide = combined.width > config.model.width
         return _spectral([combined], config) if settings.foldin and wide else combined
     if settings.kind == "spectral":
-        return _spectral(submodels, config)
+        return _spectral(submodels, config, grams, with_users=not settings.foldin)
     if settings.kind == "mean":
         from ray_eraser.aggregation.mean import mean
 
@@ -98,15 +129,18 @@ def _combine(submodels: Sequence[Embeddings], interactions: Interactions, config
     return _spectral([combined], config)
 
 
-def _spectral(submodels: Sequence[Embeddings], config: EraserConfig) -> Embeddings:
+def _spectral(
+    submodels: Sequence[Embeddings], config: EraserConfig, grams: Grams | None = None, *, with_users: bool = True
+) -> Embeddings:
     from ray_eraser.aggregation.spectral import spectral
 
-    return spectral(submodels, config.model.width, derive(config.seed, "spectral"))
+    seed = derive(config.seed, "spectral")
+    return spectral(submodels, config.model.width, seed, grams=grams, with_users=with_users)
 
 
-def _folded(model: Embeddings, interactions: Interactions, config: EraserConfig, sweeps: int) -> Embeddings:
-    from ray_eraser.aggregation.foldin import fold_in
+def _swept(model: Embeddings, interactions: Interactions, config: EraserConfig, sweeps: int) -> Embeddings:
+    from ray_eraser.aggregation.foldin import sweep
 
     items = np.ascontiguousarray(model.items)
     als = config.als_settings
-    return fold_in(model.item_rows, items, interactions, als.known_alpha0, als.reg, sweeps)
+    return sweep(model.item_rows, items, interactions, als.known_alpha0, als.reg, sweeps)

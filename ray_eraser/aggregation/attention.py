@@ -16,7 +16,7 @@ import torch
 from scipy import linalg, sparse
 from torch import Tensor
 
-from ray_eraser.aggregation.spectral import gram
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.config import AggregationConfig, LossName
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
@@ -218,8 +218,7 @@ def _spectral_start(submodels: Sequence[Embeddings], width_A: int, generator: to
     """
     n_submodels, width_D = len(submodels), submodels[0].width
     paper = _paper_start(submodels, width_A, generator)
-    users_gram = gram([(submodel.user_rows, submodel.users) for submodel in submodels])
-    items_gram = gram([(submodel.item_rows, submodel.items) for submodel in submodels])
+    users_gram, items_gram = Grams().of(submodels)
     # Traces made equal: only the products of users' and items' sizes mean something.
     _, vectors = linalg.eigh(users_gram / np.trace(users_gram) + items_gram / np.trace(items_gram), driver="evd")
     basis_KDD = vectors[:, ::-1][:, :width_D].reshape(n_submodels, width_D, width_D)

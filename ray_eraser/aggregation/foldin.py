@@ -1,21 +1,64 @@
 """Users solved anew on aggregated items: exact ridge regressions on the remaining interactions.
 
-After any aggregator. Each half sweep is one of alternating least squares (models/wmf_als.py).
+After any aggregator. A half sweep is one of alternating least squares (models/wmf_als.py). The last one, of the users, need not
+be made before somebody asks: what a user gets depends on the items and on the user's own interactions alone.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.models.wmf_als import half_sweep
+from ray_eraser.models.wmf_als import base_of, half_sweep, ridge_of
+from ray_eraser.training.ridge import solve_rows
 
 
-def fold_in(
+@dataclass(frozen=True, eq=False)
+class FoldIn:
+    """Items on which users are solved.
+
+    Attributes:
+        item_rows: (I',) int32, ascending vocabulary rows of the items that have a vector.
+        items: (I', D) float32.
+        alpha0: weight of an unobserved pair against 1 for an observed one.
+        reg: ridge, scaled by each user's degree.
+    """
+
+    item_rows: np.ndarray
+    items: np.ndarray
+    alpha0: float
+    reg: float
+
+    @cached_property
+    def _base(self) -> np.ndarray:
+        return base_of(self.items, self.alpha0)
+
+    def users(self, interactions: Interactions) -> Embeddings:
+        """The users of these interactions, beside the items.
+
+        A user's vector is the same to the last bit whoever else is asked for. Who has no pair with an item that has a vector
+        gets none.
+
+        Args:
+            interactions: all that the users have to be learned from; pairs with an item that has no vector take no part.
+        """
+        places = np.searchsorted(self.item_rows, interactions.items)
+        known = self.item_rows.take(places, mode="clip") == interactions.items if len(self.item_rows) else places < 0
+        user_rows, degrees = np.unique(interactions.users[known], return_counts=True)
+        starts = np.concatenate([[0], np.cumsum(degrees)])
+        ridge_U = ridge_of(degrees, len(self.items), self.alpha0, self.reg)
+        users = solve_rows(starts, places[known], self.items, self._base, ridge_U)
+        return Embeddings(user_rows.astype(np.int32), users, self.item_rows, self.items)
+
+
+def sweep(
     item_rows: np.ndarray, items: np.ndarray, interactions: Interactions, alpha0: float, reg: float, sweeps: int
 ) -> Embeddings:
-    """Solve the users on the items; then, `sweeps` times, the items on the users and the users again.
+    """Solve the users on the items and the items on the users, `sweeps` times. The items alone are given back.
 
     Args:
         item_rows: (I',) rows of the items that have a vector.
@@ -25,15 +68,16 @@ def fold_in(
         reg: ridge, scaled by each row's degree.
         sweeps: 0 leaves the items as they are; 1 lets them see all remaining data once.
     """
+    nobody = Embeddings.empty(items.shape[1])
+    if not sweeps:
+        return Embeddings(nobody.user_rows, nobody.users, item_rows, items)
     compact = interactions.take(np.isin(interactions.items, item_rows)).compact()
     if not len(compact.interactions):
-        return Embeddings.empty(items.shape[1])
+        return nobody
     # Items whose last interaction was erased have nothing left to rest on.
     present = items[np.searchsorted(item_rows, compact.item_rows)]
     by_user = compact.matrix()
-    users = half_sweep(by_user, present, alpha0, reg)
-    by_item = by_user.T.tocsr() if sweeps else None
+    by_item = by_user.T.tocsr()
     for _ in range(sweeps):
-        present = half_sweep(by_item, users, alpha0, reg)
-        users = half_sweep(by_user, present, alpha0, reg)
-    return Embeddings(compact.user_rows, users, compact.item_rows, present)
+        present = half_sweep(by_item, half_sweep(by_user, present, alpha0, reg), alpha0, reg)
+    return Embeddings(nobody.user_rows, nobody.users, compact.item_rows, present)

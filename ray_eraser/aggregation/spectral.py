@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import linalg
 
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.embeddings import Embeddings
 
 _EXACT_UP_TO = 1024
@@ -22,7 +23,15 @@ _OVERSAMPLING = 16
 _ROUNDS = 12
 
 
-def spectral(submodels: Sequence[Embeddings], rank: int, seed: int, weights: Sequence[float] | None = None) -> Embeddings:
+def spectral(
+    submodels: Sequence[Embeddings],
+    rank: int,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    grams: Grams | None = None,
+    *,
+    with_users: bool = True,
+) -> Embeddings:
     """Embeddings of width `rank` whose inner products are the best rank-`rank` approximation of the summed scores.
 
     Args:
@@ -30,44 +39,39 @@ def spectral(submodels: Sequence[Embeddings], rank: int, seed: int, weights: Seq
         rank: width of the result; where the stack has a lower rank the last columns are zero.
         seed: for the start of the subspace iteration (KD > 1024).
         weights: (K,) factor of each submodel's scores; 1 by default.
+        grams: blocks of Gram matrices that are there already; gains those that are not.
+        with_users: False leaves the users out, where they are solved anew anyway.
     """
     if not submodels:
         return Embeddings.empty(rank)
-    users_KDR, items_KDR = bases(submodels, rank, seed, weights)
+    users_KDR, items_KDR = bases(submodels, rank, seed, weights, grams)
     width = submodels[0].width
     blocks = range(len(submodels))
-    users_k = [submodels[k].users.astype(np.float64) @ users_KDR[k * width : (k + 1) * width] for k in blocks]
     items_k = [submodels[k].items.astype(np.float64) @ items_KDR[k * width : (k + 1) * width] for k in blocks]
-    user_rows, users = _sum_rows([submodel.user_rows for submodel in submodels], users_k)
     item_rows, items = _sum_rows([submodel.item_rows for submodel in submodels], items_k)
+    nobody = Embeddings.empty(rank)
+    if not with_users:
+        return Embeddings(nobody.user_rows, nobody.users, item_rows, items.astype(np.float32))
+    users_k = [submodels[k].users.astype(np.float64) @ users_KDR[k * width : (k + 1) * width] for k in blocks]
+    user_rows, users = _sum_rows([submodel.user_rows for submodel in submodels], users_k)
     return Embeddings(user_rows, users.astype(np.float32), item_rows, items.astype(np.float32))
 
 
 def bases(
-    submodels: Sequence[Embeddings], rank: int, seed: int, weights: Sequence[float] | None = None
+    submodels: Sequence[Embeddings],
+    rank: int,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    grams: Grams | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What every submodel's user and item vectors are multiplied with before they are summed: two (KD, R) float64."""
     factors = np.ones(len(submodels)) if weights is None else np.asarray(weights, np.float64)
     scale_KD = np.repeat(factors, [submodel.width for submodel in submodels])
-    gram_users = gram([(submodel.user_rows, submodel.users) for submodel in submodels]) * np.outer(scale_KD, scale_KD)
-    gram_items = gram([(submodel.item_rows, submodel.items) for submodel in submodels])
+    gram_users, gram_items = (Grams() if grams is None else grams).of(submodels)
+    gram_users *= np.outer(scale_KD, scale_KD)
     solve = _exact if len(gram_users) <= _EXACT_UP_TO else _iterated
     users_KDR, items_KDR = solve(gram_users, gram_items, rank, seed)
     return scale_KD[:, None] * users_KDR, items_KDR
-
-
-def gram(tables: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """T'T of the tables side by side, (KD, KD) float64, from (rows, vectors) pairs; block (k, l) sums over common rows."""
-    ends = np.cumsum([0, *(vectors.shape[1] for _, vectors in tables)])
-    result = np.zeros((ends[-1], ends[-1]))
-    for k, (rows_k, vectors_k) in enumerate(tables):
-        for l, (rows_l, vectors_l) in enumerate(tables[: k + 1]):
-            _, in_k, in_l = np.intersect1d(rows_k, rows_l, assume_unique=True, return_indices=True)
-            if len(in_k):
-                block = vectors_k[in_k].astype(np.float64).T @ vectors_l[in_l].astype(np.float64)
-                result[ends[k] : ends[k + 1], ends[l] : ends[l + 1]] = block
-                result[ends[l] : ends[l + 1], ends[k] : ends[k + 1]] = block.T
-    return result
 
 
 def _exact(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG001 - one signature with _iterated

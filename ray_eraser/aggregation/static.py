@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 from scipy import linalg, optimize, special
 
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.aggregation.mean import side_by_side
-from ray_eraser.aggregation.spectral import gram
 from ray_eraser.config import AggregationConfig, LossName
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
@@ -106,8 +106,7 @@ def static_loss(submodels: Sequence[Embeddings], interactions: Interactions, w0:
     n_submodels = len(submodels)
     ends = np.cumsum([0, *(submodel.width for submodel in submodels)])[:-1]
     # sum over all pairs of s_k s_l = the sum of the entries of P_k'P_l * Q_k'Q_l.
-    users_gram = gram([(submodel.user_rows, submodel.users) for submodel in submodels])
-    items_gram = gram([(submodel.item_rows, submodel.items) for submodel in submodels])
+    users_gram, items_gram = Grams().of(submodels)
     everywhere_KK = np.add.reduceat(np.add.reduceat(users_gram * items_gram, ends, axis=0), ends, axis=1)
     observed_KK, gain_K = np.zeros((n_submodels, n_submodels)), np.zeros(n_submodels)
     for batch in _batches(interactions):

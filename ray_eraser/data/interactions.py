@@ -79,8 +79,14 @@ class Interactions:
     def of_users(self, rows: np.ndarray) -> Interactions:
         """The pairs of these users."""
         if len(rows) == 1:  # whose pairs stand together
-            return self.take(np.arange(*np.searchsorted(self.users, [rows[0], rows[0] + 1])))
+            return Interactions(np.full(len(own := self.items_of(rows[0])), rows[0], np.int32), own)
         return self.take(np.isin(self.users, rows))
+
+    def items_of(self, row: int) -> np.ndarray:
+        """The items of one user, ascending."""
+        # Of their own kind: for a Python number all users would be converted first.
+        first = self.users.searchsorted(np.int32(row))
+        return self.items[first : first + self.users[first:].searchsorted(np.int32(row), side="right")]
 
     def of_items(self, rows: np.ndarray) -> Interactions:
         """The pairs with these items."""

@@ -61,6 +61,15 @@ def half_sweep(matrix: sparse.csr_matrix, others_CD: np.ndarray, alpha0: float, 
     Row r solves (alpha0 Q'Q + Q_r'Q_r + reg (n_r + alpha0 C) I) p = sum of the q of its columns, with Q the other side, Q_r its
     rows that r is paired with and n_r their number.
     """
-    base_DD = np.float32(alpha0) * (others_CD.T @ others_CD)
-    ridge_R = (reg * (np.diff(matrix.indptr) + alpha0 * len(others_CD))).astype(np.float32)
-    return solve_rows(matrix.indptr, matrix.indices, others_CD, base_DD, ridge_R)
+    ridge_R = ridge_of(np.diff(matrix.indptr), len(others_CD), alpha0, reg)
+    return solve_rows(matrix.indptr, matrix.indices, others_CD, base_of(others_CD, alpha0), ridge_R)
+
+
+def base_of(others_CD: np.ndarray, alpha0: float) -> np.ndarray:
+    """(D, D) float32, what the systems of all rows have in common: alpha0 Q'Q."""
+    return np.asarray(np.float32(alpha0) * (others_CD.T @ others_CD), np.float32)
+
+
+def ridge_of(degrees_R: np.ndarray, n_columns: int, alpha0: float, reg: float) -> np.ndarray:
+    """(R,) float32, every row's ridge: reg (n_r + alpha0 C)."""
+    return np.asarray(reg * (degrees_R + alpha0 * n_columns), np.float32)

@@ -17,8 +17,10 @@ from numba.extending import intrinsic
 from ray_eraser.training.kernels import compiled
 
 _LANES = 16
-_GATHERED = 512
-"""Rows of Q that are copied together before they are multiplied: 128 KB at width 64, so that they stay in the cache."""
+_AT_ONCE = 1 << 18
+"""Multiplications of one product of matrices: up to so many, BLAS uses one thread however many it has, and no other would give
+the same bits. At width 64 that is 64 rows of Q, which also stay in the cache.
+"""
 
 
 def solve_rows(
@@ -148,9 +150,9 @@ def _gather(
     sum_D: np.ndarray,
 ) -> None:
     """Add Q_r'Q_r and the sum of the rows of Q_r, for the row whose columns stand from `first` to `last`."""
-    width = others_CD.shape[1]
-    for begin in range(first, last, _GATHERED):
-        n = min(_GATHERED, last - begin)
+    width, most = others_CD.shape[1], len(gathered)
+    for begin in range(first, last, most):
+        n = min(most, last - begin)
         for c in range(n):
             other = columns[begin + c]
             for d in range(width):
@@ -176,8 +178,9 @@ def _solve_rows(
     right = size * size * _LANES
     for i in range(width, size):  # what width lacks to size is the identity, and stays it
         flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
-    gathered, sum_D = np.empty((_GATHERED, width), np.float32), np.empty(width, np.float32)
+    gathered = np.empty((max(1, min(512, _AT_ONCE // (width * width))), width), np.float32)
     own_DD, system_DD = np.empty((width, width), np.float32), np.empty((width, width), np.float32)
+    sum_D = np.empty(width, np.float32)
     for first in range(0, len(rows), _LANES):
         count = min(_LANES, len(rows) - first)
         for lane in range(_LANES):

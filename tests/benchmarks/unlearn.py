@@ -1,9 +1,10 @@
 """Measure, don't test: what one user's erasure costs on a running deployment, beside a full retraining by the same code.
 
-    python tests/benchmarks/unlearn.py --data ml-1m --requests 20 --report tests/benchmarks/results
+    python tests/benchmarks/unlearn.py --data ml-1m --requests 20 --equal-quality --report tests/benchmarks/results
 
 Everything is measured in one run on one local Ray, shards up: submit to excised (`to_forget`), submit to receipt
-(`to_restore`), reads while shards retrain, and the training of one shard with all the data for as many epochs.
+(`to_restore`), reads while shards retrain, and the training of one shard with all the data for as many epochs. With
+`--equal-quality` also for as few epochs as reach the quality of the shards, on the test set of up to 5,000 users.
 """
 
 from __future__ import annotations
@@ -17,14 +18,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 from measured import heading, write_report
 
 import ray_eraser
+from ray_eraser.aggregation import folding
 from ray_eraser.config import load_config
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.determinism import deterministic
+from ray_eraser.evaluation import evaluate
 from ray_eraser.ids import RawId
 from ray_eraser.runtime.client import Client
 from ray_eraser.runtime.session import session
 from ray_eraser.seeds import derive
+from ray_eraser.store import Store
+
+_RANKED_USERS = 5_000
 
 
 def _spread(seconds: list[float]) -> str:
@@ -47,32 +56,66 @@ def _erase(client: Client, users: list[RawId], reader: RawId) -> tuple[list[floa
     return forget, restore, reads
 
 
+def _quality(storage_path: str, digest: str, dataset: Dataset) -> float:
+    """NDCG@10 of a generation on the test set, of the first so many users in an order that says nothing of them."""
+    store = Store(storage_path)
+    manifest = store.read_manifest(digest)
+    model = store.read_embeddings(manifest.aggregate)
+    users = dataset.test.user_rows()
+    if len(users) > _RANKED_USERS:
+        users = np.sort(np.random.default_rng(0).choice(users, _RANKED_USERS, replace=False))
+    train, test = dataset.train.of_users(users), dataset.test.of_users(users)
+    with deterministic(1):
+        served = folding(model, manifest.config).users(train) if manifest.config.aggregation.foldin else model
+        return evaluate(served, train, test, (10,))["ndcg@10"]
+
+
+def _full(folder: str, dataset: Dataset, changes: list[str]) -> tuple[float, float]:
+    """(seconds, NDCG@10) of one shard with all the data."""
+    with tempfile.TemporaryDirectory(dir=folder) as path:
+        client = ray_eraser.deploy(Path(path).name, path, load_config(None, [*changes, "partition.n_shards=1"]))
+        client.warm()
+        fit = client.fit(dataset)
+        client.shutdown()
+        # What aggregates one shard's submodel would not be there without shards.
+        return fit.seconds["shards"], _quality(path, fit.digest, dataset)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--set", dest="changes", action="append", default=[])
+    parser.add_argument("--full", action="append", default=[], help="settings of the full retraining besides, as --set")
+    parser.add_argument("--equal-quality", action="store_true", help="also a full retraining stopped at the shards' quality")
     parser.add_argument("--report", type=Path, help="folder for the dated report")
     arguments = parser.parse_args()
     config = load_config(None, arguments.changes)
-    full_config = load_config(None, [*arguments.changes, "partition.n_shards=1"])
     dataset = ray_eraser.read_dataset(arguments.data, config.data, config.seed)
     with session("local"), tempfile.TemporaryDirectory() as folder:
-        full = ray_eraser.deploy("full", f"{folder}/full", full_config)
-        full.warm()
-        full_fit = full.fit(dataset)
-        full.shutdown()
+        everything = [*arguments.changes, "aggregation.sweeps=0", *arguments.full]
+        full_seconds, full_quality = _full(folder, dataset, everything)
         client = ray_eraser.deploy("shards", f"{folder}/shards", config)
         client.warm()
         fit = client.fit(dataset)
+        quality = _quality(f"{folder}/shards", fit.digest, dataset)
         users = sorted(map(str, dataset.users.ids), key=lambda user: derive(0, "benchmark", user))
         _erase(client, users[:1], users[-1])  # the first request pays for what is loaded once
         forget, restore, reads = _erase(client, users[1 : 1 + arguments.requests], users[-1])
         client.shutdown()
-    full_seconds = full_fit.seconds["shards"] + full_fit.seconds["aggregation"]
+        equal = None
+        if arguments.equal_quality:
+            for epochs in range(1, config.model.epochs + 1):
+                seconds, reached = _full(folder, dataset, [*everything, f"model.epochs={epochs}"])
+                if reached >= quality or epochs == config.model.epochs:
+                    equal = epochs, seconds, reached
+                    break
+    median = statistics.median(restore)
     name, n_shards = Path(arguments.data).name, config.partition.n_shards
     lines = [
         *heading(f"One user's erasure, {name}, {n_shards} {config.partition.kind} shards", config.runtime.threads),
+        f"{fit.n_interactions:,} interactions, {fit.n_users:,} users, {fit.n_items:,} items; {len(restore)} users erased one by one.",
+        "",
         "| seconds | min / median / max |",
         "|---|---|",
         f"| to forget (submit to excised) | {_spread(forget)} |",
@@ -80,8 +123,15 @@ def main() -> None:
         f"| a read while shards retrain ({len(reads)} reads) | {_spread(reads)} |",
         f"| full retraining, one shard, same epochs, same code | {full_seconds:.3f} |",
         f"| first training of all shards | {fit.seconds['shards'] + fit.seconds['aggregation']:.3f} |",
-        f"| **full retraining over to restore** | **{full_seconds / statistics.median(restore):.2f}** |",
+        f"| **full retraining over to restore** | **{full_seconds / median:.2f}** |",
     ]
+    if equal is not None:
+        epochs, seconds, reached = equal
+        lines += [
+            f"| full retraining of {epochs} epochs, NDCG@10 {reached:.4f} | {seconds:.3f} |",
+            f"| **that over to restore** | **{seconds / median:.2f}** |",
+        ]
+    lines += ["", f"NDCG@10 on the test set: shards {quality:.4f}, full retraining {full_quality:.4f}."]
     write_report(lines, arguments.report, f"unlearn-{name}-{n_shards}")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from contracts.model_contract import checkerboard, log_of
 
-from ray_eraser.aggregation import aggregate, excise
+from ray_eraser.aggregation import aggregate, excise, folding
 from ray_eraser.config import AggregationConfig, EraserConfig, WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
@@ -43,7 +43,12 @@ class AggregatorContract:
         return [train_submodel(part, Interactions.none(), KEYS, config, ShardId(k)) for k, part in enumerate(parts)]
 
     def aggregated(self, interactions: Interactions, config: EraserConfig) -> Embeddings:
-        return aggregate(self.trained(by_user(interactions), config), interactions, config)
+        return self.combined(self.trained(by_user(interactions), config), interactions, config)
+
+    def combined(self, submodels: list[Embeddings], interactions: Interactions, config: EraserConfig) -> Embeddings:
+        """What is served: the aggregate, its users folded in where they are."""
+        model = aggregate(submodels, interactions, config)
+        return folding(model, config).users(interactions) if config.aggregation.foldin else model
 
     def test_of_the_unseen_items_the_withheld_one_of_the_users_own_kind_comes_first(self, config):
         interactions, withheld = checkerboard(n_users=48)  # 16 to a shard, of both kinds: fewer could be learned by heart
@@ -55,10 +60,10 @@ class AggregatorContract:
     def test_the_same_arguments_give_the_same_bits_whatever_was_drawn_before(self, config):
         interactions, _ = checkerboard()
         submodels = self.trained(by_user(interactions), config)
-        first = aggregate(submodels, interactions, config)
+        first = self.combined(submodels, interactions, config)
         torch.manual_seed(99)
         np.random.seed(99)  # noqa: NPY002 - the state that an aggregator must not look at
-        assert aggregate(submodels, interactions, config).same_bits(first)
+        assert self.combined(submodels, interactions, config).same_bits(first)
 
     def test_it_covers_everybody_whom_any_submodel_covers(self, config):
         interactions = log_of([(0, 3), (0, 9), (1, 3), (4, 5), (5, 5), (5, 20), (9, 9), (10, 21)])
@@ -78,7 +83,7 @@ class AggregatorContract:
         apart = Interactions.of(interactions.users * 7 + 100, interactions.items * 3 + 50)
         submodels = self.trained(by_user(interactions), config)
         moved = [Embeddings(one.user_rows * 7 + 100, one.users, one.item_rows * 3 + 50, one.items) for one in submodels]
-        here, there = aggregate(submodels, interactions, config), aggregate(moved, apart, config)
+        here, there = self.combined(submodels, interactions, config), self.combined(moved, apart, config)
         assert there.user_rows.tolist() == (here.user_rows * 7 + 100).tolist()
         assert there.item_rows.tolist() == (here.item_rows * 3 + 50).tolist()
         assert there.users.tobytes() == here.users.tobytes()
@@ -96,8 +101,8 @@ class AggregatorContract:
         interactions, _ = checkerboard()
         first, second, third = self.trained(by_user(interactions), config)
         remaining = interactions.without(by_user(interactions)[1])
-        with_empty = aggregate([first, Embeddings.empty(WIDTH), third], remaining, config)
-        assert with_empty.same_bits(aggregate([first, third], remaining, config))
+        with_empty = self.combined([first, Embeddings.empty(WIDTH), third], remaining, config)
+        assert with_empty.same_bits(self.combined([first, third], remaining, config))
         assert not np.isin(second.user_rows, with_empty.user_rows).any()
 
     @pytest.mark.parametrize("n", [0, 1, 3])
@@ -107,7 +112,7 @@ class AggregatorContract:
 
     def test_one_shard_with_one_pair_is_aggregated_to_that_pair(self, config):
         only = log_of([(3, 8)])
-        model = aggregate(self.trained([only], config), only, config)
+        model = self.combined(self.trained([only], config), only, config)
         assert (model.user_rows.tolist(), model.item_rows.tolist()) == ([3], [8])
         assert (model.users @ model.items.T).item() > 0.3
 
@@ -121,7 +126,7 @@ class AggregatorContract:
         )
         pairs = zip(interactions.users.tolist(), interactions.items.tolist(), strict=True)
         never_had = log_of([pair for pair in pairs if pair[0] != 5])
-        after = aggregate(submodels, interactions.without(erased), config)
+        after = self.combined(submodels, interactions.without(erased), config)
         assert after.same_bits(self.aggregated(never_had, config))
         assert 5 not in after.user_rows
 
@@ -135,14 +140,14 @@ class AggregatorContract:
         assert excise([one, Embeddings.empty(WIDTH), other], remaining, start, config).same_bits(served)
         defaults = EraserConfig(seed=4, model=config.model, aggregation=AggregationConfig(foldin=False))
         assert excise([one, other], remaining, start_of_items(remaining), defaults).same_bits(served)
-        assert served.user_rows.tolist() == [0, 1, 2, 3, *range(5, 16)]
+        assert folding(served, config).users(remaining).user_rows.tolist() == [0, 1, 2, 3, *range(5, 16)]
 
     def test_excision_still_ranks_what_everybody_likes_first_even_where_no_submodel_is_left(self, config):
         interactions, withheld = checkerboard()
         remaining = interactions.without(interactions.of_users(np.array([4, 9])))
         submodels = self.trained(by_user(remaining), config)
         for left in (submodels[:1], [Embeddings.empty(WIDTH)], []):
-            model = excise(left, remaining, start_of_items(remaining), config)
+            model = folding(excise(left, remaining, start_of_items(remaining), config), config).users(remaining)
             scores_UI = model.users @ model.items.T
             positions = np.searchsorted(model.user_rows, remaining.users)
             scores_UI[positions, np.searchsorted(model.item_rows, remaining.items)] = -np.inf

@@ -68,9 +68,9 @@ def test_without_fold_in_the_configured_aggregator_alone_decides():
 
 def test_a_fold_in_with_weights_of_its_own_does_not_take_the_models():
     shards, pairs = submodels(), checkerboard()[0]
-    taken = aggregate(shards, pairs, config(sweeps=0))
-    said = aggregate(shards, pairs, config(sweeps=0, foldin_alpha0=0.3, foldin_reg=0.007))
-    other = aggregate(shards, pairs, config(sweeps=0, foldin_alpha0=0.1, foldin_reg=0.007))
+    taken = aggregate(shards, pairs, config(sweeps=1))
+    said = aggregate(shards, pairs, config(sweeps=1, foldin_alpha0=0.3, foldin_reg=0.007))
+    other = aggregate(shards, pairs, config(sweeps=1, foldin_alpha0=0.1, foldin_reg=0.007))
     assert taken.same_bits(said)
     assert not taken.same_bits(other)
 

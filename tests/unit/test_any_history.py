@@ -312,12 +312,12 @@ class AnyHistory(RuleBasedStateMachine):
             assert listed <= items_left
             assert not listed & {item for owner, item in left if owner == user}
         snapshot = self.coordinator._served()
-        seen = zip(snapshot.seen.users, snapshot.seen.items, strict=True)
-        served = {(snapshot.users.ids[u], snapshot.items.ids[i]) for u, i in seen}
+        seen = Interactions.union([*snapshot.trained, *snapshot.held_out])
+        served = {(snapshot.users.ids[u], snapshot.items.ids[i]) for u, i in zip(seen.users, seen.items, strict=True)}
         assert served == left
         covered = {snapshot.items.ids[row] for row in snapshot.model.item_rows}
         assert covered <= {item for _, item in left}
-        known = {snapshot.users.ids[row] for row in snapshot.model.user_rows}
+        known = {snapshot.users.ids[row] for row in snapshot.embeddings().user_rows}
         assert known <= {user for user, _ in left}
 
     @precondition(started)

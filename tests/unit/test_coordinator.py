@@ -12,7 +12,7 @@ import pytest
 from conftest import Deployments, audited, digest_of, files_of
 
 from ray_eraser import seeds
-from ray_eraser.aggregation import excise
+from ray_eraser.aggregation import excise, folding
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
@@ -364,7 +364,8 @@ def expected_excision(coordinator: Coordinator, owning: set[int], remaining: Int
     keys = current.items.keys(seeds.secret(config.seed, "ids"))
     vectors = item_start(keys[rows], config) * np.float32(0.1 / width**0.5)
     none = Embeddings.empty(width)
-    return excise(submodels, remaining, Embeddings(none.user_rows, none.users, rows, vectors), config)
+    items = excise(submodels, remaining, Embeddings(none.user_rows, none.users, rows, vectors), config)
+    return folding(items, config).users(remaining)
 
 
 @pytest.mark.parametrize("kind", ["user", "item", "a pair", "several"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ray_eraser.aggregation.foldin import fold_in
+from ray_eraser.aggregation.foldin import FoldIn, sweep
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
@@ -31,8 +31,13 @@ def item_vectors(width=3, seed=1):
     return np.random.default_rng(seed).normal(0, 0.5, (len(ITEM_ROWS), width)).astype(np.float32)
 
 
+def fold_in(item_rows, items, interactions, sweeps):
+    swept = sweep(item_rows, items, interactions, ALPHA0, REG, sweeps)
+    return FoldIn(swept.item_rows, swept.items, ALPHA0, REG).users(interactions)
+
+
 def fold(interactions=REMAINING, width=3, sweeps=0):
-    return fold_in(ITEM_ROWS, item_vectors(width), interactions, ALPHA0, REG, sweeps)
+    return fold_in(ITEM_ROWS, item_vectors(width), interactions, sweeps)
 
 
 def ridge(vectors: dict[int, np.ndarray], partners: dict[int, list[int]]) -> dict[int, np.ndarray]:
@@ -48,7 +53,7 @@ def ridge(vectors: dict[int, np.ndarray], partners: dict[int, list[int]]) -> dic
 
 def naive(width, sweeps):
     vectors = dict(zip(ITEM_ROWS.tolist(), item_vectors(width), strict=True))
-    items = {row: vectors[row] for row in (1, 2, 4, 8, 11)}
+    items = {row: vectors[row] for row in (1, 2, 4, 8, 11)} if sweeps else vectors
     of_user = {3: [1, 2, 8], 6: [2, 4, 11], 9: [11]}
     of_item = {1: [3], 2: [3, 6], 4: [6], 8: [3], 11: [6, 9]}
     users = ridge(items, of_user)
@@ -71,12 +76,12 @@ def test_users_and_with_sweeps_items_are_the_solutions_of_their_ridge_regression
 
 
 def test_without_sweeps_items_keep_their_vectors():
-    assert fold().items.tolist() == item_vectors()[[0, 1, 2, 4, 5]].tolist()
+    assert fold().items.tolist() == item_vectors().tolist()
 
 
-def test_items_without_a_remaining_pair_leave():
-    assert 7 not in fold().item_rows
-    assert 4 not in fold(REMAINING.without(log_of((6, 4)))).item_rows
+def test_a_sweep_leaves_no_item_without_a_remaining_pair():
+    assert 7 not in fold(sweeps=1).item_rows
+    assert 4 not in fold(REMAINING.without(log_of((6, 4))), sweeps=1).item_rows
 
 
 def test_users_without_a_remaining_pair_are_absent():
@@ -98,12 +103,24 @@ def test_nothing_is_left_of_an_erased_pair(sweeps):
 def test_what_an_item_without_a_remaining_pair_had_for_a_vector_does_not_matter():
     other = item_vectors()
     other[3] = 1000
-    assert fold_in(ITEM_ROWS, other, REMAINING, ALPHA0, REG, 1).same_bits(fold(sweeps=1))
+    assert fold_in(ITEM_ROWS, other, REMAINING, 1).same_bits(fold(sweeps=1))
 
 
 def test_another_users_pairs_do_not_move_a_user_while_items_stand_still():
     alone = fold(log_of((3, 1), (3, 2), (3, 8), (6, 1), (6, 4), (6, 11), (9, 2)))
     np.testing.assert_allclose(alone.users[0], fold().users[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [3, 64])
+def test_one_user_asked_for_alone_has_the_same_bits_as_among_all(width):
+    items = np.random.default_rng(3).normal(0, 0.5, (400, width)).astype(np.float32)
+    rng = np.random.default_rng(4)
+    everybody = Interactions.of(rng.integers(0, 40, 4000, np.int32), rng.integers(0, 400, 4000, np.int32))
+    folding = FoldIn(np.arange(400, dtype=np.int32), items, ALPHA0, REG)
+    together = folding.users(everybody)
+    for position, row in enumerate(together.user_rows.tolist()):
+        alone = folding.users(everybody.of_users(np.array([row])))
+        assert (alone.user_rows.tolist(), alone.users.tobytes()) == ([row], together.users[position].tobytes())
 
 
 def test_a_user_with_every_item_is_solved_too():
@@ -115,7 +132,7 @@ def test_a_user_with_every_item_is_solved_too():
 
 def test_rows_with_gaps_between_them_give_the_same_vectors():
     apart = Interactions.of(REMAINING.users * 9 + 1, REMAINING.items * 4)
-    there = fold_in(ITEM_ROWS * 4, item_vectors(), apart, ALPHA0, REG, 1)
+    there = fold_in(ITEM_ROWS * 4, item_vectors(), apart, 1)
     assert there.user_rows.tolist() == (fold(sweeps=1).user_rows * 9 + 1).tolist()
     assert there.users.tobytes() == fold(sweeps=1).users.tobytes()
     assert there.items.tobytes() == fold(sweeps=1).items.tobytes()
@@ -123,8 +140,8 @@ def test_rows_with_gaps_between_them_give_the_same_vectors():
 
 def test_the_same_arguments_give_the_same_bits_and_stay_as_they_were():
     items = item_vectors()
-    first = fold_in(ITEM_ROWS, items, REMAINING, ALPHA0, REG, 1)
-    assert fold_in(ITEM_ROWS, items, REMAINING, ALPHA0, REG, 1).same_bits(first)
+    first = fold_in(ITEM_ROWS, items, REMAINING, 1)
+    assert fold_in(ITEM_ROWS, items, REMAINING, 1).same_bits(first)
     assert items.tobytes() == item_vectors().tobytes()
 
 
@@ -134,4 +151,4 @@ def test_where_no_pair_with_a_known_item_remains_nobody_is_known(interactions):
 
 
 def test_where_no_item_has_a_vector_nobody_is_known():
-    assert fold_in(ITEM_ROWS[:0], item_vectors()[:0], REMAINING, ALPHA0, REG, 1).same_bits(Embeddings.empty(3))
+    assert fold_in(ITEM_ROWS[:0], item_vectors()[:0], REMAINING, 1).same_bits(Embeddings.empty(3))

@@ -18,7 +18,10 @@ ITEMS = Vocabulary.of("item", [10, 11, 12, 13, 14, 15])
 
 def snapshot(users=USERS, items=ITEMS, seen=((0, 0), (0, 2), (1, 1), (1, 2), (2, 2)), model=None) -> Snapshot:
     pairs = Interactions.of(*np.array(seen, np.int32).reshape(-1, 2).T)
-    return Snapshot(model or scores_of({0: [9, 1, 8, 3, 3], 1: [5, 6, 4, 0, -1]}), users, items, pairs, Generation(1))
+    model = model or scores_of({0: [9, 1, 8, 3, 3], 1: [5, 6, 4, 0, -1]})
+    # In two shards, and one pair held out.
+    parts = [pairs.take(np.arange(len(pairs)) % 3 == part) for part in range(3)]
+    return Snapshot(model, None, users, items, parts[:2], parts[2:], Generation(1))
 
 
 def scores_of(by_user: dict[int, list[float]], item_rows=(0, 1, 2, 3, 5)) -> Embeddings:
@@ -108,6 +111,6 @@ def test_an_erased_user_is_as_unknown_as_one_who_was_never_here():
 @pytest.mark.parametrize("n", [0, -1])
 def test_fewer_than_one_item_cannot_be_asked_for(n):
     users, items = Vocabulary.of("user", [1]), Vocabulary.of("item", [1])
-    snapshot = Snapshot(Embeddings.empty(2), users, items, Interactions.none(), Generation(1))
+    snapshot = Snapshot(Embeddings.empty(2), None, users, items, [Interactions.none()], [], Generation(1))
     with pytest.raises(InputError, match="at least one item"):
         snapshot.recommend(1, n)

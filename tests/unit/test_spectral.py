@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.aggregation import spectral as module
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.aggregation.mean import side_by_side
-from ray_eraser.aggregation.spectral import bases, gram, spectral
+from ray_eraser.aggregation.spectral import bases, spectral
 from ray_eraser.embeddings import Embeddings
 
 U, I = 30, 25
@@ -189,11 +190,10 @@ def test_vectors_are_contiguous_float32():
 def test_subspace_iteration_finds_the_same_scores_as_the_eigensolver(seed):
     # Rank 4 and 16 to spare are a part of the 80 directions, so that the iteration has something to find.
     tables = some_submodels(4, 20, decay=0.8)
-    sides = ([(one.user_rows, one.users) for one in tables], [(one.item_rows, one.items) for one in tables])
     stacked_users, stacked_items = side_by_side(tables).users.astype(float), side_by_side(tables).items.astype(float)
     scores = []
     for solve in (module._exact, module._iterated):
-        users, items = solve(*map(gram, sides), 4, seed)
+        users, items = solve(*Grams().of(tables), 4, seed)
         scores.append((stacked_users @ users) @ (stacked_items @ items).T)
     assert np.linalg.norm(scores[0] - scores[1]) < 1e-6 * np.linalg.norm(scores[0])
 
@@ -222,7 +222,23 @@ def test_gram_equals_that_of_the_tables_side_by_side_with_zeros_for_absent_rows(
     stacked = np.zeros((U, 6))
     for k, one in enumerate(tables):
         stacked[one.user_rows, 2 * k : 2 * k + 2] = one.users
-    np.testing.assert_allclose(gram([(one.user_rows, one.users) for one in tables]), stacked.T @ stacked, atol=1e-12)
+    np.testing.assert_allclose(Grams().of(tables)[0], stacked.T @ stacked, atol=1e-12)
+
+
+def test_grams_that_are_kept_are_those_made_anew_and_live_no_longer_than_their_submodels():
+    one, two, three, four = some_submodels(4, 2)
+    grams = Grams()
+    grams.of([one, two, three])
+    for submodels in ([one, three], [two, four, three], [four]):
+        kept, anew = grams.of(submodels), Grams().of(submodels)
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(kept, anew, strict=True))
+    grams.keep([one, four])
+    assert set(grams._blocks) == {(one, one), (four, four)}
+
+
+def test_items_alone_are_the_same_as_beside_users():
+    both, alone = spectral(some_submodels(), 4, 0), spectral(some_submodels(), 4, 0, with_users=False)
+    assert alone.same_bits(Embeddings(both.user_rows[:0], both.users[:0], both.item_rows, both.items))
 
 
 def test_a_submodels_vectors_times_its_basis_are_its_part_of_the_sum():
