@@ -43,7 +43,8 @@ DataOption = Annotated[
         "--data",
         metavar="PATH|synthetic",
         help="An interaction log: a folder with train/valid/test .txt[.gz], MovieLens u.data, ratings.dat or ratings.csv, "
-        "CSV, TSV, RecBole .inter, Parquet, or what prepare.py wrote. 'synthetic' generates one.",
+        "CSV, TSV, RecBole .inter, Parquet (also several files in a folder, parts of one log), or what prepare.py wrote. "
+        "'synthetic' generates one.",
     ),
 ]
 StorageOption = Annotated[

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import cli
 import typer
 
 from ray_eraser.data.files import read_dataset
+from ray_eraser.data.fragments import in_fragments
+from ray_eraser.errors import DataFileError
 
 
 def train(
@@ -31,6 +34,9 @@ def train(
     On a cluster the deployment goes on running under its name when this job ends. On a local Ray it ends with the job, and
     the other jobs bring it back from its storage path.
 
+    A folder with several Parquet files is one log in parts. With the partitions hashed and random it is read in fragments, on
+    Ray, and need not fit into memory; --data must then be a path that all nodes reach.
+
     [bold]Example[/bold]: python jobs/train.py --data ml-1m --storage-path deployments/ml-1m --set partition.n_shards=20
 
     [bold]Settings that matter most[/bold]: partition.kind (hashed, random, user_based, item_based, interaction_based,
@@ -42,7 +48,9 @@ def train(
         if print_settings:
             print(settings.to_toml(), end="")
             return
-        dataset = read_dataset(data, settings.data, settings.seed)
+        # A big log is read where its shards are trained; what a learned partition is learned from is needed all at once.
+        is_big = not settings.partition.is_learned and in_fragments(data)
+        dataset = None if is_big else read_dataset(data, settings.data, settings.seed)
         storage = cli.place(storage_path, deployment)
 
         from ray_eraser.runtime.client import deploy
@@ -52,9 +60,13 @@ def train(
             client = deploy(deployment, storage, settings, ledger_url=settings.unlearning.ledger)
             with cli.TrainingProgress() as progress:
                 try:
-                    report = asdict(client.fit(dataset, progress))
-                except (KeyboardInterrupt, SystemExit):
-                    client.abandon()  # nobody waits for it any more; what it has written the next one clears away
+                    if dataset is None:
+                        report = asdict(client.fit_log(str(Path(data).expanduser().absolute()), progress))
+                    else:
+                        report = asdict(client.fit(dataset, progress))
+                except (KeyboardInterrupt, SystemExit, DataFileError):
+                    # Nobody waits for it any more, or its log cannot be used; what it has written the next one clears away.
+                    client.abandon()
                     raise
             for notice in client.describe()["notices"]:
                 cli.say(f"notice: {notice}")
@@ -65,11 +77,12 @@ def train(
         if as_json:
             cli.print_json(result)
             return
-        cli.print_table(f"trained on {dataset.name}", result)
+        cli.print_table(f"trained on {Path(data).name if dataset is None else dataset.name}", result)
         if cli.submission_id() is not None:
             return  # its log is no place for a user's id
         where = f"--storage-path {storage}" if ray_session.local else f"--deployment {deployment}"
-        cli.say(f"next: python jobs/recommend.py {where} --user-id {dataset.users.ids[0]}")
+        user = "USER" if dataset is None else dataset.users.ids[0]
+        cli.say(f"next: python jobs/recommend.py {where} --user-id {user}")
 
 
 if __name__ == "__main__":

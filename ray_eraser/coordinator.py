@@ -43,14 +43,16 @@ from ray_eraser.errors import (
 )
 from ray_eraser.generation import Change, Erasure, Loaded, remaining_dataset
 from ray_eraser.ids import Generation, RawId, RequestId, ShardId
+from ray_eraser.ingest import ingest
 from ray_eraser.logs import named_safely
 from ray_eraser.partition import Partition, divide, place
+from ray_eraser.partition.assignment import balance_of
 from ray_eraser.pool import ShardPool
 from ray_eraser.recommend import Snapshot
 from ray_eraser.shard import ShardOrder, Trained
 from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, manifest_ref
 from ray_eraser.training.pretrain import pretrain
-from ray_eraser.training.weights import choose_alpha0
+from ray_eraser.training.weights import choose_alpha0_among, users_looked_at
 from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow, default_ledger
 from ray_eraser.unlearning.plan import CostModel, Run, ShardRun, oldest_pending_seconds, overdue, plan_of
 from ray_eraser.unlearning.receipt import Receipt, ShardChange, Signer, commitment
@@ -115,6 +117,16 @@ class _Draft:
     orders: Mapping[ShardId, ShardOrder]
     kept: Mapping[ShardId, ShardRecord]
     notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Division:
+    """How a log was divided: users, items, interactions that each shard learns from, (K,), and shards a user is in."""
+
+    n_users: int
+    n_items: int
+    sizes: np.ndarray
+    shards_per_user: float
 
 
 class Coordinator:
@@ -222,6 +234,24 @@ class Coordinator:
         Raises:
             DeploymentError: something is deployed here already.
         """
+        return self._fitted(lambda: self._from_scratch(dataset, self.config, partition))
+
+    def fit_log(self, source: str) -> FitReport:
+        """The generation that `fit` makes of `read_dataset(source, ...)`, of a log that no process ever holds as a whole.
+
+        What is held out for the test is kept nowhere.
+
+        Args:
+            source: a Parquet file or a folder of them, which are parts of one log, on a path that is the same on all nodes.
+
+        Raises:
+            DataFileError: as `read_dataset`.
+            ConfigError: the partition is learned, which takes all interactions at once: use `fit`.
+            DeploymentError: something is deployed here already.
+        """
+        return self._fitted(lambda: self._from_log(source, self.config))
+
+    def _fitted(self, drafted: Callable[[], tuple[_Draft, _Division]]) -> FitReport:
         with self._working:
             self.check_in_force()  # what another coordinator has trained here since is none of this one's to sweep
             if self._pending is not None:
@@ -231,7 +261,7 @@ class Coordinator:
             self._store.claim(self._ledger.name)
             self._ledger.note("settings", _recorded(self.config).model_dump_json())
             self._sweep(wanted=set())  # of a fit that was never finished
-            draft, partition = self._from_scratch(dataset, self.config, partition)
+            draft, division = drafted()
             divided = time.perf_counter()
             published, aggregated = self._made(draft, None, ())
             self._serve(published, draft.pool)
@@ -246,25 +276,25 @@ class Coordinator:
             return FitReport(
                 generation=published.number,
                 digest=published.digest,
-                n_users=len(dataset.users),
-                n_items=len(dataset.items),
-                n_interactions=len(dataset.train),
+                n_users=division.n_users,
+                n_items=division.n_items,
+                n_interactions=int(division.sizes.sum()),
                 n_shards=draft.config.partition.n_shards,
-                shard_sizes=[int(size) for size in partition.sizes()],
-                balance=round(partition.balance(), 4),
-                shards_per_user=round(partition.shards_per_user(dataset.train), 4),
+                shard_sizes=[int(size) for size in division.sizes],
+                balance=round(balance_of(division.sizes), 4),
+                shards_per_user=round(division.shards_per_user, 4),
                 partition=draft.config.partition.kind,
                 guarantee=draft.config.guarantee,
                 alpha0=draft.config.als_settings.known_alpha0,
                 seconds={name: round(value, 3) for name, value in seconds.items()},
             )
 
-    def _from_scratch(self, dataset: Dataset, config: EraserConfig, partition: Partition | None) -> tuple[_Draft, Partition]:
+    def _from_scratch(self, dataset: Dataset, config: EraserConfig, partition: Partition | None) -> tuple[_Draft, _Division]:
         """Number, divide and write the data; every shard is to be trained."""
         self._report("partition", 0, 1)
         key = seeds.secret(config.seed, "ids")
         user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
-        config = self._settled(dataset.train, user_keys, item_keys, config)
+        config = self._settled(dataset.train.of_users, len(dataset.train), user_keys, item_keys, config)
         pool = self._pool_for(config)
         settings = config.partition
         if partition is None:
@@ -276,19 +306,52 @@ class Coordinator:
         held_owners = place(dataset.valid, dataset.train, partition, user_keys, item_keys, settings, config.seed)
         users = self._store.write_vocabulary(dataset.users)
         items = self._store.write_vocabulary(dataset.items, item_keys)
-        orders = {}
+        files = []
         for shard in map(ShardId, range(settings.n_shards)):
             data = ShardData(partition.of_shard(dataset.train, shard), dataset.valid.take(held_owners == shard))
-            orders[shard] = ShardOrder(
-                self._epoch, users, items, self._store.write_shard_data(shard, data), Interactions.none()
-            )
-        return _Draft(config, pool, users, items, orders, {}), partition
+            files.append(self._store.write_shard_data(shard, data))
+        per_user = partition.shards_per_user(dataset.train)
+        division = _Division(len(dataset.users), len(dataset.items), partition.sizes(), per_user)
+        return self._first_draft(config, pool, users, items, files), division
 
-    def _settled(self, train: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig) -> EraserConfig:
-        """Choose from the log what the settings leave open. Recorded with the generation, and kept by every erasure."""
+    def _from_log(self, source: str, config: EraserConfig) -> tuple[_Draft, _Division]:
+        """The same where the log is never in one place."""
+        self._report("partition", 0, 3)
+        parts = ingest(source, self._store, config, self.pool, lambda done: self._report("partition", done, 3))
+        n_pairs = int(parts.sizes.sum())
+        looked_at = partial(parts.of_users, store_uri=self._store.uri, compute=self.pool)
+        config = self._settled(looked_at, n_pairs, parts.user_keys, parts.item_keys, config)
+        division = _Division(len(parts.user_keys), len(parts.item_keys), parts.sizes, parts.shards_per_user)
+        return self._first_draft(config, self._pool_for(config), parts.users, parts.items, parts.shards), division
+
+    def _first_draft(
+        self, config: EraserConfig, pool: ShardPool, users: FileRef, items: FileRef, shards: Sequence[FileRef]
+    ) -> _Draft:
+        """Every shard is to be trained on its file, of which nothing is erased yet."""
+        orders = {ShardId(k): ShardOrder(self._epoch, users, items, file, Interactions.none()) for k, file in enumerate(shards)}
+        return _Draft(config, pool, users, items, orders, {})
+
+    def _settled(
+        self,
+        of_users: Callable[[np.ndarray], Interactions],
+        n_pairs: int,
+        user_keys: np.ndarray,
+        item_keys: np.ndarray,
+        config: EraserConfig,
+    ) -> EraserConfig:
+        """Choose from the log what the settings leave open. Recorded with the generation, and kept by every erasure.
+
+        Args:
+            of_users: gives what is learned from of these users.
+            n_pairs: how much is learned from.
+            user_keys: (U,) keyed hash of every user's id.
+            item_keys: (I,) keyed hash of every item's id.
+            config: the settings.
+        """
         if config.is_settled:
             return config
-        alpha0 = choose_alpha0(train, user_keys, item_keys, config, self.pool)
+        looked_at = of_users(users_looked_at(n_pairs, user_keys, config))
+        alpha0 = choose_alpha0_among(looked_at, user_keys, item_keys, config, self.pool)
         log.info("alpha0 chosen", extra={"deployment": self.deployment, "alpha0": alpha0})
         return config.settled(alpha0)
 

@@ -11,6 +11,7 @@ vocabularies, safetensors for vectors, JSON for manifests; nothing that runs cod
     shards/<k>/checkpoint-<digest>.safetensors  the state of training after a stage (`training.slices`)
     aggregate/aggregate-<digest>.safetensors
     generations/<digest>.json
+    pieces/<name>                               of a log that is being divided (`ingest`); gone when it is
     deployment.json                             to which ledger all this belongs
     results/<name>.json                         what jobs reported; of no generation, and never deleted
 """
@@ -45,7 +46,8 @@ from ray_eraser.models.base import TrainingState
 _FORMAT = 1
 _OWNER = "deployment.json"
 _OWN_FILES = re.compile(
-    r"(vocabulary|shards/\d+|aggregate|generations)/[a-z]*-?[0-9a-f]{64}\.(parquet|safetensors|json)(\.partial-.*)?"
+    r"((vocabulary|shards/\d+|aggregate|generations)/[a-z]*-?[0-9a-f]{64}\.(parquet|safetensors|json)|pieces/[a-z]+-?\d*)"
+    r"(\.partial-.*)?"
 )
 
 
@@ -244,6 +246,35 @@ class Store:
         self._put(path, json.dumps(result, indent=1).encode() + b"\n")
         return path
 
+    # ---- pieces of a log that is being divided -------------------------------------------------------------------------
+
+    def write_piece(self, name: str, content: bytes) -> None:
+        """Keep something for as long as a log is being divided. No manifest names it, and a crash's are swept like all else.
+
+        Here and not in a temporary folder, so that all nodes reach it and it cannot be forgotten elsewhere.
+        """
+        self._put(f"pieces/{name}", content, durable=False)
+
+    def open_piece(self, name: str) -> pa.NativeFile:
+        """A piece's content, of which any part can be read.
+
+        Raises:
+            StoreError: it is missing or cannot be read.
+        """
+        try:
+            return self._fs.open_input_file(f"{self._root}/pieces/{name}")
+        except OSError as error:
+            raise StoreError(f"pieces/{name}", f"cannot be read ({error}): train again") from error
+
+    def drop_pieces(self) -> None:
+        """Delete all pieces."""
+        try:
+            self._fs.delete_dir(f"{self._root}/pieces")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError("pieces", f"cannot be deleted ({error}): check the permissions") from error
+
     # ---- files ---------------------------------------------------------------------------------------------------------
 
     def read(self, ref: FileRef) -> bytes:
@@ -287,14 +318,14 @@ class Store:
         self._put(path, content)
         return FileRef(path, digest)
 
-    def _put(self, path: str, content: bytes) -> None:
+    def _put(self, path: str, content: bytes, *, durable: bool = True) -> None:
         target = f"{self._root}/{path}"
         try:
             if self.local_folder is None:
                 with self._fs.open_output_stream(target) as stream:  # appears when it is closed, whole
                     stream.write(content)
             else:
-                _write_durably(Path(target), content)
+                _write_whole(Path(target), content, durable=durable)
         except OSError as error:
             raise StoreError(path, f"cannot be written ({error}): check space and permissions") from error
 
@@ -339,19 +370,22 @@ def _to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _write_durably(target: Path, content: bytes) -> None:
-    """Whole or not at all, and there after the power went: the ledger points only to what the disk has."""
+def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
+    """Whole or not at all; if durable, there after the power went: the ledger points only to what the disk has."""
     new_folders = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
     try:
         with partial.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+    if not durable:
+        return
     for folder in (target.parent, *(new.parent for new in new_folders)):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

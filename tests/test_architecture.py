@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "ray_eraser"
 FLOORS = [
     {"errors", "ids", "seeds", "compute", "determinism", "config", "embeddings", "data", "logs", "registry"},
     {"partition", "models", "recommend", "vectors", "metrics", "evaluation", "training", "aggregation"},
-    {"store", "shard", "aggregator", "unlearning", "generation"},
+    {"store", "shard", "aggregator", "unlearning", "generation", "ingest"},
     {"pool", "coordinator"},
     {"study", "web", "doctor"},
     {"runtime"},

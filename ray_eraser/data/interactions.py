@@ -31,7 +31,12 @@ class Interactions:
     @classmethod
     def of(cls, users: np.ndarray, items: np.ndarray) -> Interactions:
         """Sort pairs that come in any order and merge the repeated ones; `len(users) - len(result)` were merged."""
-        return cls._from_codes(_distinct(_codes(np.asarray(users), np.asarray(items))))
+        return cls.of_codes(_codes(np.asarray(users), np.asarray(items)))
+
+    @classmethod
+    def of_codes(cls, codes: np.ndarray) -> Interactions:
+        """The same from numbers as `codes` gives them, in any order, some perhaps several times."""
+        return cls._from_codes(_distinct(codes))
 
     @classmethod
     def none(cls) -> Interactions:
@@ -40,7 +45,7 @@ class Interactions:
     @classmethod
     def union(cls, parts: list[Interactions]) -> Interactions:
         """All pairs that any part has."""
-        return cls._from_codes(_distinct(np.concatenate([np.empty(0, np.int64), *(part.codes() for part in parts)])))
+        return cls.of_codes(np.concatenate([np.empty(0, np.int64), *(part.codes() for part in parts)]))
 
     @classmethod
     def _from_codes(cls, codes: np.ndarray) -> Interactions:

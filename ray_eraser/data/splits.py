@@ -7,6 +7,7 @@ as it would have been had they never been there.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -33,15 +34,28 @@ def hold_out(
     return interactions.take(~held), interactions.take(held)
 
 
+def hold_out_set(
+    name: Literal["test", "valid"],
+    interactions: Interactions,
+    user_keys: np.ndarray,
+    item_keys: np.ndarray,
+    config: DataConfig,
+    seed: int,
+) -> tuple[Interactions, Interactions]:
+    """(kept, held) as `hold_out`, by the share and the salt of one set. A part of a log is divided as in the whole."""
+    share = config.test_share if name == "test" else config.valid_share
+    return hold_out(interactions, user_keys, item_keys, share, derive(seed, "split", name))
+
+
 def split(dataset: Dataset, config: DataConfig, seed: int, *, test: bool, valid: bool) -> Dataset:
     """The same log with a test set, a validation set or both held out of its training set; the others stay as they are."""
     # User 7 and item 7 have one key; `hold_out` mixes users and items differently, so that does no harm.
     key = secret(seed, "ids")
     user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
     if test:
-        train, held = hold_out(dataset.train, user_keys, item_keys, config.test_share, derive(seed, "split", "test"))
+        train, held = hold_out_set("test", dataset.train, user_keys, item_keys, config, seed)
         dataset = replace(dataset, train=train, test=held)
     if valid:
-        train, held = hold_out(dataset.train, user_keys, item_keys, config.valid_share, derive(seed, "split", "valid"))
+        train, held = hold_out_set("valid", dataset.train, user_keys, item_keys, config, seed)
         dataset = replace(dataset, train=train, valid=held)
     return dataset

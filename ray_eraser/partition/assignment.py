@@ -34,8 +34,7 @@ class Partition:
 
     def balance(self) -> float:
         """The largest shard over the mean; 1 is perfect."""
-        sizes = self.sizes()
-        return float(sizes.max() / sizes.mean()) if sizes.sum() else 1.0
+        return balance_of(self.sizes())
 
     def shards_per_user(self, interactions: Interactions) -> float:
         """How many shards the data of one user sits in, on average: what one erasure costs."""
@@ -80,3 +79,8 @@ class Partition:
     def of_shard(self, interactions: Interactions, shard: ShardId) -> Interactions:
         """The part of the divided interactions that a shard owns."""
         return interactions.take(self.owners == shard)
+
+
+def balance_of(sizes: np.ndarray) -> float:
+    """The largest of shards with so many interactions, (K,), over the mean; 1 is perfect."""
+    return float(sizes.max() / sizes.mean()) if sizes.sum() else 1.0

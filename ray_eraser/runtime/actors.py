@@ -89,6 +89,10 @@ class CoordinatorService:
         return self._opened().fit(dataset)
 
     @ray.method(concurrency_group="work")
+    def fit_log(self, source: str) -> FitReport:
+        return self._opened().fit_log(source)
+
+    @ray.method(concurrency_group="work")
     def warm(self) -> None:
         self._opened().pool.warm()
 

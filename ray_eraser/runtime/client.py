@@ -182,7 +182,18 @@ class Client:
 
     def fit(self, dataset: Dataset, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> FitReport:
         """Train a new deployment; `on_progress` hears of it about five times a second."""
-        result = self._actor.fit.remote(dataset)
+        return self._trained(self._actor.fit.remote(dataset), on_progress)
+
+    def fit_log(self, source: str, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> FitReport:
+        """Train a new deployment from a log of Parquet files that need not fit into memory; see `Coordinator.fit_log`.
+
+        Args:
+            source: a path that is the same on all nodes, absolute.
+            on_progress: as in `fit`.
+        """
+        return self._trained(self._actor.fit_log.remote(source), on_progress)
+
+    def _trained(self, result: Any, on_progress: Callable[[dict[str, Any]], None]) -> FitReport:
         while not ray.wait([result], timeout=0.2)[0]:
             on_progress(self.progress())
         return cast(FitReport, self._get(result))

@@ -47,9 +47,20 @@ def choose_alpha0(
         config: `model.width`, `seed` and `runtime.threads` count.
         compute: where the candidates are tried.
     """
-    part = min(1.0, _MOST_PAIRS / max(1, len(train)))
-    chosen = seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "users"))) < part
-    looked_at = train.take(chosen[train.users])
+    rows = users_looked_at(len(train), user_keys, config)
+    return choose_alpha0_among(train.of_users(rows), user_keys, item_keys, config, compute)
+
+
+def users_looked_at(n_pairs: int, user_keys: np.ndarray, config: EraserConfig) -> np.ndarray:
+    """Ascending rows of the users whose pairs `choose_alpha0` looks at, of a log with so many pairs to learn from."""
+    part = min(1.0, _MOST_PAIRS / max(1, n_pairs))
+    return np.flatnonzero(seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "users"))) < part)
+
+
+def choose_alpha0_among(
+    looked_at: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig, compute: Compute
+) -> float:
+    """As `choose_alpha0`, of the pairs of `users_looked_at`: for logs that are never in one place."""
     kept, held = hold_out(looked_at, user_keys, item_keys, _SHARE, seeds.derive(config.seed, "alpha0", "pairs"))
     ranked = seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "ranked"))) < _MOST_USERS / len(user_keys)
     held = held.take(ranked[held.users])

@@ -19,7 +19,7 @@ When does a stretch of bytes stand for an id? By this rule:
   are compared too: whoever knows the seed, which stands in the manifest, could tell an erased item by its hash.
 
 A PostgreSQL ledger is not a file and is not searched. The package keeps no temporary files of a deployment but the `.partial-`
-ones in the store, which are searched like all others there.
+ones in the store, and there what a log becomes on its way into the shards (`ingest`); they are searched like all others.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -124,6 +127,30 @@ def test_with_a_ray_of_its_own_each_job_goes_on_from_storage(folder: Path) -> No
     assert failed.returncode == 1
     assert json.loads(failed.stdout.splitlines()[-1])["exact"] is False
     assert damaged.name in failed.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_folder_of_parquet_parts_is_trained_on_in_fragments_and_evaluated_as_one_log(folder: Path) -> None:
+    (folder / "log").mkdir()
+    users, items = (column.ravel() for column in np.mgrid[100:140, 1:31])
+    some = (users * 7 + items * 11) % 4 > 0
+    for part in range(3):
+        chosen = some & (users % 3 == part)
+        table = pa.table({"user_id": users[chosen], "item_id": items[chosen]})
+        pq.write_table(table, folder / "log" / f"part-{part}.parquet")
+    alone = ("--storage-path", "kept", "--ray-address", "local")
+    done = run("train", "--config", "small.toml", "--data", "log", *alone, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "dividing 0/3" in done.stderr
+    assert "trained on log" in done.stdout
+    measured = result("evaluate", "--storage-path", "kept", "--data", "log", folder=folder)
+    assert 30 < measured["n_users"] <= 40
+    assert measured["unknown_users"] == 0
+    (folder / "log" / "part-1.parquet").write_bytes(b"nothing")
+    refused = run("train", "--data", "log", "--storage-path", "other", "--ray-address", "local", folder=folder)
+    assert (refused.returncode, refused.stderr.count("error: ")) == (2, 1)
+    assert "part-1.parquet" in refused.stderr
 
 
 def test_prepared_data_is_what_was_read(folder: Path) -> None:

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import ray_eraser
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DeploymentError, RequestError, StaleEpochError, UnknownIdError, WaitTimeoutError
+from ray_eraser.errors import DataFileError, DeploymentError, RequestError, StaleEpochError, UnknownIdError, WaitTimeoutError
 from ray_eraser.ids import RequestId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.runtime.client import Client
@@ -178,6 +180,32 @@ def test_a_coordinator_that_was_replaced_stops_serving(fresh: Client, tiny: Data
     with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
         _read_for(fresh, tiny.users.ids[0], seconds=20)
     replacement.close()
+
+
+def test_a_log_in_parts_is_divided_by_rays_tasks_to_the_same_bits(
+    ray_session: None, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "log").mkdir()
+    for part in range(3):
+        pairs = [(100 + user, 10 + (user * user + item) % 37) for user in range(part, 50, 3) for item in range(9)]
+        table = pa.table({"user_id": [user for user, _ in pairs], "item_id": [item for _, item in pairs]})
+        pq.write_table(table, tmp_path / "log" / f"part-{part}.parquet")
+    source, place = str(tmp_path / "log"), str(tmp_path / "local")
+    local = Coordinator("local", place, partial(LocalShardPool, place), tiny_config)
+    local.fit(ray_eraser.read_dataset(source, tiny_config.data, tiny_config.seed))
+
+    client = ray_eraser.deploy("parts", str(tmp_path / "storage"), tiny_config)
+    (tmp_path / "log" / "part-3.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataFileError, match=r"part-3\.parquet: is not a sound Parquet file"):
+        client.fit_log(source)
+    (tmp_path / "log" / "part-3.parquet").unlink()
+    stages: list[str] = []
+    report = client.fit_log(source, lambda progress: stages.append(progress["stage"]))
+    assert report.digest == local.describe()["digest"]
+    assert "partition" in stages
+    assert not (tmp_path / "storage" / "pieces").exists()
+    client.shutdown()
+    local.close()
 
 
 def _read_for(client: Client, user_id: int, seconds: float) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse.linalg import svds
 
 from ray_eraser.config import DataConfig
 from ray_eraser.data.files import read_dataset
-from ray_eraser.data.synthetic import synthetic
+from ray_eraser.data.synthetic import FIRST_USER, BigLog, synthetic
 
 
 def codes(dataset):
@@ -77,3 +79,29 @@ def test_settings_at_their_limits_still_give_a_log(settings):
     per_user = np.bincount(dataset.train.users, minlength=settings["synthetic_users"])
     assert per_user.min() >= 1
     assert per_user.max() <= settings["synthetic_items"]
+
+
+def test_a_fragment_of_a_big_log_depends_on_the_seed_and_its_number_alone() -> None:
+    log = BigLog.of(30_000, 30, seed=3)
+    assert (log.n_users, log.n_items) == (1000, 100)
+    small = replace(log, users_per_fragment=300)
+    assert len(small) == 4
+    later, earlier = small.fragment(2), replace(small).fragment(2)
+    assert all(np.array_equal(one, other) for one, other in zip(later, earlier, strict=True))
+    assert not np.array_equal(later[1], replace(small, seed=4).fragment(2)[1])
+
+
+def test_the_fragments_of_a_big_log_have_users_of_their_own_and_about_as_many_pairs_as_asked_for() -> None:
+    log = replace(BigLog.of(30_000, 30, seed=3), users_per_fragment=300)
+    fragments = [log.fragment(number) for number in range(len(log))]
+    users = [set(users.tolist()) for users, _ in fragments]
+    assert sum(map(len, users)) == len(set().union(*users)) == 1000
+    assert min(set().union(*users)) == FIRST_USER
+    assert sum(len(users) for users, _ in fragments) == pytest.approx(30_000, rel=0.02)
+    assert all(len(set(zip(*map(np.ndarray.tolist, pairs), strict=True))) == len(pairs[0]) for pairs in fragments)
+
+
+def test_popular_items_have_many_times_the_pairs_of_others_in_a_big_log() -> None:
+    log = BigLog.of(100_000, 20, seed=3)
+    counts = np.sort(np.bincount(log.fragment(0)[1]))[::-1]
+    assert counts[:50].sum() > 0.3 * counts.sum()  # a tenth of the items
