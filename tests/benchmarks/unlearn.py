@@ -114,7 +114,7 @@ def main() -> None:
     name, n_shards = Path(arguments.data).name, config.partition.n_shards
     lines = [
         *heading(f"One user's erasure, {name}, {n_shards} {config.partition.kind} shards", config.runtime.threads),
-        f"{fit.n_interactions:,} interactions, {fit.n_users:,} users, {fit.n_items:,} items; {len(restore)} users erased one by one.",
+        f"{fit.n_interactions:,} interactions, {fit.n_users:,} users, {fit.n_items:,} items; {len(restore)} users erased.",
         "",
         "| seconds | min / median / max |",
         "|---|---|",

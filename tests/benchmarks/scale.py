@@ -1,0 +1,177 @@
+"""Measure, don't test: a big log from its Parquet parts to receipts, in one run, with the memory of all processes.
+
+    python tests/benchmarks/biglog.py --interactions 100000000 --output FOLDER
+    python tests/benchmarks/scale.py --data FOLDER --set partition.n_shards=100 --requests 5 --report tests/benchmarks/results
+
+Reads and divides the log in fragments, trains all shards, erases users one by one and compares the bits of every shard that
+was touched with training it from scratch. `--full` also trains one shard with all the data, by the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import pyarrow.parquet as pq
+from measured import heading, own_ray, percentiles, write_report
+
+import ray_eraser
+from ray_eraser.config import EraserConfig, load_config
+from ray_eraser.determinism import deterministic
+from ray_eraser.ids import ShardId
+from ray_eraser.runtime.client import Client
+from ray_eraser.store import FileRef, Store, embeddings_bytes
+from ray_eraser.training.submodel import train_submodel
+
+_EVERY_SECONDS = 0.5
+
+
+class Memory:
+    """The most that this process and all that it started held at a time, in bytes: proportional set sizes, so that what several
+    share counts once.
+    """
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._stop.wait(_EVERY_SECONDS):
+            self.most = max(self.most, sum(map(_held, _descendants(os.getpid()))))
+
+    @classmethod
+    @contextmanager
+    def watched(cls) -> Iterator[Memory]:
+        memory = cls()
+        memory._thread.start()
+        try:
+            yield memory
+        finally:
+            memory._stop.set()
+            memory._thread.join()
+
+
+def _descendants(root: int) -> list[int]:
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it ended meanwhile
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return list(found)
+
+
+def _held(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0  # it ended meanwhile
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _some_users(source: str, n: int) -> list[int]:
+    """Raw ids of users of the first part, in an order that says nothing of them."""
+    first = min(Path(source).glob("*.parquet"))
+    ids = np.unique(pq.read_table(first, columns=["user_id"], use_threads=False)["user_id"].to_numpy())
+    return [int(user) for user in np.random.default_rng(0).choice(ids, n, replace=False)]
+
+
+def _same_bits(store: Store, digest: str, shards: set[ShardId]) -> bool:
+    """Whether the submodels of these shards are what training on their stored interactions gives, from scratch, here."""
+    manifest = store.read_manifest(digest)
+    item_keys = store.read_item_keys(manifest.items)
+    for record in manifest.shards:
+        if record.shard in shards:
+            data = store.read_shard_data(record.interactions)
+            with deterministic(manifest.config.runtime.threads):
+                submodel = train_submodel(data.train, data.valid, item_keys, manifest.config, record.shard)
+            if embeddings_bytes(submodel) != store.read(FileRef(record.submodel.path, record.submodel.digest)):
+                return False
+    return True
+
+
+def _deployed(name: str, folder: str, config: EraserConfig) -> Client:
+    client = ray_eraser.deploy(name, f"{folder}/{name}", config)
+    client.warm()
+    return client
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder of Parquet files, as biglog.py writes it")
+    parser.add_argument("--requests", type=int, default=5)
+    parser.add_argument("--set", dest="changes", action="append", default=[])
+    parser.add_argument("--full", action="store_true", help="also train one shard with all the data")
+    parser.add_argument("--storage", help="a folder for what is stored; a temporary one without it")
+    parser.add_argument("--report", type=Path)
+    asked = parser.parse_args()
+    config = load_config(None, asked.changes)
+    rows: list[str] = []
+    with own_ray(), tempfile.TemporaryDirectory(dir=asked.storage) as folder, Memory.watched() as memory:
+        client = _deployed("shards", folder, config)
+        fit = client.fit_log(asked.data)
+        forget, restore, touched, digest = [], [], set(), fit.digest
+        reader, *users = _some_users(asked.data, 2 + asked.requests)
+        reads = []
+        for number, user in enumerate(users):
+            ticket = client.unlearn(user_id=user)
+            while (receipt := ticket.receipt()) is None:
+                started = time.perf_counter()
+                client.recommend(reader, 10)
+                reads.append(time.perf_counter() - started)
+                time.sleep(0.02)
+            digest = receipt.generation_digest
+            touched |= set(receipt.shards_touched)
+            if number:  # the first pays for what is loaded once
+                forget.append(receipt.seconds["to_forget"])
+                restore.append(receipt.seconds["to_restore"])
+        client.shutdown()
+        exact = _same_bits(Store(f"{folder}/shards"), digest, touched)
+        held = memory.most
+        if asked.full:
+            full = _deployed("full", folder, load_config(None, [*asked.changes, "partition.n_shards=1"]))
+            seconds = full.fit_log(asked.data).seconds["shards"]
+            full.shutdown()
+            ratio = seconds / float(np.median(restore))
+            rows = [f"| full retraining, one shard, same epochs, same code | {seconds:.1f} |"]
+            rows.append(f"| **full retraining over to restore (median)** | **{ratio:.1f}** |")
+    name = f"{Path(asked.data).name}-{config.partition.n_shards}"
+    what = f"{fit.n_interactions:,} interactions to learn from, {fit.n_users:,} users, {fit.n_items:,} items"
+    lines = [
+        *heading(f"A big log, {config.partition.n_shards} {config.partition.kind} shards", config.runtime.threads),
+        f"{what}; {len(restore)} users erased one by one, after a first.",
+        "",
+        "| | seconds |",
+        "|---|---|",
+        f"| read and divide | {fit.seconds['partition']:.1f} |",
+        f"| train all shards | {fit.seconds['shards']:.1f} |",
+        f"| aggregate | {fit.seconds['aggregation']:.1f} |",
+        f"| to forget, median / 99th percentile / most | {percentiles(forget)} |",
+        f"| to restore | {percentiles(restore)} |",
+        f"| a read meanwhile ({len(reads)} reads) | {percentiles(reads)} |",
+        *rows,
+        "",
+        f"Most memory of all processes together: {held / 2**30:.1f} GiB.",
+        f"Touched shards trained from scratch on what remains: {'the same bits' if exact else 'OTHER BITS'}.",
+    ]
+    write_report(lines, asked.report, f"scale-{name}")
+    if not exact:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
