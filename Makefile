@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 
-.PHONY: demo test test-long lint soak install clean
+.PHONY: demo test test-long lint soak bench install clean
 
 install: $(VENV)/installed
 
@@ -44,6 +44,14 @@ lint: install
 # About ten minutes: two thousand requests while processes are killed; exits with 1 where a promise was broken.
 soak: install
 	$(BIN)/python tests/benchmarks/soak.py --seed 0 --requests 2000 --shards 8
+
+# Seconds of every part in one process; BENCH="--data ml-1m --report tests/benchmarks/results" for a log of your own.
+BENCH ?= --data synthetic
+bench: install
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
+	$(BIN)/python tests/benchmarks/roofline.py $(BENCH)
+
+# bench-scale: seconds by the size of the log belongs here.
 
 clean:
 	rm -rf $(VENV)

@@ -1,7 +1,7 @@
 """Matrix factorisation by Bayesian personalised ranking: BPR-MF (Rendle et al. 2009), with Adagrad's steps (Duchi et al. 2011).
 
-U users and I items of the shard in its compact numbering, n triplets (user u, an item i the user has, an item j the user has
-not), D width.
+U users and I items of the shard in its compact numbering, J = I + 1 with a row for no item, n triplets (user u, an item i the
+user has, an item j the user has not), R distinct rows that a batch names, D width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.seeds import derive, normal_rows
-from ray_eraser.training.kernels import compiled
+from ray_eraser.training.kernels import compiled, prefetch
 from ray_eraser.training.sampling import draw_triplets
 
 _START_SCALE = 0.01
@@ -23,6 +23,12 @@ _START_SCALE = 0.01
 
 _ACCUMULATOR_START = 1e-8
 """Adagrad's first squared gradient: small, so that the first step of a row is a whole `lr`, as in models/wmf_adagrad.py."""
+
+_AHEAD = 8
+"""How many rows ahead of the arithmetic memory is asked for what comes: the tables of a large log are in no cache."""
+
+_LINE_BYTES = 64
+"""What a processor fetches at once."""
 
 
 class Bpr(BaseModel):
@@ -84,9 +90,10 @@ def bpr_slopes(users_UD: np.ndarray, items_ID: np.ndarray, triplets_n3: np.ndarr
 
     loss = sum over triplets of -log sigmoid(p_u . (q_i - q_j)), where item number I is no item, and its q is zero.
     """
-    slope_UD, slope_ID = np.zeros_like(users_UD), np.zeros_like(items_ID)
-    _add_slopes(triplets_n3, users_UD, items_ID, slope_UD, slope_ID, users_UD.dtype.type(0))
-    return slope_UD, slope_ID
+    items_JD = _with_no_item(items_ID)
+    slope_UD, slope_JD = np.zeros_like(users_UD), np.zeros_like(items_JD)
+    _add_slopes(triplets_n3, triplets_n3, users_UD, items_JD, slope_UD, slope_JD, users_UD.dtype.type(0))
+    return slope_UD, slope_JD[:-1]
 
 
 @compiled
@@ -102,73 +109,125 @@ def _train_epoch(
 ) -> None:
     """One step of Adagrad for every batch of triplets, in place; the last, shorter batch is kept.
 
-    A batch moves the rows that it names: what the ridge does to the others would cost a pass over both tables a step.
+    A batch moves the rows that it names: what the ridge does to the others would cost a pass over both tables a step. Slopes
+    are kept for those rows alone, where they stay in the cache that the tables of a large log leave.
     """
-    slope_UD, slope_ID = np.zeros_like(users_UD), np.zeros_like(items_ID)
+    n_items, batch = len(items_ID), min(batch, len(triplets_n3))
+    items_JD = _with_no_item(items_ID)
+    users_R, items_R = np.empty(batch, np.int32), np.empty(2 * batch, np.int32)
+    user_slopes_RD = np.zeros((batch, users_UD.shape[1]), users_UD.dtype)
+    # The last row is for the slope of no item, which nobody reads.
+    item_slopes_RD = np.zeros((2 * batch + 1, users_UD.shape[1]), users_UD.dtype)
+    place_of_user, place_of_item = np.full(len(users_UD), -1, np.int32), np.full(n_items + 1, -1, np.int32)
+    place_of_item[n_items] = 2 * batch
+    places_n3 = np.empty((batch, 3), np.int32)
     for first in range(0, len(triplets_n3), batch):
         batch_n3 = triplets_n3[first : first + batch]
-        _add_slopes(batch_n3, users_UD, items_ID, slope_UD, slope_ID, reg)
-        for s in range(len(batch_n3)):
-            _adagrad_step(batch_n3[s, 0], users_UD, slope_UD, users_squares_UD, lr)
-            _adagrad_step(batch_n3[s, 1], items_ID, slope_ID, items_squares_ID, lr)
-            if batch_n3[s, 2] < len(items_ID):
-                _adagrad_step(batch_n3[s, 2], items_ID, slope_ID, items_squares_ID, lr)
+        n_users = _number(batch_n3[:, :1], place_of_user, users_R, places_n3[:, :1])
+        n_items_named = _number(batch_n3[:, 1:], place_of_item, items_R, places_n3[:, 1:])
+        _add_slopes(batch_n3, places_n3, users_UD, items_JD, user_slopes_RD, item_slopes_RD, reg)
+        _adagrad_steps(users_R[:n_users], users_UD, user_slopes_RD, users_squares_UD, lr)
+        _adagrad_steps(items_R[:n_items_named], items_JD, item_slopes_RD, items_squares_ID, lr)
+        place_of_user[users_R[:n_users]] = -1
+        place_of_item[items_R[:n_items_named]] = -1
+    items_ID[:] = items_JD[:n_items]
 
 
 @compiled
-def _adagrad_step(row: int, weights_RD: np.ndarray, slope_RD: np.ndarray, squares_RD: np.ndarray, lr: np.float32) -> None:
-    """One step of Adagrad of a row, in place. The slope is used up: a row that a batch names twice moves once, by the sum."""
-    for d in range(weights_RD.shape[1]):
-        slope = slope_RD[row, d]
-        square = squares_RD[row, d] + slope * slope
-        squares_RD[row, d] = square
-        weights_RD[row, d] -= lr * slope / np.sqrt(square)
-    for d in range(weights_RD.shape[1]):
-        slope_RD[row, d] = 0
+def _with_no_item(items_ID: np.ndarray) -> np.ndarray:
+    """J = I + 1 rows, the last of zeros: it stands for no item."""
+    items_JD = np.zeros((len(items_ID) + 1, items_ID.shape[1]), items_ID.dtype)
+    items_JD[: len(items_ID)] = items_ID
+    return items_JD
+
+
+@compiled
+def _number(named_nm: np.ndarray, place_of: np.ndarray, rows_R: np.ndarray, places_nm: np.ndarray) -> int:
+    """Number the distinct rows among `named_nm` in the order in which they come, and say how many they are.
+
+    Args:
+        named_nm: rows, each any number of times.
+        place_of: by row its number, negative where it has none yet.
+        rows_R: takes the rows in the order of their numbers.
+        places_nm: takes the number of each of `named_nm`.
+    """
+    count = 0
+    for n in range(named_nm.shape[0]):
+        for m in range(named_nm.shape[1]):
+            row = named_nm[n, m]
+            place = place_of[row]
+            if place < 0:
+                place = count
+                place_of[row], rows_R[count] = place, row
+                count += 1
+            places_nm[n, m] = place
+    return count
+
+
+# Below, rows are written out as weights_RD[row, d]: a name for a row would be counted and forgotten at every triplet, which
+# costs as much as the arithmetic.
+
+
+@compiled
+def _adagrad_steps(
+    rows_R: np.ndarray, weights_ND: np.ndarray, slopes_RD: np.ndarray, squares_ND: np.ndarray, lr: np.float32
+) -> None:
+    """One step of Adagrad of each of these rows of N, in place. The slopes are used up."""
+    for r in range(len(rows_R)):
+        if r + _AHEAD < len(rows_R):
+            _fetch(squares_ND, rows_R[r + _AHEAD])
+        row = rows_R[r]
+        for d in range(weights_ND.shape[1]):
+            slope = slopes_RD[r, d]
+            square = squares_ND[row, d] + slope * slope
+            squares_ND[row, d] = square
+            weights_ND[row, d] -= lr * slope / np.sqrt(square)
+        for d in range(weights_ND.shape[1]):
+            slopes_RD[r, d] = 0
 
 
 @compiled
 def _add_slopes(
     triplets_n3: np.ndarray,
+    places_n3: np.ndarray,
     users_UD: np.ndarray,
-    items_ID: np.ndarray,
-    slope_UD: np.ndarray,
-    slope_ID: np.ndarray,
+    items_JD: np.ndarray,
+    user_slopes_RD: np.ndarray,
+    item_slopes_RD: np.ndarray,
     reg: np.float32,
 ) -> None:
-    """Add to the slopes every triplet's gradient of -log sigmoid(p.(q_i - q_j)) + reg / 2 (p^2 + q_i^2 + q_j^2)."""
-    one = users_UD.dtype.type(1)
-    # What stands for no item: a vector of zeros, and a place for its slope that nobody reads.
-    nothing_D, unread_D = np.zeros_like(items_ID[0]), np.zeros_like(items_ID[0])
-    products_D = np.empty_like(items_ID[0])
+    """Add every triplet's gradient of -log sigmoid(p.(q_i - q_j)) + reg / 2 (p^2 + q_i^2 + q_j^2) to its places' slopes."""
+    zero, one, width = users_UD.dtype.type(0), users_UD.dtype.type(1), users_UD.shape[1]
+    products_D, fours = np.empty_like(users_UD[0]), width // 4 * 4
     for s in range(len(triplets_n3)):
-        user, positive, negative = triplets_n3[s, 0], triplets_n3[s, 1], triplets_n3[s, 2]
-        p_D, i_D = users_UD[user], items_ID[positive]
-        j_D = items_ID[negative] if negative < len(items_ID) else nothing_D
-        for d in range(len(p_D)):
-            products_D[d] = p_D[d] * (i_D[d] - j_D[d])
-        slope = -one / (one + math.exp(_sum(products_D)))
-        to_p_D, to_i_D = slope_UD[user], slope_ID[positive]
-        to_j_D = slope_ID[negative] if negative < len(items_ID) else unread_D
-        for d in range(len(p_D)):
-            to_p_D[d] += slope * (i_D[d] - j_D[d]) + reg * p_D[d]
-        for d in range(len(p_D)):
-            to_i_D[d] += slope * p_D[d] + reg * i_D[d]
-        for d in range(len(p_D)):
-            to_j_D[d] += reg * j_D[d] - slope * p_D[d]
+        if s + _AHEAD < len(triplets_n3):
+            _fetch(users_UD, triplets_n3[s + _AHEAD, 0])
+            _fetch(items_JD, triplets_n3[s + _AHEAD, 1])
+            _fetch(items_JD, triplets_n3[s + _AHEAD, 2])
+        u, i, j = triplets_n3[s, 0], triplets_n3[s, 1], triplets_n3[s, 2]
+        to_u, to_i, to_j = places_n3[s, 0], places_n3[s, 1], places_n3[s, 2]
+        for d in range(width):
+            products_D[d] = users_UD[u, d] * (items_JD[i, d] - items_JD[j, d])
+        # In four sums that a processor can add side by side; in one, every addition would wait for the last.
+        sum_0 = sum_1 = sum_2 = sum_3 = zero
+        for d in range(0, fours, 4):
+            sum_0 += products_D[d]
+            sum_1 += products_D[d + 1]
+            sum_2 += products_D[d + 2]
+            sum_3 += products_D[d + 3]
+        for d in range(fours, width):
+            sum_0 += products_D[d]
+        slope = -one / (one + math.exp((sum_0 + sum_1) + (sum_2 + sum_3)))
+        for d in range(width):
+            user_slopes_RD[to_u, d] += slope * (items_JD[i, d] - items_JD[j, d]) + reg * users_UD[u, d]
+        for d in range(width):
+            item_slopes_RD[to_i, d] += slope * users_UD[u, d] + reg * items_JD[i, d]
+        for d in range(width):
+            item_slopes_RD[to_j, d] += reg * items_JD[j, d] - slope * users_UD[u, d]
 
 
 @compiled
-def _sum(terms_D: np.ndarray) -> np.float32:
-    """In four sums that a processor can add side by side; in one, every addition would wait for the last."""
-    a = b = c = d = terms_D[0] * 0
-    whole = len(terms_D) // 4 * 4
-    for first in range(0, whole, 4):
-        a += terms_D[first]
-        b += terms_D[first + 1]
-        c += terms_D[first + 2]
-        d += terms_D[first + 3]
-    for last in range(whole, len(terms_D)):
-        a += terms_D[last]
-    total: np.float32 = (a + b) + (c + d)
-    return total
+def _fetch(table_RD: np.ndarray, row: int) -> None:
+    """Ask for a row to be brought into the cache; it changes no bit."""
+    for d in range(0, table_RD.shape[1], _LINE_BYTES // table_RD.itemsize):
+        prefetch(table_RD, np.int64(row) * table_RD.shape[1] + d)

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -25,3 +28,24 @@ def compiled(function: Kernel) -> Kernel:
         return cast("Kernel", numba.njit(cache=True, **settings)(function))
     except RuntimeError:  # nowhere to write: neither beside the source nor in a home
         return cast("Kernel", numba.njit(**settings)(function))
+
+
+def _prefetch(_: Any, array: Any, position: Any) -> Any:
+    """For kernels alone: ask for the cache line of an element, by its place in memory order, ahead of its use.
+
+    It computes nothing, so a kernel that is kept compiled need not notice when this changes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.gep(context.make_array(signature.args[0])(context, builder, arguments[0]).data, [arguments[1]])
+        number = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], function_type)
+        to_read, keep_long, data = number(0), number(3), number(1)
+        builder.call(function, [pointer, to_read, keep_long, data])
+        return context.get_dummy_value()
+
+    return types.void(array, position), generate
+
+
+prefetch: Any = intrinsic(_prefetch)

@@ -11,6 +11,9 @@ from scipy import sparse
 
 from ray_eraser.training.kernels import compiled
 
+_LANES = 32
+"""Triplets whose negatives are searched side by side: enough for the processor to have something to do while it waits."""
+
 
 def draw_triplets(observed_UI: sparse.csr_matrix, n: int, seed: int, first: int = 0) -> np.ndarray:
     """Triplets number `first` to `first + n` of the sequence of this seed, (n, 3) int32.
@@ -46,18 +49,31 @@ def _below(bound: int, seed: np.uint64, number: int) -> np.int64:
 def _draw(
     users_U: np.ndarray, starts: np.ndarray, items: np.ndarray, n_items: int, seed: np.uint64, first: int, drawn_n3: np.ndarray
 ) -> None:
-    for s in range(len(drawn_n3)):
-        number = 3 * (first + s)
-        user = users_U[_below(len(users_U), seed, number)]
-        start, stop = starts[user], starts[user + 1]
-        positive = items[start + _below(stop - start, seed, number + 1)]
-        # The negative of rank r among the user's others, found by bisection: no rejection, so no end of it to wait for.
-        rank = _below(max(1, n_items - (stop - start)), seed, number + 2)
-        low, high = start, stop
-        while low < high:
-            middle = (low + high) // 2
-            if items[middle] - (middle - start) <= rank:
-                low = middle + 1
-            else:
-                high = middle
-        drawn_n3[s, 0], drawn_n3[s, 1], drawn_n3[s, 2] = user, positive, rank + (low - start)
+    """The negative of rank r among the user's others is found by bisection: no rejection, so no end of it to wait for.
+
+    Some triplets are bisected side by side, because each step of one waits for the step before it.
+    """
+    firsts_L, sizes_L, ranks_L = np.empty(_LANES, np.int64), np.empty(_LANES, np.int64), np.empty(_LANES, np.int64)
+    below_L = np.empty(_LANES, np.int64)  # how many of the user's items are known to come before the negative
+    for begin in range(0, len(drawn_n3), _LANES):
+        lanes, largest = min(_LANES, len(drawn_n3) - begin), 0
+        for lane in range(lanes):
+            number = 3 * (first + begin + lane)
+            user = users_U[_below(len(users_U), seed, number)]
+            start, size = starts[user], starts[user + 1] - starts[user]
+            drawn_n3[begin + lane, 0] = user
+            drawn_n3[begin + lane, 1] = items[start + _below(size, seed, number + 1)]
+            ranks_L[lane] = _below(max(1, n_items - size), seed, number + 2)
+            firsts_L[lane], sizes_L[lane], below_L[lane] = start, size, 0
+            largest = max(largest, size)
+        while largest > 0:
+            for lane in range(lanes):
+                half = (sizes_L[lane] + 1) >> 1
+                middle = below_L[lane] + half - 1
+                # Where a lane is done, half is 0 and nothing moves; what it looks at need only be there.
+                comes_before = items[max(firsts_L[lane] + middle, 0)] - middle <= ranks_L[lane]
+                below_L[lane] += half * np.int64(comes_before)
+                sizes_L[lane] -= half
+            largest -= (largest + 1) >> 1
+        for lane in range(lanes):
+            drawn_n3[begin + lane, 2] = ranks_L[lane] + below_L[lane]

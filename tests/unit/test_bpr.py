@@ -126,9 +126,9 @@ def test_users_are_drawn_alike_and_so_are_each_ones_items_and_other_items():
 
 def test_a_triplet_depends_on_its_number_and_not_on_how_many_are_drawn_at_once():
     matrix = PAIRS.matrix(5, 4)
-    together = draw_triplets(matrix, 30, 5)
-    assert np.concatenate([draw_triplets(matrix, 10, 5, first) for first in (0, 10, 20)]).tolist() == together.tolist()
-    assert draw_triplets(matrix, 30, 6).tolist() != together.tolist()
+    together = draw_triplets(matrix, 90, 5)  # more than are searched side by side
+    assert np.concatenate([draw_triplets(matrix, 10, 5, first) for first in range(0, 90, 10)]).tolist() == together.tolist()
+    assert draw_triplets(matrix, 90, 6).tolist() != together.tolist()
 
 
 def test_where_nobody_has_anything_no_triplet_is_drawn():
