@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import cli
 import typer
 
+from ray_eraser.aggregation import with_users
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.evaluation import evaluate as measure
@@ -45,7 +46,8 @@ def evaluate(
             dataset = read_dataset(data, manifest.config.data, manifest.config.seed)
             users, items = store.read_vocabulary(manifest.users, "user"), store.read_vocabulary(manifest.items, "item")
             held, unknown = in_rows_of(dataset.test, dataset.users, dataset.items, users, items)
-        result = measure(store.read_embeddings(manifest.aggregate), train, held)
+        model = with_users(store.read_embeddings(manifest.aggregate), train, manifest.config)
+        result = measure(model, train, held)
         result |= {"generation": published.number, "unknown_users": unknown, "split": split}
         cli.keep(store.uri, result)
         if as_json:

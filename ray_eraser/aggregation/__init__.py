@@ -100,6 +100,20 @@ def folding(model: Embeddings, config: EraserConfig) -> FoldIn:
     return FoldIn(model.item_rows, np.ascontiguousarray(model.items), als.known_alpha0, als.reg)
 
 
+def with_users(model: Embeddings, interactions: Interactions, config: EraserConfig) -> Embeddings:
+    """An aggregate as it is served: with the users of these interactions folded in, where the settings say so.
+
+    Args:
+        model: of `aggregate`.
+        interactions: all that remain of the users in question.
+        config: as for `aggregate`.
+    """
+    if not config.aggregation.foldin or not len(model.item_rows):
+        return model
+    with deterministic(config.runtime.threads):
+        return folding(model, config).users(interactions)
+
+
 def _combine(
     submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: Grams | None
 ) -> Embeddings:

@@ -16,7 +16,7 @@ Unlearning and oracle repeated with other seeds say how much an AUC moves by cha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_eraser import seeds
-from ray_eraser.aggregation import aggregate
+from ray_eraser.aggregation import aggregate, with_users
 from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig, WmfAdagradConfig, WmfAlsConfig
 from ray_eraser.data.dataset import Dataset
@@ -157,7 +157,7 @@ class Learned:
         user_slices: (U,) every user's slice.
         shards: every shard's data.
         submodels: and submodel.
-        model: the aggregate.
+        model: the aggregate, with its users.
     """
 
     config: EraserConfig
@@ -227,8 +227,12 @@ def _trained(
     made = {**kept, **dict(zip(missing, compute.run(calls), strict=True))}
     submodels = tuple(made[k] for k in range(len(shards)))
     remaining = Interactions.union([data.train for data in shards])
-    (model,) = compute.run([partial(aggregate, submodels, remaining, config)])
+    (model,) = compute.run([partial(_served, submodels, remaining, config)])
     return Learned(config, item_keys, slices_U, tuple(shards), submodels, model)
+
+
+def _served(submodels: Sequence[Embeddings], remaining: Interactions, config: EraserConfig) -> Embeddings:
+    return with_users(aggregate(submodels, remaining, config), remaining, config)
 
 
 def _trained_on(old: Embeddings, remaining: Interactions, config: EraserConfig, epochs: int, shard: ShardId) -> Embeddings:

@@ -105,9 +105,10 @@ def half_sweeps(data: str, runs: int) -> list[HalfSweep]:
     settings = config.model
     dataset = read_dataset(data, config.data, config.seed)
     by_user = dataset.train.compact().matrix()
-    items = torch.randn(by_user.shape[1], settings.width, generator=torch.Generator().manual_seed(1)) * 0.1
+    generator = np.random.default_rng(1)
+    items = generator.standard_normal((by_user.shape[1], settings.width), np.float32) * np.float32(0.1)
     users = half_sweep(by_user, items, settings.known_alpha0, settings.reg)
-    sides: list[tuple[str, sparse.csr_matrix, torch.Tensor]] = [
+    sides: list[tuple[str, sparse.csr_matrix, np.ndarray]] = [
         ("users", by_user, half_sweep(by_user.T.tocsr(), users, settings.known_alpha0, settings.reg)),
         ("items", by_user.T.tocsr(), users),
     ]

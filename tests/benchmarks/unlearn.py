@@ -22,10 +22,9 @@ import numpy as np
 from measured import heading, write_report
 
 import ray_eraser
-from ray_eraser.aggregation import folding
+from ray_eraser.aggregation import with_users
 from ray_eraser.config import load_config
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.determinism import deterministic
 from ray_eraser.evaluation import evaluate
 from ray_eraser.ids import RawId
 from ray_eraser.runtime.client import Client
@@ -65,9 +64,7 @@ def _quality(storage_path: str, digest: str, dataset: Dataset) -> float:
     if len(users) > _RANKED_USERS:
         users = np.sort(np.random.default_rng(0).choice(users, _RANKED_USERS, replace=False))
     train, test = dataset.train.of_users(users), dataset.test.of_users(users)
-    with deterministic(1):
-        served = folding(model, manifest.config).users(train) if manifest.config.aggregation.foldin else model
-        return evaluate(served, train, test, (10,))["ndcg@10"]
+    return evaluate(with_users(model, train, manifest.config), train, test, (10,))["ndcg@10"]
 
 
 def _full(folder: str, dataset: Dataset, changes: list[str]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from contracts.model_contract import checkerboard, log_of
 
-from ray_eraser.aggregation import aggregate, excise, folding
+from ray_eraser.aggregation import aggregate, excise, folding, with_users
 from ray_eraser.config import AggregationConfig, EraserConfig, WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
@@ -47,8 +47,7 @@ class AggregatorContract:
 
     def combined(self, submodels: list[Embeddings], interactions: Interactions, config: EraserConfig) -> Embeddings:
         """What is served: the aggregate, its users folded in where they are."""
-        model = aggregate(submodels, interactions, config)
-        return folding(model, config).users(interactions) if config.aggregation.foldin else model
+        return with_users(aggregate(submodels, interactions, config), interactions, config)
 
     def test_of_the_unseen_items_the_withheld_one_of_the_users_own_kind_comes_first(self, config):
         interactions, withheld = checkerboard(n_users=48)  # 16 to a shard, of both kinds: fewer could be learned by heart

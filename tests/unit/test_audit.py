@@ -110,9 +110,9 @@ def report_on(forger: Forger, published: GenerationRow, erased: Erased | None = 
 
 
 def a_bit_flipped(model: Embeddings) -> Embeddings:
-    users = model.users.copy()
-    users.view(np.uint32)[0, 0] ^= 1
-    return replace(model, users=users)
+    items = model.items.copy()
+    items.view(np.uint32)[0, 0] ^= 1
+    return replace(model, items=items)
 
 
 def test_an_honest_deployment_is_exact(coordinator: Coordinator, tiny: Dataset) -> None:
