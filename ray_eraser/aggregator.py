@@ -68,8 +68,13 @@ class Aggregator:
         return self._store.uri, self.config.fingerprint()
 
     def ready(self) -> None:
-        """Answers once the process is up and has loaded what it computes with."""
+        """Answers once the process is up and has loaded, and compiled, what it computes with."""
         environment(self.config.runtime.threads)
+        if self.config.aggregation.foldin:
+            from ray_eraser.aggregation.foldin import sweep
+
+            made_up = Interactions.of(np.array([0], np.int32), np.array([0], np.int32))
+            sweep(np.array([0], np.int32), np.ones((1, self.config.model.width), np.float32), made_up, 1.0, 1.0, 1)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         """Write the model of a generation."""

@@ -899,6 +899,8 @@ class Coordinator:
             model = self.pool.excise(order) if change.erased else before.model
             is_folded = self.config.aggregation.foldin or bool(change.erased)
             folding = folding_of(model, self.config) if is_folded else None
+            if folding is not None:
+                folding.users(Interactions.none())  # loads what it computes with: the first read should not wait for that
             users = before.users.without(change.erased_user_rows)
             items = before.items.without(change.erased_item_rows)
             rest = change.rest.values()

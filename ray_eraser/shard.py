@@ -74,8 +74,14 @@ class Shard:
         return self._store.uri, self.config.fingerprint()
 
     def ready(self) -> None:
-        """Answers once the process is up and has loaded what it trains with."""
-        make_model(self.config.model)
+        """Answers once the process is up and has loaded, and compiled, what it trains with."""
+        made_up = Interactions.of(np.array([0, 0, 1], np.int32), np.array([0, 1, 1], np.int32))
+        config = self.config
+        if config.training.slices == 1 and config.is_settled:
+            brief = config.model_copy(update={"model": config.model.model_copy(update={"epochs": 1})})
+            train_submodel(made_up, Interactions.none(), np.arange(2, dtype=np.uint64), brief, self.shard_id)
+        else:
+            make_model(config.model)
 
     def erase(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.

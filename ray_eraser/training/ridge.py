@@ -145,12 +145,13 @@ def _gather(
     columns: np.ndarray,
     others_CD: np.ndarray,
     gathered: np.ndarray,
+    part_DD: np.ndarray,
     own_DD: np.ndarray,
-    system_DD: np.ndarray,
     sum_D: np.ndarray,
 ) -> None:
-    """Add Q_r'Q_r and the sum of the rows of Q_r, for the row whose columns stand from `first` to `last`."""
+    """Q_r'Q_r and the sum of the rows of Q_r, for the row whose columns stand from `first` to `last`."""
     width, most = others_CD.shape[1], len(gathered)
+    sum_D[:] = 0
     for begin in range(first, last, most):
         n = min(most, last - begin)
         for c in range(n):
@@ -158,8 +159,11 @@ def _gather(
             for d in range(width):
                 gathered[c, d] = others_CD[other, d]
                 sum_D[d] += others_CD[other, d]
-        np.dot(gathered[:n].T, gathered[:n], own_DD)
-        system_DD += own_DD
+        if begin == first:
+            np.dot(gathered[:n].T, gathered[:n], own_DD)
+        else:
+            np.dot(gathered[:n].T, gathered[:n], part_DD)
+            own_DD += part_DD
 
 
 @compiled
@@ -179,19 +183,17 @@ def _solve_rows(
     for i in range(width, size):  # what width lacks to size is the identity, and stays it
         flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
     gathered = np.empty((max(1, min(512, _AT_ONCE // (width * width))), width), np.float32)
-    own_DD, system_DD = np.empty((width, width), np.float32), np.empty((width, width), np.float32)
+    own_DD, part_DD = np.empty((width, width), np.float32), np.empty((width, width), np.float32)
     sum_D = np.empty(width, np.float32)
     for first in range(0, len(rows), _LANES):
         count = min(_LANES, len(rows) - first)
         for lane in range(_LANES):
             # A lane without a row repeats the last one: what all lanes do is done to it as well.
             row = rows[first + min(lane, count - 1)]
-            system_DD[:] = base_DD
-            sum_D[:] = 0
-            _gather(starts[row], starts[row + 1], columns, others_CD, gathered, own_DD, system_DD, sum_D)
+            _gather(starts[row], starts[row + 1], columns, others_CD, gathered, part_DD, own_DD, sum_D)
             for i in range(width):
                 for j in range(i + 1):
-                    flat[(i * size + j) * _LANES + lane] = system_DD[i, j]
+                    flat[(i * size + j) * _LANES + lane] = base_DD[i, j] + own_DD[i, j]
                 flat[(i * size + i) * _LANES + lane] += ridge_R[row]
                 flat[right + i * _LANES + lane] = sum_D[i]
         _factor(flat, size)
