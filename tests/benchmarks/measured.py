@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ray_eraser.runtime.client import Client
 
 _LOAD = os.getloadavg()[0]  # what others did meanwhile is in every figure
 _NUMERALS = {1: "one core", 2: "two cores", 4: "four cores", 8: "eight cores"}
@@ -61,6 +64,13 @@ class Journal:
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def training_seconds(client: Client, n_interactions: int) -> float:
+    """What the training of a deployment with one shard took in the shard's process, from reading its interactions to writing
+    its vectors: without what is only done once when a deployment is made.
+    """
+    return float(client.describe()["costs"]["seconds_per_interaction"]) * n_interactions
 
 
 def percentiles(seconds: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import pyarrow.parquet as pq
-from measured import heading, own_ray, percentiles, write_report
+from measured import heading, own_ray, percentiles, training_seconds, write_report
 
 import ray_eraser
 from ray_eraser.config import EraserConfig, load_config
@@ -144,7 +144,7 @@ def main() -> None:
         held = memory.most
         if asked.full:
             full = _deployed("full", folder, load_config(None, [*asked.changes, "partition.n_shards=1"]))
-            seconds = full.fit_log(asked.data).seconds["shards"]
+            seconds = training_seconds(full, full.fit_log(asked.data).n_interactions)
             full.shutdown()
             ratio = seconds / float(np.median(restore))
             rows = [f"| full retraining, one shard, same epochs, same code | {seconds:.1f} |"]
