@@ -192,10 +192,20 @@ def test_subspace_iteration_finds_the_same_scores_as_the_eigensolver(seed):
     tables = some_submodels(4, 20, decay=0.8)
     stacked_users, stacked_items = side_by_side(tables).users.astype(float), side_by_side(tables).items.astype(float)
     scores = []
-    for solve in (module._exact, module._iterated):
-        users, items = solve(*Grams().of(tables), 4, seed)
+    grams = Grams().of(tables)
+    for users, items in (module._exact(*grams, 4), module._iterated(*grams, 4, seed, 20)):
         scores.append((stacked_users @ users) @ (stacked_items @ items).T)
     assert np.linalg.norm(scores[0] - scores[1]) < 1e-6 * np.linalg.norm(scores[0])
+
+
+def test_where_no_two_submodels_share_a_user_blocks_multiply_as_the_whole_matrix_does():
+    tables = [
+        Embeddings(one.user_rows + 100 * k, one.users, one.item_rows, one.items) for k, one in enumerate(some_submodels(3, 4))
+    ]
+    users, items = Grams().of(tables)
+    matrix = np.random.default_rng(2).standard_normal((12, 5))
+    for gram in (users, items):
+        np.testing.assert_allclose(module._times(gram, 4)(matrix), gram @ matrix, atol=1e-12)
 
 
 def test_subspace_iteration_takes_over_above_the_width_that_the_eigensolver_is_given(monkeypatch):
