@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from operator import methodcaller
 from pathlib import Path
@@ -11,7 +12,7 @@ import cli
 import typer
 
 from ray_eraser.config import RuntimeConfig
-from ray_eraser.study.cells import MODELS
+from ray_eraser.study.cells import MODELS, Cell
 from ray_eraser.study.plans import METHODS, PLANS
 from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
 
@@ -45,6 +46,9 @@ def reproduce(
     epochs_budget: Annotated[
         int | None, typer.Option("--epochs-budget", min=1, help="No model trains longer than this; the table says so.")
     ] = None,
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="Interactions that table4 and figure4 erase, instead of 20 and 3.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Results, table and figures.")] = Path("results"),
     changes: cli.SetOption = None,
     ray_address: cli.RayOption = None,
@@ -66,6 +70,8 @@ def reproduce(
         cells = [cell for cell in PLANS[what](where, chosen, changes or []) if cell.method in wanted]
         if epochs_budget is not None:
             cells = [cell.within(epochs_budget) for cell in cells]
+        if requests is not None:
+            cells = [replace(cell, requests=requests) if isinstance(cell, Cell) and cell.requests else cell for cell in cells]
         output.mkdir(parents=True, exist_ok=True)
         erasures = what in (What.cure4rec, What.sequence)
         file = output / ("protocols.parquet" if erasures else "results.parquet")
