@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measured import heading, write_report
 
 from ray_eraser import seeds
-from ray_eraser.aggregation import aggregate
+from ray_eraser.aggregation import aggregate, folding
 from ray_eraser.config import EraserConfig, PartitionConfig, load_config
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
@@ -155,8 +155,8 @@ def aggregations(data: str, dataset: Dataset) -> Iterator[Part]:
 def reads(data: str, dataset: Dataset) -> Iterator[Part]:
     config = settled(data, "wmf-als", "ours")
     model = aggregate(submodels_of(data, dataset), dataset.train, config)
-    seen = Interactions.union([dataset.train, dataset.valid])
-    snapshot = Snapshot(model, dataset.users, dataset.items, seen, Generation(1))
+    parts = [dataset.train], [dataset.valid]
+    snapshot = Snapshot(model, folding(model, config), dataset.users, dataset.items, *parts, Generation(1))
     users = [raw for raw in dataset.users.raw(dataset.train.user_rows()[:_USERS_READ]) if raw is not None]
 
     def read_all() -> None:
@@ -165,7 +165,7 @@ def reads(data: str, dataset: Dataset) -> Iterator[Part]:
 
     yield Part(f"recommend ten items, {len(users)} users one by one", read_all)
     n_tested = len(dataset.test.user_rows())
-    yield Part(f"evaluate {n_tested} users in batches", partial(evaluate, model, dataset.train, dataset.test))
+    yield Part(f"evaluate {n_tested} users in batches", partial(evaluate, snapshot.embeddings(), dataset.train, dataset.test))
 
 
 def erasures(data: str, dataset: Dataset, runs: int) -> list[Run]:
