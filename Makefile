@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 
-.PHONY: demo test test-long lint soak bench install clean
+.PHONY: demo test test-long lint soak bench bench-scale install clean
 
 install: $(VENV)/installed
 
@@ -51,7 +51,11 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 	$(BIN)/python tests/benchmarks/roofline.py $(BENCH)
 
-# bench-scale: seconds by the size of the log belongs here.
+# A generated log of SCALE interactions, from Parquet parts to receipts, beside a full retraining.
+SCALE ?= 10000000
+bench-scale: install
+	test -d $(VENV)/biglog-$(SCALE) || $(BIN)/python tests/benchmarks/biglog.py --interactions $(SCALE) --output $(VENV)/biglog-$(SCALE)
+	$(BIN)/python tests/benchmarks/scale.py --data $(VENV)/biglog-$(SCALE) --set aggregation.sweeps=0 --full
 
 clean:
 	rm -rf $(VENV)
