@@ -86,8 +86,8 @@ class Aggregator:
 
     def excise(self, order: AggregationOrder) -> Embeddings:
         """The model to serve while the excised shards are trained anew. Returned and never stored: it lives for seconds."""
-        self._all_submodels(order)
-        kept = [self._submodels[record.submodel] for record in order.shards if record.shard not in order.excised]
+        submodels = zip(order.shards, self._all_submodels(order), strict=True)
+        kept = [submodel for record, submodel in submodels if record.shard not in order.excised]
         if any(len(submodel.user_rows) for submodel in kept):
             nobody = Embeddings.empty(self.config.model.width)
             return excise(kept, Interactions.none(), nobody, self.config, self._grams)
@@ -100,9 +100,17 @@ class Aggregator:
             self._grams.of([submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)])
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
+        self._let_go(order)
         self._submodels = _cached(self._submodels, [record.submodel for record in order.shards], self._store.read_embeddings)
         self._grams.keep(self._submodels.values())
         return [self._submodels[record.submodel] for record in order.shards]
+
+    def _let_go(self, order: AggregationOrder) -> None:
+        """Forget the interactions of every other generation: who looks at none of this one would keep what is erased now."""
+        files = [record.interactions for record in order.shards]
+        self._data = {file: data for file, data in self._data.items() if file in files}
+        if self._union[0] != files:
+            self._union = [], Interactions.none()
 
     def _interactions(self, order: AggregationOrder) -> Interactions:
         files = [record.interactions for record in order.shards]

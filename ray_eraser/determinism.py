@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import numpy as np
 import scipy
@@ -53,6 +54,7 @@ def environment(threads: int) -> dict[str, str | int]:
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "torch": torch.__version__,
+        "numba": version("numba"),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,

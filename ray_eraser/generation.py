@@ -18,7 +18,7 @@ from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import Generation, RawId, RequestId, ShardId
 from ray_eraser.partition import place_learned
-from ray_eraser.store import Manifest, ShardData, Store
+from ray_eraser.store import FileRef, Manifest, ShardData, Store
 from ray_eraser.unlearning.ledger import GenerationRow, RequestRow
 from ray_eraser.unlearning.request import Target, UnlearningRequest, resolve
 from ray_eraser.unlearning.routing import owned_by_shard, together
@@ -41,23 +41,25 @@ class Loaded:
     def read(cls, store: Store, published: GenerationRow, before: Loaded | None = None) -> Loaded:
         """All of it but the submodels. What it has in common with the generation before is taken from there."""
         manifest = store.read_manifest(published.digest)
-        users, items, data = manifest.users, manifest.items, {}
+        vocabularies: dict[FileRef, Vocabulary] = {}
+        data: dict[FileRef, ShardData] = {}
         if before is not None:
-            old = before.manifest
-            data = {record.interactions: before.shards[record.shard] for record in old.shards}
-        same_users, same_items = (
-            before is not None and new == getattr(before.manifest, side) for side, new in (("users", users), ("items", items))
-        )
+            vocabularies = {before.manifest.users: before.users, before.manifest.items: before.items}
+            data = {record.interactions: before.shards[record.shard] for record in before.manifest.shards}
+
+        def vocabulary(file: FileRef, kind: str) -> Vocabulary:
+            return vocabularies[file] if file in vocabularies else store.read_vocabulary(file, kind)
+
+        def interactions(file: FileRef) -> ShardData:
+            return data[file] if file in data else store.read_shard_data(file)
+
         return cls(
             published.number,
             published.digest,
             manifest,
-            before.users if before is not None and same_users else store.read_vocabulary(users, "user"),
-            before.items if before is not None and same_items else store.read_vocabulary(items, "item"),
-            {
-                record.shard: data.get(record.interactions) or store.read_shard_data(record.interactions)
-                for record in manifest.shards
-            },
+            vocabulary(manifest.users, "user"),
+            vocabulary(manifest.items, "item"),
+            {record.shard: interactions(record.interactions) for record in manifest.shards},
             store.read_embeddings(manifest.aggregate),
         )
 

@@ -58,7 +58,7 @@ class Snapshot:
     trained: Sequence[Interactions]
     held_out: Sequence[Interactions]
     generation: Generation
-    _folded: dict[int, np.ndarray | None] = field(default_factory=dict)
+    _folded: dict[int, np.ndarray] = field(default_factory=dict)
 
     def has_seen(self, user_id: RawId, item_id: RawId) -> bool:
         """Whether the user has a remaining interaction with the item.
@@ -97,13 +97,16 @@ class Snapshot:
         if self.folding is None:
             position = self.model.position_of_user(row)
             return None if position is None else self.model.users[position]
-        if row not in self._folded:
+        vector = self._folded.get(row)
+        if vector is None:
             own = np.sort(np.concatenate([part.items_of(row) for part in self.trained]))
             users = self.folding.users(Interactions(np.full(len(own), row, np.int32), own)).users
+            if not len(users):
+                return None
             if len(self._folded) >= _MOST_FOLDED:
-                self._folded.clear()
-            self._folded[row] = users[0] if len(users) else None
-        return self._folded[row]
+                self._folded.clear()  # others may be reading: nobody looks for what was there a moment ago
+            vector = self._folded[row] = users[0]
+        return vector
 
     def embeddings(self) -> Embeddings:
         """The vectors of everybody, as `vector_of` has them to the last bit. Solves all users where the model has none."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, TrainingConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
-from ray_eraser.models import make_model
 from ray_eraser.models.base import UNTRAINED, TrainingState
 from ray_eraser.store import FileRef, ShardData, ShardRecord, Store, checkpoint_bytes, embeddings_bytes
 from ray_eraser.training.slices import first_affected, slices_of_users
@@ -76,12 +75,11 @@ class Shard:
     def ready(self) -> None:
         """Answers once the process is up and has loaded, and compiled, what it trains with."""
         made_up = Interactions.of(np.array([0, 0, 1], np.int32), np.array([0, 1, 1], np.int32))
-        config = self.config
-        if config.training.slices == 1 and config.is_settled:
-            brief = config.model_copy(update={"model": config.model.model_copy(update={"epochs": 1})})
-            train_submodel(made_up, Interactions.none(), np.arange(2, dtype=np.uint64), brief, self.shard_id)
-        else:
-            make_model(config.model)
+        settled = self.config.settled(1.0)  # where nothing has been chosen from a log yet
+        brief = settled.model_copy(
+            update={"model": settled.model.model_copy(update={"epochs": 1}), "training": TrainingConfig()}
+        )
+        train_submodel(made_up, Interactions.none(), np.arange(2, dtype=np.uint64), brief, self.shard_id)
 
     def erase(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.

@@ -108,7 +108,7 @@ def with_users(model: Embeddings, interactions: Interactions, config: EraserConf
         interactions: all that remain of the users in question.
         config: as for `aggregate`.
     """
-    if not config.aggregation.foldin or not len(model.item_rows):
+    if not config.aggregation.foldin:
         return model
     with deterministic(config.runtime.threads):
         return folding(model, config).users(interactions)

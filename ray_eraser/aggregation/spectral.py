@@ -110,8 +110,9 @@ def _iterated(
     # The way to the subspace bears rounding, which the last rounds undo: single precision is twice as fast.
     for precision, rounds in ((np.float32, _ROUNDS - _LAST_ROUNDS), (np.float64, _LAST_ROUNDS)):
         # Both to a trace of one, or their product could leave the range of single precision.
-        times_users = _times((gram_users / np.trace(gram_users)).astype(precision), width)
-        times_items = _times((gram_items / np.trace(gram_items)).astype(precision), width)
+        times_users, times_items = (
+            _times((gram / (np.trace(gram) or 1.0)).astype(precision), width) for gram in (gram_users, gram_items)
+        )
         basis = basis.astype(precision)
         for _ in range(rounds):
             basis, _ = linalg.qr(times_users(times_items(basis)), mode="economic")

@@ -2,7 +2,7 @@
 
 Row r of R has n_r columns of C; Q is C x D. Its vector p solves (base + Q_r'Q_r + ridge_r I) p = sum of the rows of Q_r, with
 Q_r the rows of Q that it is paired with. Sixteen rows are factored side by side, one in each lane of the processor's widest
-registers; P is D rounded up to a multiple of four.
+registers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _lanewise(width: int, depth: int) -> Any:
 
     out[a, b] -= sum over k < depth of left[a, k] * right[b, k], for a, b < width. The operation is given the array, where out,
     left and right begin in it, and how far it is from one a or b to the next. It reads everything before it writes anything;
-    numba cannot know that of a loop, and would check for every sixteen numbers whether they overlap.
+    numba cannot know that of a loop, and would check for every sixteen numbers whether they overlap. A product and its
+    subtraction may be rounded once, by one instruction.
     """
 
     @intrinsic
@@ -177,7 +178,7 @@ def _solve_rows(
     solved_RD: np.ndarray,
 ) -> None:
     width = others_CD.shape[1]
-    size = (width + 3) // 4 * 4
+    size = (width + 3) // 4 * 4  # `_factor` wants a multiple of four
     flat = np.zeros((size * size + size) * _LANES, np.float32)
     right = size * size * _LANES
     for i in range(width, size):  # what width lacks to size is the identity, and stays it

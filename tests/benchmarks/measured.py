@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from ray_eraser.ids import RawId
     from ray_eraser.runtime.client import Client
 
 _LOAD = os.getloadavg()[0]  # what others did meanwhile is in every figure
@@ -71,6 +74,34 @@ def training_seconds(client: Client, n_interactions: int) -> float:
     its vectors: without what is only done once when a deployment is made.
     """
     return float(client.describe()["costs"]["seconds_per_interaction"]) * n_interactions
+
+
+@dataclass
+class Erasures:
+    """Seconds of users' erasures, one after the other, of another user's reads meanwhile, and the shards that were touched."""
+
+    forget: list[float] = field(default_factory=list)
+    restore: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
+
+    @classmethod
+    def measured(cls, client: Client, users: Sequence[RawId], reader: RawId) -> Erasures:
+        """Erase them. The first pays for what is loaded once, and is not counted."""
+        all_of_them = cls()
+        for number, user in enumerate(users):
+            ticket = client.unlearn(user_id=user)
+            while (receipt := ticket.receipt()) is None:
+                started = time.perf_counter()
+                client.recommend(reader, 10)
+                if number:
+                    all_of_them.reads.append(time.perf_counter() - started)
+                time.sleep(0.01)
+            all_of_them.touched |= set(receipt.shards_touched)
+            if number:
+                all_of_them.forget.append(receipt.seconds["to_forget"])
+                all_of_them.restore.append(receipt.seconds["to_restore"])
+        return all_of_them
 
 
 def percentiles(seconds: Sequence[float]) -> str:

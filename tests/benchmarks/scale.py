@@ -14,7 +14,6 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import pyarrow.parquet as pq
-from measured import heading, own_ray, percentiles, training_seconds, write_report
+from measured import Erasures, heading, own_ray, percentiles, training_seconds, write_report
 
 import ray_eraser
 from ray_eraser.config import EraserConfig, load_config
 from ray_eraser.determinism import deterministic
-from ray_eraser.ids import ShardId
 from ray_eraser.runtime.client import Client
 from ray_eraser.store import FileRef, Store, embeddings_bytes
 from ray_eraser.training.submodel import train_submodel
@@ -90,7 +88,7 @@ def _some_users(source: str, n: int) -> list[int]:
     return [int(user) for user in np.random.default_rng(0).choice(ids, n, replace=False)]
 
 
-def _same_bits(store: Store, digest: str, shards: set[ShardId]) -> bool:
+def _same_bits(store: Store, digest: str, shards: set[int]) -> bool:
     """Whether the submodels of these shards are what training on their stored interactions gives, from scratch, here."""
     manifest = store.read_manifest(digest)
     item_keys = store.read_item_keys(manifest.items)
@@ -124,45 +122,33 @@ def main() -> None:
     with own_ray(), tempfile.TemporaryDirectory(dir=asked.storage) as folder, Memory.watched() as memory:
         client = _deployed("shards", folder, config)
         fit = client.fit_log(asked.data)
-        forget, restore, touched = [], [], set()
         reader, *users = _some_users(asked.data, 2 + asked.requests)
-        reads = []
-        for number, user in enumerate(users):
-            ticket = client.unlearn(user_id=user)
-            while (receipt := ticket.receipt()) is None:
-                started = time.perf_counter()
-                client.recommend(reader, 10)
-                reads.append(time.perf_counter() - started)
-                time.sleep(0.02)
-            touched |= set(receipt.shards_touched)
-            if number:  # the first pays for what is loaded once
-                forget.append(receipt.seconds["to_forget"])
-                restore.append(receipt.seconds["to_restore"])
+        erased = Erasures.measured(client, users, reader)
         digest = client.describe()["digest"]  # the receipt's is under seal
         client.shutdown()
-        exact = _same_bits(Store(f"{folder}/shards"), digest, touched)
+        exact = _same_bits(Store(f"{folder}/shards"), digest, erased.touched)
         held = memory.most
         if asked.full:
             full = _deployed("full", folder, load_config(None, [*asked.changes, "partition.n_shards=1"]))
             seconds = training_seconds(full, full.fit_log(asked.data).n_interactions)
             full.shutdown()
-            ratio = seconds / float(np.median(restore))
+            ratio = seconds / float(np.median(erased.restore))
             rows = [f"| full retraining, one shard, same epochs, same code | {seconds:.1f} |"]
             rows.append(f"| **full retraining over to restore (median)** | **{ratio:.1f}** |")
     name = f"{Path(asked.data).name}-{config.partition.n_shards}"
     what = f"{fit.n_interactions:,} interactions to learn from, {fit.n_users:,} users, {fit.n_items:,} items"
     lines = [
         *heading(f"A big log, {config.partition.n_shards} {config.partition.kind} shards", config.runtime.threads),
-        f"{what}; {len(restore)} users erased one by one, after a first.",
+        f"{what}; {len(erased.restore)} users erased one by one, after a first.",
         "",
         "| | seconds |",
         "|---|---|",
         f"| read and divide | {fit.seconds['partition']:.1f} |",
         f"| train all shards | {fit.seconds['shards']:.1f} |",
         f"| aggregate | {fit.seconds['aggregation']:.1f} |",
-        f"| to forget, median / 99th percentile / most | {percentiles(forget)} |",
-        f"| to restore | {percentiles(restore)} |",
-        f"| a read meanwhile ({len(reads)} reads) | {percentiles(reads)} |",
+        f"| to forget, median / 99th percentile / most | {percentiles(erased.forget)} |",
+        f"| to restore | {percentiles(erased.restore)} |",
+        f"| a read meanwhile ({len(erased.reads)} reads) | {percentiles(erased.reads)} |",
         *rows,
         "",
         f"Most memory of all processes together: {held / 2**30:.1f} GiB.",

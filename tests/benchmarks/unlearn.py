@@ -13,21 +13,18 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from measured import heading, training_seconds, write_report
+from measured import Erasures, heading, training_seconds, write_report
 
 import ray_eraser
 from ray_eraser.aggregation import with_users
 from ray_eraser.config import load_config
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.evaluation import evaluate
-from ray_eraser.ids import RawId
-from ray_eraser.runtime.client import Client
 from ray_eraser.runtime.session import session
 from ray_eraser.seeds import derive
 from ray_eraser.store import Store
@@ -38,21 +35,6 @@ _RANKED_USERS = 5_000
 def _spread(seconds: list[float]) -> str:
     ordered = sorted(seconds)
     return f"{ordered[0]:.3f} / {statistics.median(ordered):.3f} / {ordered[-1]:.3f}"
-
-
-def _erase(client: Client, users: list[RawId], reader: RawId) -> tuple[list[float], list[float], list[float]]:
-    """Seconds to forget and to restore of each user, and of every read by another user in between."""
-    forget, restore, reads = [], [], []
-    for user in users:
-        ticket = client.unlearn(user_id=user)
-        while (receipt := ticket.receipt()) is None:
-            started = time.perf_counter()
-            client.recommend(reader, 10)
-            reads.append(time.perf_counter() - started)
-            time.sleep(0.01)
-        forget.append(receipt.seconds["to_forget"])
-        restore.append(receipt.seconds["to_restore"])
-    return forget, restore, reads
 
 
 def _quality(storage_path: str, digest: str, dataset: Dataset) -> float:
@@ -97,8 +79,7 @@ def main() -> None:
         fit = client.fit(dataset)
         quality = _quality(f"{folder}/shards", fit.digest, dataset)
         users = sorted(map(str, dataset.users.ids), key=lambda user: derive(0, "benchmark", user))
-        _erase(client, users[:1], users[-1])  # the first request pays for what is loaded once
-        forget, restore, reads = _erase(client, users[1 : 1 + arguments.requests], users[-1])
+        erased = Erasures.measured(client, users[: 1 + arguments.requests], users[-1])
         client.shutdown()
         equal = None
         if arguments.equal_quality:
@@ -107,17 +88,17 @@ def main() -> None:
                 if reached >= quality or epochs == config.model.epochs:
                     equal = epochs, seconds, reached
                     break
-    median = statistics.median(restore)
+    median = statistics.median(erased.restore)
     name, n_shards = Path(arguments.data).name, config.partition.n_shards
     lines = [
         *heading(f"One user's erasure, {name}, {n_shards} {config.partition.kind} shards", config.runtime.threads),
-        f"{fit.n_interactions:,} interactions, {fit.n_users:,} users, {fit.n_items:,} items; {len(restore)} users erased.",
+        f"{fit.n_interactions:,} interactions of {fit.n_users:,} users; {arguments.requests} users erased.",
         "",
         "| seconds | min / median / max |",
         "|---|---|",
-        f"| to forget (submit to excised) | {_spread(forget)} |",
-        f"| to restore (submit until the new generation is served) | {_spread(restore)} |",
-        f"| a read while shards retrain ({len(reads)} reads) | {_spread(reads)} |",
+        f"| to forget (submit to excised) | {_spread(erased.forget)} |",
+        f"| to restore (submit until the new generation is served) | {_spread(erased.restore)} |",
+        f"| a read while shards retrain ({len(erased.reads)} reads) | {_spread(erased.reads)} |",
         f"| full retraining, one shard, same epochs, same code | {full_seconds:.3f} |",
         f"| first training of all shards | {fit.seconds['shards'] + fit.seconds['aggregation']:.3f} |",
         f"| **full retraining over to restore** | **{full_seconds / median:.2f}** |",

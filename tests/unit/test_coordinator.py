@@ -408,6 +408,28 @@ def test_an_erased_user_is_unknown_at_once_and_for_ever(
         deployments.open("shop").recommend(user)
 
 
+@pytest.mark.parametrize("sweeps", [0, 1])
+def test_no_process_keeps_in_memory_what_was_erased(
+    deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig, sweeps: int
+) -> None:
+    coordinator = deployments.fit("shop", changed(tiny_config, "aggregation", sweeps=sweeps), tiny)
+    aggregator = coordinator.pool._aggregator
+    # Of an item that all shards own, so that the excision has to look at interactions; then of one user.
+    popular = tiny.items.ids[int(np.bincount(tiny.train.items).argmax())]
+    for about in ({"item_id": popular}, {"user_id": tiny.users.ids[7]}):
+        coordinator.submit(UnlearningRequest(**about))
+        for user in tiny.users.ids[8:20]:
+            coordinator.recommend(user)
+        coordinator.process_pending()
+        shards = coordinator._loaded().manifest.shards
+        interactions, submodels = {r.interactions for r in shards}, {r.submodel for r in shards}
+        assert set(aggregator._data) <= interactions
+        assert set(aggregator._union[0]) <= interactions
+        assert set(aggregator._submodels) == submodels
+        assert {one for pair in aggregator._grams._blocks for one in pair} <= set(aggregator._submodels.values())
+        assert not coordinator._served()._folded
+
+
 def test_an_erased_item_is_recommended_to_nobody_from_the_acceptance_on(coordinator: Coordinator, tiny: Dataset) -> None:
     item, n = tiny.items.ids[4], len(tiny.items)
     assert any(item in coordinator.recommend(user, n) for user in tiny.users.ids)

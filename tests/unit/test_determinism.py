@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from threading import Thread
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_what_the_bits_depend_on_names_the_versions_and_the_threads_in_plain_val
     assert recorded["threads"] == 3
     assert recorded["torch"] == torch.__version__
     assert recorded["numpy"] == np.__version__
+    assert recorded["numba"] == numba.__version__
 
 
 def test_an_inner_block_does_not_end_the_flushing_of_the_outer_one():

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_eraser.aggregation.foldin import FoldIn
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
@@ -106,6 +109,23 @@ def test_an_erased_user_is_as_unknown_as_one_who_was_never_here():
     with pytest.raises(UnknownIdError, match="'bob'"):
         snapshot(users=USERS.without([1])).recommend("bob", 1)
     assert snapshot(users=USERS.without([1])).recommend("ann", 1) == [13]
+
+
+class Forgotten(dict):
+    """What is kept is gone at once, as where another reader makes room at that moment."""
+
+    def __setitem__(self, row, vector) -> None:
+        self.clear()
+
+
+def test_a_reader_needs_not_what_was_solved_before_nor_that_it_be_kept():
+    items = np.random.default_rng(0).normal(0, 0.5, (6, 4)).astype(np.float32)
+    model = Embeddings(np.empty(0, np.int32), np.empty((0, 4), np.float32), np.arange(6, dtype=np.int32), items)
+    kept = replace(snapshot(model=model), folding=FoldIn(model.item_rows, items, 0.1, 0.01))
+    expected = [kept.recommend(user, 3) for user in USERS.ids]
+    assert set(kept._folded) == {0, 1, 2}  # the last user has nothing, and no vector
+    for other in (kept, replace(kept, _folded={}), replace(kept, _folded=Forgotten())):
+        assert [other.recommend(user, 3) for user in USERS.ids] == expected
 
 
 @pytest.mark.parametrize("n", [0, -1])
