@@ -20,9 +20,10 @@ export RAY_TMPDIR=$folder RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token 
 unset RAY_ADDRESS RAY_AUTH_TOKEN
 
 node() {
-  local log=$folder/$1.log
+  local log=$folder/$1.log temporary=$folder/ray-$1
   shift
-  setsid ray start --block --temp-dir "$folder/ray" --num-cpus "$cpus" --object-store-memory 100000000 \
+  # A folder each: a node unpacks a job's working directory anew, over what the processes of another are running.
+  setsid ray start --block --temp-dir "$temporary" --num-cpus "$cpus" --object-store-memory 100000000 \
     --node-ip-address 127.0.0.1 "$@" >"$log" 2>&1 &
   echo $! >>"$pids"
 }
@@ -32,7 +33,7 @@ alive() {
   local pid
   [[ -s $pids ]] || return 0
   while read -r pid; do
-    if grep -qsF -- "$folder/ray" "/proc/$pid/cmdline"; then echo "$pid"; fi
+    if grep -qsF -- "$folder/ray-" "/proc/$pid/cmdline"; then echo "$pid"; fi
   done <"$pids"
 }
 

@@ -58,7 +58,7 @@ class LocalNodes:
         found = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                if f"{self.folder}/ray".encode() in entry.read_bytes():
+                if f"{self.folder}/ray-".encode() in entry.read_bytes():
                     found.append(int(entry.parent.name))
             except OSError:
                 continue  # it has just ended
