@@ -302,6 +302,9 @@ class RuntimeConfig(Section):
     """BLAS and torch threads of a training process. The same count gives the same bits, another does not."""
     slots: int = Field(0, ge=0)
     """Shards that train at the same time at most; 0: as many as the nodes have CPUs for. On one node never more than that."""
+    process_per: Literal["shard", "slot"] = "shard"
+    """`shard`: every shard has a process of its own, which stays. `slot`: there are as many processes as shards train at the
+    same time, and any of them is any shard, so that memory does not grow with the number of shards."""
     node_labels: tuple[str, ...] = ()
     """Only nodes with all of these labels hold shards, each written `key=value`; none: every node with a CPU."""
     gpus_per_shard: float = Field(0, ge=0)
@@ -328,7 +331,7 @@ class RuntimeConfig(Section):
 
 _LABEL = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][\w.-]{0,62}=[A-Za-z0-9][\w.-]{0,62}", re.ASCII)
 
-RUN_HERE = ("slots", "node_labels", "timeout_seconds")
+RUN_HERE = ("slots", "process_per", "node_labels", "timeout_seconds")
 """Settings of `runtime` that say where, how wide and how long things run here: no bit changes, no generation records them."""
 
 

@@ -8,12 +8,13 @@ K submodels of width D, k and l two of them; R rank asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import linalg
 
-from ray_eraser.aggregation.grams import Grams
+from ray_eraser.aggregation.grams import Grams, dense, times
 from ray_eraser.embeddings import Embeddings
 
 _EXACT_UP_TO = 1024
@@ -48,12 +49,13 @@ def spectral(
     users_KDR, items_KDR = bases(submodels, rank, seed, weights, grams)
     width = submodels[0].width
     blocks = range(len(submodels))
-    items_k = [submodels[k].items.astype(np.float64) @ items_KDR[k * width : (k + 1) * width] for k in blocks]
+    users_KDR, items_KDR = users_KDR.astype(np.float32), items_KDR.astype(np.float32)
+    items_k = [submodels[k].items @ items_KDR[k * width : (k + 1) * width] for k in blocks]
     item_rows, items = _sum_rows([submodel.item_rows for submodel in submodels], items_k)
     nobody = Embeddings.empty(rank)
     if not with_users:
         return Embeddings(nobody.user_rows, nobody.users, item_rows, items.astype(np.float32))
-    users_k = [submodels[k].users.astype(np.float64) @ users_KDR[k * width : (k + 1) * width] for k in blocks]
+    users_k = [submodels[k].users @ users_KDR[k * width : (k + 1) * width] for k in blocks]
     user_rows, users = _sum_rows([submodel.user_rows for submodel in submodels], users_k)
     return Embeddings(user_rows, users.astype(np.float32), item_rows, items.astype(np.float32))
 
@@ -68,13 +70,14 @@ def bases(
     """What every submodel's user and item vectors are multiplied with before they are summed: two (KD, R) float64."""
     factors = np.ones(len(submodels)) if weights is None else np.asarray(weights, np.float64)
     scale_KD = np.repeat(factors, [submodel.width for submodel in submodels])
-    gram_users, gram_items = (Grams() if grams is None else grams).of(submodels)
+    gram_users, gram_items = (Grams() if grams is None else grams).sides(submodels)
     if weights is not None:
-        gram_users *= np.outer(scale_KD, scale_KD)
-    if len(gram_users) <= _EXACT_UP_TO:
-        users_KDR, items_KDR = _exact(gram_users, gram_items, rank)
+        outer = factors[:, None, None] ** 2 if gram_users.ndim == 3 else np.outer(scale_KD, scale_KD)
+        gram_users = gram_users * outer
+    if len(scale_KD) <= _EXACT_UP_TO:
+        users_KDR, items_KDR = _exact(dense(gram_users), dense(gram_items), rank)
     else:
-        users_KDR, items_KDR = _iterated(gram_users, gram_items, rank, seed, submodels[0].width)
+        users_KDR, items_KDR = _iterated(gram_users, gram_items, rank, seed)
     return scale_KD[:, None] * users_KDR, items_KDR
 
 
@@ -99,47 +102,45 @@ def _exact(gram_users: np.ndarray, gram_items: np.ndarray, rank: int) -> tuple[n
     return users, items
 
 
-def _iterated(
-    gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _iterated(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """By subspace iteration with G_P G_Q (Halko, Martinsson, Tropp 2011), whose leading eigenvectors z give S's right singular
     vectors Q z.
     """
-    size = min(len(gram_users), rank + _OVERSAMPLING)
-    basis = np.random.default_rng(seed).standard_normal((len(gram_users), size))
+    n = math.prod(gram_users.shape[:-1])
+    basis = np.random.default_rng(seed).standard_normal((n, min(n, rank + _OVERSAMPLING))).astype(np.float32)
     # The way to the subspace bears rounding, which the last rounds undo: single precision is twice as fast.
-    for precision, rounds in ((np.float32, _ROUNDS - _LAST_ROUNDS), (np.float64, _LAST_ROUNDS)):
-        # Both to a trace of one, or their product could leave the range of single precision.
-        times_users, times_items = (
-            _times((gram / (np.trace(gram) or 1.0)).astype(precision), width) for gram in (gram_users, gram_items)
-        )
-        basis = basis.astype(precision)
-        for _ in range(rounds):
-            basis, _ = linalg.qr(times_users(times_items(basis)), mode="economic")
+    light_users, light_items = _single(gram_users), _single(gram_items)
+    for _ in range(_ROUNDS - _LAST_ROUNDS):
+        basis = _orthonormal(times(light_users, times(light_items, basis)))
+    basis = basis.astype(np.float64)
+    for _ in range(_LAST_ROUNDS):
+        basis = _orthonormal(times(gram_users, times(gram_items, basis)))
     # Orthonormal in item space: Q basis @ whiten.
-    values, vectors = _eigh(basis.T @ gram_items @ basis)
-    right = basis @ (vectors / np.sqrt(values))
+    image = times(gram_items, basis)
+    values, vectors = _eigh(basis.T @ image)
+    whiten = vectors / np.sqrt(values)
+    right, image = basis @ whiten, image @ whiten
     # S restricted to that space is P (G_Q right); its own Gram matrix gives the rotation and the singular values.
-    image = gram_items @ right
-    squares, rotation = _eigh(image.T @ gram_users @ image)
+    squares, rotation = _eigh(image.T @ times(gram_users, image))
     kept = min(rank, len(squares))
     leading = slice(len(squares) - 1, len(squares) - 1 - kept if kept < len(squares) else None, -1)
     share = squares[leading] ** 0.25
-    users = np.zeros((len(gram_users), rank))
-    items = np.zeros((len(gram_items), rank))
+    users, items = np.zeros((n, rank)), np.zeros((n, rank))
     users[:, :kept] = image @ rotation[:, leading] / share
     items[:, :kept] = right @ rotation[:, leading] * share
     return users, items
 
 
-def _times(gram: np.ndarray, width: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Multiplication by a Gram matrix; block by block, where no two submodels have a row in common (whole users in a shard)."""
-    count = len(gram) // width
-    blocks = gram[: count * width, : count * width].reshape(count, width, count, width)
-    own_KDD = blocks[np.arange(count), :, np.arange(count), :].copy()
-    if count * width != len(gram) or np.count_nonzero(own_KDD) != np.count_nonzero(gram):
-        return lambda matrix: gram @ matrix
-    return lambda matrix: np.matmul(own_KDD, matrix.reshape(count, width, -1)).reshape(matrix.shape)
+def _single(gram: np.ndarray) -> np.ndarray:
+    """In single precision and to a trace of one, or products of two could leave its range."""
+    light = np.empty(gram.shape, np.float32)
+    np.multiply(gram, 1 / (np.einsum("...ii->...", gram).sum() or 1.0), out=light, casting="same_kind")
+    return light
+
+
+def _orthonormal(basis: np.ndarray) -> np.ndarray:
+    """Columns that span the same."""
+    return np.asarray(linalg.qr(basis, mode="economic", overwrite_a=True, check_finite=False)[0])
 
 
 def _eigh(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,5 +155,8 @@ def _sum_rows(rows: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> tupl
     union = np.unique(np.concatenate(rows))
     total = np.zeros((len(union), vectors[0].shape[1]))
     for rows_k, vectors_k in zip(rows, vectors, strict=True):
-        total[np.searchsorted(union, rows_k)] += vectors_k
+        if len(rows_k) == len(union):
+            total += vectors_k
+        else:
+            total[np.searchsorted(union, rows_k)] += vectors_k
     return union, total

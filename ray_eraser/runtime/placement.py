@@ -57,6 +57,15 @@ def labels_of(runtime: RuntimeConfig) -> dict[str, str]:
     return dict(label.split("=", 1) for label in runtime.node_labels)
 
 
+def slots_of(nodes: Sequence[Node], runtime: RuntimeConfig) -> int:
+    """Shards that train at the same time on all nodes that may hold some.
+
+    Raises:
+        PoolError: as `spread`.
+    """
+    return runtime.slots or sum(node.slots(runtime.threads) for node in _able(nodes, runtime))
+
+
 def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Placement:
     """Shards over nodes in proportion to their slots, so that all have trained theirs at about the same time.
 
@@ -65,15 +74,7 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
     Raises:
         PoolError: no node has the labels that are asked for.
     """
-    wanted = labels_of(runtime)
-    labelled = [node for node in nodes if wanted.items() <= node.labels.items()]
-    if not labelled:
-        raise PoolError(
-            "the shards",
-            f"no node has the labels {', '.join(runtime.node_labels) or 'asked for'}: start one with `ray start --labels`, "
-            "or change runtime.node_labels",
-        )
-    able = [node for node in labelled if node.cpus] or labelled
+    able = _able(nodes, runtime)
     gpus_per_shard, notices = _gpus(n_shards, able, runtime.gpus_per_shard)
     room = {node.node_id: node.holds(gpus_per_shard) if gpus_per_shard else n_shards for node in able}
     placed: dict[ShardId, str] = {}
@@ -85,6 +86,18 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
         held[best.node_id] += 1
     largest = min(able, key=lambda node: (-node.cpus, held[node.node_id], node.node_id))
     return Placement(placed, largest.node_id, gpus_per_shard, notices)
+
+
+def _able(nodes: Sequence[Node], runtime: RuntimeConfig) -> list[Node]:
+    wanted = labels_of(runtime)
+    labelled = [node for node in nodes if wanted.items() <= node.labels.items()]
+    if not labelled:
+        raise PoolError(
+            "the shards",
+            f"no node has the labels {', '.join(runtime.node_labels) or 'asked for'}: start one with `ray start --labels`, "
+            "or change runtime.node_labels",
+        )
+    return [node for node in labelled if node.cpus] or labelled
 
 
 def _gpus(n_shards: int, nodes: Sequence[Node], asked: float) -> tuple[float, tuple[str, ...]]:

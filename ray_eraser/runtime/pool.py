@@ -19,7 +19,8 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import PoolError, RayEraserError, UnexpectedError
 from ray_eraser.ids import ShardId
 from ray_eraser.pool import OnDone
-from ray_eraser.runtime.placement import Node, Placement, labels_of, spread
+from ray_eraser.runtime.placement import Node, Placement, labels_of, slots_of, spread
+from ray_eraser.runtime.processes import SlotProcess
 from ray_eraser.runtime.session import NAMESPACE
 from ray_eraser.shard import ShardOrder, Trained
 
@@ -30,6 +31,11 @@ _K = TypeVar("_K")
 
 _START_SECONDS = 120.0
 """The longest that a process may take to come up."""
+
+_WORKERS = ("shard-", "slot-")
+"""How the roles of processes that train begin."""
+
+_SlotActor: Any = ray.remote(SlotProcess)
 
 
 class RayTasks:
@@ -49,7 +55,11 @@ class RayTasks:
         yield from self.windowed({argument: partial(start, partial(function, argument)) for argument in arguments}, "task")
 
     def windowed(
-        self, starts: Mapping[_K, Callable[[], Any]], noun: str, nodes: Mapping[_K, str] | None = None
+        self,
+        starts: Mapping[_K, Callable[[], Any]],
+        noun: str,
+        nodes: Mapping[_K, str] | None = None,
+        at_most: int | None = None,
     ) -> Iterator[tuple[_K, Any]]:
         """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout.
 
@@ -57,9 +67,11 @@ class RayTasks:
             starts: what starts each call, and gives what to wait for.
             noun: what a call is named by in errors, with its key.
             nodes: where each call runs, where that is fixed: then each node's slots are kept to, besides those of all.
+            at_most: calls at a time, besides.
         """
         slots = {node.node_id: node.slots(self._runtime.threads) for node in alive_nodes()}
         most = self._runtime.slots or sum(slots.values())
+        most = most if at_most is None else min(most, at_most)
         waiting = dict(starts)
         running: dict[Any, tuple[_K, float]] = {}
         busy: Counter[str] = Counter()
@@ -81,6 +93,19 @@ class RayTasks:
             with translated(f"{noun} {key}"):
                 yield key, ray.get(finished[0])
 
+    def on(self, workers: Sequence[Any], calls: Mapping[_K, Callable[[Any], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
+        """Results as they come, each call on a worker that has nothing else to do."""
+        idle, at = list(workers), {}
+
+        def start(key: _K, call: Callable[[Any], Any]) -> Any:
+            at[key] = idle.pop()
+            return call(at[key])
+
+        starts = {key: partial(start, key, call) for key, call in calls.items()}
+        for key, result in self.windowed(starts, noun, at_most=len(idle)):
+            idle.append(at[key])
+            yield key, result
+
     def _starter(self) -> Callable[[Callable[[], Any]], Any]:
         """Starts a call of as many CPUs as it has threads, or as the largest node has: more would wait for ever."""
         cpus = min(self._runtime.threads, max(node.cpus for node in alive_nodes()))
@@ -90,8 +115,9 @@ class RayTasks:
 class RayShardPool:
     """A `ShardPool` of detached, named actors, made when they are first needed.
 
-    Resident shards hold no CPU: otherwise ten shards would need ten cores for ever. They are spread over the nodes, and as many
-    train at a time on each as it has slots. A process whose node died comes back on another.
+    They hold no CPU: otherwise ten shards would need ten cores for ever. They are spread over the nodes, and as many train at a
+    time on each as it has slots. A process whose node died comes back on another. With `runtime.process_per=slot`, there is one
+    process a slot, and it is the shard that it is told to be.
     """
 
     def __init__(
@@ -115,20 +141,25 @@ class RayShardPool:
         self._warming: Any = None
 
     def warm(self) -> None:
-        shards = [self._shard(ShardId(k)) for k in range(self._config.partition.n_shards)]
-        waiting = [actor.ready.remote() for actor in [*shards, self._aggregator(), self._excisor()]]
+        waiting = [actor.ready.remote() for actor in [*self._workers(), self._aggregator(), self._excisor()]]
         with translated("the shards' processes"):
             ray.get(waiting, timeout=_START_SECONDS + 5 * len(waiting))
 
     def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         done: dict[ShardId, Trained] = {}
-        actors = {shard: self._shard(shard) for shard in orders}
-        starts = {shard: partial(actors[shard].erase.remote, order) for shard, order in orders.items()}
-        for shard, trained in self._tasks.windowed(starts, "shard", self._whereabouts(actors)):
+        for shard, trained in self._carried_out(orders):
             done[shard] = trained
             self._on_trained(trained)
             on_done(trained)
         return {shard: done[shard] for shard in orders}
+
+    def _carried_out(self, orders: Mapping[ShardId, ShardOrder]) -> Iterator[tuple[ShardId, Trained]]:
+        if self._per_slot:
+            calls = {shard: partial(_erase, shard=shard, order=order) for shard, order in orders.items()}
+            return self._tasks.on(self._workers(), calls, "shard")
+        actors = {shard: self._worker(shard) for shard in orders}
+        starts = {shard: partial(actors[shard].erase.remote, order) for shard, order in orders.items()}
+        return self._tasks.windowed(starts, "shard", self._whereabouts(actors))
 
     def prepare_excision(self, order: AggregationOrder) -> None:
         self._warming = self._excisor().warm.options(max_task_retries=0).remote(order)
@@ -145,11 +176,12 @@ class RayShardPool:
         return self._tasks.run(calls)
 
     def tidy(self) -> None:
+        wanted = {f"{self._prefix}{role}" for role in [*map(self._role, range(self._n_workers)), "aggregator", "excisor"]}
         for named in ray.util.list_named_actors(all_namespaces=True):
             name = str(named["name"])
             # The coordinator's name has one slash, those of what it works with have two.
             ours = named["namespace"] == NAMESPACE and name.startswith(f"{self._deployment}/") and name.count("/") == 2
-            if ours and not name.startswith(self._prefix):
+            if ours and name not in wanted:
                 with suppress(ValueError):  # it went by itself meanwhile
                     ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
@@ -172,10 +204,13 @@ class RayShardPool:
         return {"nodes": held, "notices": notices}
 
     def processes(self) -> dict[str, str]:
-        """By shard, the process that it is in, of those that have answered. Waits for none: one may be training for hours."""
+        """By shard, the process that it is in, of those that have answered. Waits for none: one may be training for hours.
+
+        With one process a slot, by the slot's role.
+        """
         for role, actor in list(self._actors.items()):
-            if role.startswith("shard-") and role not in self._asked:
-                self._asked[role] = actor.__ray_call__.options(max_task_retries=0).remote(_process_here)
+            if role not in self._asked:
+                self._asked[role] = actor.__ray_call__.options(max_task_retries=0).remote(_whereabouts_here)
         answered, _ = (
             ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=0.2) if self._asked else ([], [])
         )
@@ -184,20 +219,39 @@ class RayShardPool:
             if reference in answered:
                 del self._asked[role]
                 with suppress(RayError):  # it is coming up again
-                    found[role.removeprefix("shard-")] = str(ray.get(reference))
+                    process, self._nodes[role] = ray.get(reference)
+                    if role.startswith(_WORKERS):
+                        found[role.removeprefix("shard-")] = str(process)
         return found
+
+    @property
+    def _per_slot(self) -> bool:
+        return self._config.runtime.process_per == "slot"
+
+    @cached_property
+    def _n_workers(self) -> int:
+        n_shards = self._config.partition.n_shards
+        return min(n_shards, slots_of(alive_nodes(), self._config.runtime)) if self._per_slot else n_shards
 
     @cached_property
     def _placement(self) -> Placement:
-        placement = spread(self._config.partition.n_shards, alive_nodes(), self._config.runtime)
+        placement = spread(self._n_workers, alive_nodes(), self._config.runtime)
         for notice in placement.notices:
             log.warning(notice, extra={"deployment": self._deployment})
         return placement
 
-    def _shard(self, shard: ShardId) -> Any:
-        args = (shard, self._store_uri, self._config)
-        placement = self._placement
-        return self._actor(f"shard-{shard}", self._shard_actor, placement.nodes[shard], placement.gpus_per_shard, *args)
+    def _role(self, number: int) -> str:
+        return f"slot-{number}" if self._per_slot else f"shard-{number}"
+
+    def _workers(self) -> list[Any]:
+        return [self._worker(ShardId(number)) for number in range(self._n_workers)]
+
+    def _worker(self, number: ShardId) -> Any:
+        """The process of a shard, or of a slot."""
+        args = () if self._per_slot else (number,)
+        actor_class = _SlotActor if self._per_slot else self._shard_actor
+        node, gpus = self._placement.nodes[number], self._placement.gpus_per_shard
+        return self._actor(self._role(number), actor_class, node, gpus, *args, self._store_uri, self._config)
 
     def _aggregator(self) -> Any:
         return self._actor("aggregator", self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, self._config)
@@ -282,8 +336,13 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def _process_here(_: object) -> str:
-    return str(ray.get_runtime_context().get_worker_id())
+def _erase(slot: Any, shard: ShardId, order: ShardOrder) -> Any:
+    return slot.erase.remote(shard, order)
+
+
+def _whereabouts_here(_: object) -> tuple[str, str]:
+    """(process, node)."""
+    return str(ray.get_runtime_context().get_worker_id()), _node_here(_)
 
 
 def _node_here(_: object) -> str:

@@ -1,4 +1,4 @@
-"""A shard and an aggregator in a process of their own. What they add is a log that programs can read, and their priority.
+"""Shards and an aggregator in processes of their own. What they add is a log that programs can read, and their priority.
 
 Apart from actors.py, so that their processes do not load what the coordinator needs.
 """
@@ -6,12 +6,13 @@ Apart from actors.py, so that their processes do not load what the coordinator n
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from ray_eraser import logs
 from ray_eraser.aggregator import Aggregator
 from ray_eraser.config import EraserConfig
 from ray_eraser.ids import ShardId
-from ray_eraser.shard import Shard
+from ray_eraser.shard import Shard, ShardOrder, Trained
 
 _LOWEST_PRIORITY = 19
 
@@ -20,10 +21,26 @@ class ShardProcess(Shard):
     """A `Shard` whose log is JSON, and that computes at the lowest priority: who asks to be forgotten does not wait for it."""
 
     def __init__(self, shard_id: ShardId, store_uri: str, config: EraserConfig) -> None:
-        logs.write_json(process=f"shard-{shard_id}")
-        if hasattr(os, "nice"):  # Windows has none
-            os.nice(_LOWEST_PRIORITY)
+        _begin(f"shard-{shard_id}")
         super().__init__(shard_id, store_uri, config)
+
+
+class SlotProcess:
+    """Any shard, one after the other, like a `ShardProcess`: what a shard knows is in the store."""
+
+    def __init__(self, store_uri: str, config: EraserConfig) -> None:
+        _begin("slot")
+        self._make = partial(Shard, store_uri=store_uri, config=config)
+        self._shards: dict[ShardId, Shard] = {}
+
+    def identity(self) -> tuple[str, str]:
+        return self._make(ShardId(0)).identity()
+
+    def ready(self) -> None:
+        self._make(ShardId(0)).ready()
+
+    def erase(self, shard: ShardId, order: ShardOrder) -> Trained:
+        return self._shards.setdefault(shard, self._make(shard)).erase(order)
 
 
 class AggregatorProcess(Aggregator):
@@ -32,3 +49,9 @@ class AggregatorProcess(Aggregator):
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         logs.write_json(process="aggregator")
         super().__init__(store_uri, config)
+
+
+def _begin(process: str) -> None:
+    logs.write_json(process=process)
+    if hasattr(os, "nice"):  # Windows has none
+        os.nice(_LOWEST_PRIORITY)

@@ -50,7 +50,6 @@ from ray_eraser.study.sweep import (
 from ray_eraser.study.tables import read_results, write_results
 
 _T = TypeVar("_T")
-_K = TypeVar("_K")
 
 _START_SECONDS = 120.0
 _ASK_SECONDS = 60.0
@@ -72,7 +71,7 @@ class TrialShardPool:
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         slots = max(1, config.runtime.slots)
         self._config, self._timeout = config, config.runtime.timeout_seconds
-        self._tasks = RayTasks(config.runtime.model_copy(update={"slots": slots}))
+        self._tasks = RayTasks(config.runtime)
         group = ray.util.get_current_placement_group()
         where = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True) if group else "DEFAULT"
         actor_class = ray.remote(LocalShardPool)
@@ -90,7 +89,7 @@ class TrialShardPool:
     def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         calls = {shard: partial(_erase, shard=shard, order=order) for shard, order in orders.items()}
         done: dict[ShardId, Trained] = {}
-        for shard, answer in self._spread(calls, "shard"):
+        for shard, answer in self._tasks.on(self._workers, calls, "shard"):
             done[shard] = answer[shard]
             on_done(answer[shard])
         return {shard: done[shard] for shard in orders}
@@ -107,7 +106,8 @@ class TrialShardPool:
             return cast(Embeddings, ray.get(self._workers[-1].excise.remote(order), timeout=self._timeout))
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-        done = dict(self._spread({index: partial(_run, call=call) for index, call in enumerate(calls)}, "task"))
+        numbered = {index: partial(_run, call=call) for index, call in enumerate(calls)}
+        done = dict(self._tasks.on(self._workers, numbered, "task"))
         return [done[index][0] for index in range(len(calls))]
 
     def tidy(self) -> None:
@@ -117,19 +117,6 @@ class TrialShardPool:
         for worker in self._workers:
             ray.kill(worker)
         self._workers.clear()
-
-    def _spread(self, calls: Mapping[_K, Callable[[Any], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
-        """Results as they come, each call on a worker that has nothing else to do."""
-        idle, at = list(self._workers), {}
-
-        def start(key: _K, call: Callable[[Any], Any]) -> Any:
-            at[key] = idle.pop()
-            return call(at[key])
-
-        starts = {key: partial(start, key, call) for key, call in calls.items()}
-        for key, result in self._tasks.windowed(starts, noun):
-            idle.append(at[key])
-            yield key, result
 
 
 def _erase(worker: Any, shard: ShardId, order: ShardOrder) -> Any:

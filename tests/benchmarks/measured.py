@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -127,12 +127,14 @@ def heading(title: str, threads: int) -> list[str]:
     ]
 
 
-def write_report(lines: Sequence[str], folder: Path | None, name: str) -> None:
-    """Print a report and, where a folder is given, keep it there under its date."""
+def write_report(lines: Sequence[str], folder: Path | None, name: str, figures: Mapping[str, Any] | None = None) -> None:
+    """Print a report and, where a folder is given, keep it there under its date, with figures for programs beside it."""
     print("\n".join(lines))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{_today()}-{name}.md").write_text("\n".join([*lines, ""]), "utf-8")
+        if figures is not None:
+            (folder / f"{_today()}-{name}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
 def _today() -> str:

@@ -86,6 +86,14 @@ def describe() -> dict[str, Any]:
     return _client.describe()
 
 
+def describe_without(node: str, seconds: float = 60) -> dict[str, Any]:
+    """Once no process is said to be on a node that died, or time is up: they are asked every few seconds."""
+    deadline = time.monotonic() + seconds
+    while node in (described := _client.describe())["nodes"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return described
+
+
 def unlearn(item_id: int) -> str:
     """Have an item forgotten, which all shards own; returns when they train."""
     request = _client.unlearn(item_id=item_id).request_id

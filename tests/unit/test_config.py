@@ -156,7 +156,10 @@ def test_a_configuration_is_frozen():
         EraserConfig().seed = 4
 
 
-@pytest.mark.parametrize("change", ["runtime.slots=3", "runtime.timeout_seconds=5", "unlearning.ledger=postgresql://host/x"])
+@pytest.mark.parametrize(
+    "change",
+    ["runtime.slots=3", "runtime.process_per=slot", "runtime.timeout_seconds=5", "unlearning.ledger=postgresql://host/x"],
+)
 def test_the_fingerprint_ignores_what_changes_no_bit(change):
     assert load_config(None, [change]).fingerprint() == EraserConfig().fingerprint()
 

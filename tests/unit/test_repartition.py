@@ -270,6 +270,7 @@ def test_several_that_wait_are_one_with_all_their_changes(deployments: Deploymen
         ("n_shards", "section.key=value"),
         ("unlearning.plan=every=6h", "give it when the deployment is opened"),
         ("runtime.slots=3", "give it when the deployment is opened"),
+        ("runtime.process_per=slot", "give it when the deployment is opened"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused_and_changes_nothing(deployments: Deployments, change: str, says: str) -> None:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.aggregation import spectral as module
-from ray_eraser.aggregation.grams import Grams
+from ray_eraser.aggregation.grams import Grams, times
+from ray_eraser.aggregation.grams import dense as whole
 from ray_eraser.aggregation.mean import side_by_side
 from ray_eraser.aggregation.spectral import bases, spectral
 from ray_eraser.embeddings import Embeddings
@@ -193,7 +194,7 @@ def test_subspace_iteration_finds_the_same_scores_as_the_eigensolver(seed):
     stacked_users, stacked_items = side_by_side(tables).users.astype(float), side_by_side(tables).items.astype(float)
     scores = []
     grams = Grams().of(tables)
-    for users, items in (module._exact(*grams, 4), module._iterated(*grams, 4, seed, 20)):
+    for users, items in (module._exact(*grams, 4), module._iterated(*grams, 4, seed)):
         scores.append((stacked_users @ users) @ (stacked_items @ items).T)
     assert np.linalg.norm(scores[0] - scores[1]) < 1e-6 * np.linalg.norm(scores[0])
 
@@ -202,10 +203,23 @@ def test_where_no_two_submodels_share_a_user_blocks_multiply_as_the_whole_matrix
     tables = [
         Embeddings(one.user_rows + 100 * k, one.users, one.item_rows, one.items) for k, one in enumerate(some_submodels(3, 4))
     ]
-    users, items = Grams().of(tables)
+    grams = Grams()
     matrix = np.random.default_rng(2).standard_normal((12, 5))
-    for gram in (users, items):
-        np.testing.assert_allclose(module._times(gram, 4)(matrix), gram @ matrix, atol=1e-12)
+    assert [side.ndim for side in grams.sides(tables)] == [3, 2]
+    for side, gram in zip(grams.sides(tables), grams.of(tables), strict=True):
+        np.testing.assert_allclose(times(side, matrix), gram @ matrix, atol=1e-12)
+        assert np.array_equal(whole(side), gram)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+def test_subspace_iteration_finds_the_same_scores_where_no_two_submodels_share_a_user(monkeypatch, weights):
+    tables = [
+        Embeddings(one.user_rows % 10 + 10 * k, one.users, one.item_rows, one.items)
+        for k, one in enumerate(submodel(k, range(10), range(I), 20, 0.8) for k in range(3))
+    ]
+    expected = spectral(tables, 4, 0, weights)
+    monkeypatch.setattr(module, "_EXACT_UP_TO", 0)
+    np.testing.assert_allclose(dense(spectral(tables, 4, 0, weights)), dense(expected), atol=1e-5)
 
 
 def test_subspace_iteration_takes_over_above_the_width_that_the_eigensolver_is_given(monkeypatch):

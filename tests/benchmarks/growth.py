@@ -1,0 +1,51 @@
+"""Draw, don't measure: how each cost grows with the log, from what scale.py kept of several logs.
+
+python tests/benchmarks/growth.py tests/benchmarks/results/*scale-*.json --output docs/figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+_LOG = ("read and divide", "train all shards", "aggregate")
+_ERASURE = ("to restore", "of which the shard", "to forget")
+
+
+def draw(rows: list[dict[str, Any]], output: Path) -> None:
+    """growth.png and growth.svg: seconds of the whole log on the left, of one user's erasure on the right."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = sorted(rows, key=lambda row: row["interactions"])
+    sizes = [row["interactions"] for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, names, title in zip(axes, (_LOG, _ERASURE), ("the whole log", "one user's erasure"), strict=True):
+        for name, mark in zip(names, "os^", strict=True):
+            axis.plot(sizes, [row[name] for row in rows], mark + "-", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="interactions to learn from", ylabel="seconds", title=title)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    for row in rows:
+        place = (row["interactions"], row["to restore"])
+        axes[1].annotate(f"K = {row['shards']}", place, (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    axes[1].margins(y=0.15)
+    figure.suptitle("Growth with the log, two cores, shards of the same size")
+    for kind in ("png", "svg"):
+        figure.savefig(output / f"growth.{kind}", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    draw([json.loads(report.read_text("utf-8")) for report in asked.reports], asked.output)
+
+
+if __name__ == "__main__":
+    main()
