@@ -24,7 +24,7 @@ import numpy as np
 from ray_eraser import seeds
 from ray_eraser.aggregation import folding as folding_of
 from ray_eraser.aggregator import Aggregated, AggregationOrder
-from ray_eraser.config import DAY, RUN_HERE, EraserConfig, UnlearningConfig, changed, config_from
+from ray_eraser.config import DAY, RUN_HERE, EraserConfig, RuntimeConfig, UnlearningConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
@@ -183,6 +183,10 @@ class Coordinator:
         self._epoch = self._ledger.begin_epoch(self._clock())
         # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
         published, self.config = self._agreed(config)
+        if config is not None:
+            self._ledger.note("run here", self.config.runtime.model_dump_json(include=set(RUN_HERE)))
+        else:
+            self.config = self._as_run_here(self.config, json.loads(self._ledger.noted("run here", "{}")))
         self.settings = self._unlearning_settings(config)
         # Of the first settings for ever: a key must be the same request also after the seed was changed on the way.
         self._key_secret = seeds.secret(int(self._ledger.noted("key_seed", str(self.config.seed))), "idempotency")
@@ -800,10 +804,11 @@ class Coordinator:
         asked = config_from(json.loads(self._ledger.noted("settings", _recorded(self.config).model_dump_json())))
         return self._as_run_here(changed(asked, changes))
 
-    def _as_run_here(self, config: EraserConfig) -> EraserConfig:
-        """Settings with what says how wide and how long things run here, which no generation records."""
-        here = {name: getattr(self.config.runtime, name) for name in RUN_HERE}
-        return config.model_copy(update={"runtime": config.runtime.model_copy(update=here)})
+    def _as_run_here(self, config: EraserConfig, given: Mapping[str, Any] | None = None) -> EraserConfig:
+        """Settings with what says how wide and how long things run here, which no generation records: as now, or as given."""
+        here = given if given is not None else self.config.runtime.model_dump(include=set(RUN_HERE))
+        runtime = RuntimeConfig.model_validate(config.runtime.model_dump() | dict(here))
+        return config.model_copy(update={"runtime": runtime})
 
     def _made(self, draft: _Draft, change: Change | None, batch: Sequence[RequestRow]) -> tuple[GenerationRow, Aggregated]:
         """Train what a draft orders, aggregate, write the manifest, and let the ledger point to it, with the receipts."""

@@ -124,6 +124,29 @@ def _wait_through_a_restart(client: Client, request_id: RequestId, seconds: floa
     raise WaitTimeoutError("the receipt after a kill", seconds)
 
 
+def test_a_deployment_goes_on_with_a_process_a_slot_and_remembers_it(
+    fresh: Client, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    alone = Coordinator("alone", str(tmp_path / "alone"), partial(LocalShardPool, str(tmp_path / "alone")), tiny_config)
+    alone.fit(tiny)
+    runtime = tiny_config.runtime.model_copy(update={"process_per": "slot", "slots": 1})
+    fresh.shutdown()
+    for config, user in ((tiny_config.model_copy(update={"runtime": runtime}), tiny.users.ids[3]), (None, tiny.users.ids[5])):
+        back = ray_eraser.deploy(fresh.deployment, str(storage), config)
+        back.unlearn(user_id=user).wait(60)
+        alone.submit(UnlearningRequest(user_id=user))
+        alone.process_pending()
+        described = back.describe()
+        assert described["digest"] == alone.describe()["digest"]
+        roles = {role for held in described["nodes"].values() for role in held}
+        assert "slot-0" in roles
+        assert not any(role.startswith("shard-") for role in roles)
+        back.shutdown()
+    ray_eraser.deploy(fresh.deployment, str(storage))  # for the fixture to end
+    alone.close()
+
+
 def test_reads_are_answered_while_shards_retrain(slow_running: Callable[[], Client]) -> None:
     client = slow_running()
     ticket = client.unlearn(user_id=1003)

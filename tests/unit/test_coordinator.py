@@ -339,6 +339,18 @@ def test_a_start_with_a_key_that_is_gone_leaves_the_coordinator_that_runs_in_for
     assert verify_chain([erase(running, user_id=tiny.users.ids[0])], load_public_key(public)) == []
 
 
+def test_where_and_how_wide_things_run_is_as_given_now_or_else_the_last_time(
+    deployments: Deployments, trained: Path, tiny_config: EraserConfig
+) -> None:
+    wide = changed(tiny_config, "runtime", slots=3, process_per="slot", node_labels=["disk=fast"], timeout_seconds=77)
+    deployments.copy(trained, "shop", config=wide).close()
+    again = deployments.open("shop")
+    assert again.config.runtime == wide.runtime
+    again.close()
+    deployments.open("shop", tiny_config).close()
+    assert deployments.open("shop").config.runtime == tiny_config.runtime
+
+
 def test_nothing_that_is_kept_has_a_digest_of_a_file_that_is_gone(
     coordinator: Coordinator, tiny: Dataset, tmp_path: Path
 ) -> None:
