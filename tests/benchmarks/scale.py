@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -108,6 +109,11 @@ def _deployed(name: str, folder: str, config: EraserConfig) -> Client:
     return client
 
 
+def _say(what: str) -> None:
+    """How far it is: some of these runs take an hour."""
+    print(f"{datetime.now(UTC):%H:%M:%S} {what}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a folder of Parquet files, as biglog.py writes it")
@@ -122,11 +128,13 @@ def main() -> None:
     with own_ray(), tempfile.TemporaryDirectory(dir=asked.storage) as folder, Memory.watched() as memory:
         client = _deployed("shards", folder, config)
         fit = client.fit_log(asked.data)
+        _say(f"read, divided and trained: {fit.seconds}")
         reader, *users = _some_users(asked.data, 2 + asked.requests)
         erased = Erasures.measured(client, users, reader)
         described = client.describe()
         digest, aggregation = described["digest"], described["costs"]["aggregation_seconds"]  # the receipt's is under seal
         client.shutdown()
+        _say(f"erased: to restore {erased.restore}; comparing the bits of shards {sorted(erased.touched)}")
         exact = _same_bits(Store(f"{folder}/shards"), digest, erased.touched)
         held = memory.most
         if asked.full:
