@@ -14,6 +14,7 @@ import numpy as np
 
 from ray_eraser.aggregation import aggregate, excise, needs_interactions
 from ray_eraser.aggregation.grams import Grams
+from ray_eraser.aggregation.spectral import gram_sides
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic, environment
@@ -94,10 +95,25 @@ class Aggregator:
         interactions = self._interactions(order).without(order.erased)
         return excise([], interactions, self._start(order.items, interactions), self.config)
 
-    def warm(self, order: AggregationOrder) -> None:
-        """Read a generation's submodels and multiply them, so that the next excision need not wait for either."""
+    def products(self, order: AggregationOrder) -> tuple[np.ndarray, np.ndarray]:
+        """What the submodels of a generation multiply to, users and items, for `warm` of another process."""
         with deterministic(self.config.runtime.threads):
-            self._grams.of([submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)])
+            return gram_sides(self._known_submodels(order), self._grams)
+
+    def warm(self, order: AggregationOrder, products: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        """Read a generation's submodels and multiply them, so that the next excision need not wait for either.
+
+        Args:
+            order: as for `aggregate`.
+            products: of the same order, where another process has multiplied them already.
+        """
+        if products is None:
+            self.products(order)
+        else:
+            self._grams.give(self._known_submodels(order), products)
+
+    def _known_submodels(self, order: AggregationOrder) -> list[Embeddings]:
+        return [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
         self._let_go(order)

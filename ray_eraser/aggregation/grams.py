@@ -12,55 +12,95 @@ from scipy import linalg
 
 from ray_eraser.embeddings import Embeddings
 
-_Pair = tuple[Embeddings, Embeddings]
+Precision = type[np.float64] | type[np.float32]
+
+_Key = tuple[Embeddings, Embeddings, Precision]
 
 
 class Grams:
     """The blocks of the Gram matrices of some submodels, each made once. A block lives no longer than both of its submodels."""
 
     def __init__(self) -> None:
-        self._blocks: dict[_Pair, tuple[np.ndarray | None, np.ndarray | None]] = {}
+        self._blocks: dict[_Key, tuple[np.ndarray | None, np.ndarray | None]] = {}
 
     def keep(self, submodels: Iterable[Embeddings]) -> None:
         """Forget the blocks of all others."""
         kept = set(submodels)
-        self._blocks = {pair: block for pair, block in self._blocks.items() if kept.issuperset(pair)}
+        self._blocks = {key: block for key, block in self._blocks.items() if kept.issuperset(key[:2])}
 
     def of(self, submodels: Sequence[Embeddings]) -> tuple[np.ndarray, np.ndarray]:
         """P'P and Q'Q, both (KD, KD) float64, with P the users' tables side by side, Q the items', absent rows zero."""
         users, items = self.sides(submodels)
         return dense(users), dense(items)
 
-    def sides(self, submodels: Sequence[Embeddings]) -> tuple[np.ndarray, np.ndarray]:
-        """As `of`, but where no two submodels have a row in common, as users do not in shards of whole users, the blocks on the
-        diagonal, (K, D, D).
+    def sides(self, submodels: Sequence[Embeddings], precision: Precision = np.float64) -> tuple[np.ndarray, np.ndarray]:
+        """As `of`, in the precision that is asked for; but where no two submodels have a row in common, as users do not in
+        shards of whole users, the blocks on the diagonal, (K, D, D).
         """
         for l, right in enumerate(submodels):
-            missing = [left for left in submodels[l:] if (left, right) not in self._blocks]
+            missing = [left for left in submodels[l:] if (left, right, precision) not in self._blocks]
             if missing:
-                user_places, item_places = _places(right.user_rows), _places(right.item_rows)
+                users = _Table(right.user_rows, right.users.astype(precision, copy=False))
+                items = _Table(right.item_rows, right.items.astype(precision, copy=False))
             for left in missing:
-                self._blocks[left, right] = (
-                    _block(left.user_rows, left.users, user_places, right.users),
-                    _block(left.item_rows, left.items, item_places, right.items),
+                self._blocks[left, right, precision] = (
+                    users.block(left.user_rows, left.users.astype(precision, copy=False)),
+                    items.block(left.item_rows, left.items.astype(precision, copy=False)),
                 )
-        return self._side(submodels, 0), self._side(submodels, 1)
+        return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
 
-    def _side(self, submodels: Sequence[Embeddings], side: int) -> np.ndarray:
+    def give(self, submodels: Sequence[Embeddings], sides: tuple[np.ndarray, np.ndarray]) -> None:
+        """Take over what `sides` gave elsewhere of the same submodels."""
+        precision = sides[0].dtype.type
+        ends = np.cumsum([0, *(submodel.width for submodel in submodels)])
+        for l, right in enumerate(submodels):
+            for k, left in enumerate(submodels[l:], l):
+                users, items = (_block_of(side, ends, k, l) for side in sides)
+                self._blocks.setdefault((left, right, precision), (users, items))
+
+    def _side(self, submodels: Sequence[Embeddings], side: int, precision: Precision) -> np.ndarray:
         """Of the users (0) or of the items (1)."""
         widths = [submodel.width for submodel in submodels]
         pairs = [(k, l) for l in range(len(submodels)) for k in range(l, len(submodels))]
-        blocks = {(k, l): self._blocks[submodels[k], submodels[l]][side] for k, l in pairs}
+        blocks = {(k, l): self._blocks[submodels[k], submodels[l], precision][side] for k, l in pairs}
         if len(set(widths)) == 1 and all(block is None for (k, l), block in blocks.items() if k != l):
-            nothing = np.zeros((widths[0], widths[0]))
+            nothing = np.zeros((widths[0], widths[0]), precision)
             return np.stack([nothing if (own := blocks[k, k]) is None else own for k in range(len(submodels))])
         ends = np.cumsum([0, *widths])
-        gram = np.zeros((ends[-1], ends[-1]))
+        gram = np.zeros((ends[-1], ends[-1]), precision)
         for (k, l), block in blocks.items():
             if block is not None:
                 gram[ends[k] : ends[k + 1], ends[l] : ends[l + 1]] = block
                 gram[ends[l] : ends[l + 1], ends[k] : ends[k + 1]] = block.T
         return gram
+
+
+class _Table:
+    """One submodel's vectors, with zeros for every vocabulary row that it lacks: others multiply with it as they are."""
+
+    def __init__(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        self._is_there = np.zeros(int(rows.max(initial=-1)) + 1, bool)
+        self._is_there[rows] = True
+        self._vectors = np.zeros((len(self._is_there), vectors.shape[1]), vectors.dtype)
+        self._vectors[rows] = vectors
+
+    def block(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray | None:
+        """The sum over common rows of the products of both vectors, (D, D); None where no row is common."""
+        inside = rows[: np.searchsorted(rows, len(self._is_there))]
+        is_common = self._is_there[inside]
+        if not is_common.any():
+            return None
+        if 2 * np.count_nonzero(is_common) > len(rows):
+            return np.asarray(vectors[: len(inside)].T @ self._vectors[inside])
+        return np.asarray(vectors[: len(inside)][is_common].T @ self._vectors[inside[is_common]])
+
+
+def _block_of(gram: np.ndarray, ends: np.ndarray, k: int, l: int) -> np.ndarray | None:
+    """A copy of one block of a Gram matrix, whichever way it is held; None where it is zero."""
+    if gram.ndim == 3 and k != l:
+        return None
+    block = gram[k] if gram.ndim == 3 else gram[ends[k] : ends[k + 1], ends[l] : ends[l + 1]]
+    return block.copy() if block.any() else None
 
 
 def dense(gram: np.ndarray) -> np.ndarray:
@@ -69,25 +109,7 @@ def dense(gram: np.ndarray) -> np.ndarray:
 
 
 def times(gram: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A Gram matrix, whichever way it is held, times a (KD, n) matrix."""
+    """A Gram matrix, whichever way it is held, times a (KD, n) matrix; a whole one in its own precision."""
     if gram.ndim == 3:
         return np.asarray(np.matmul(gram, matrix.reshape(*gram.shape[:2], -1)).reshape(matrix.shape))
-    return np.asarray(gram @ matrix)
-
-
-def _places(rows: np.ndarray) -> np.ndarray:
-    """Where each vocabulary row stands among `rows`; -1 for those that are not there."""
-    places = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)
-    places[rows] = np.arange(len(rows), dtype=np.int32)
-    return places
-
-
-def _block(rows: np.ndarray, vectors: np.ndarray, places: np.ndarray, others: np.ndarray) -> np.ndarray | None:
-    """The sum over common rows of the products of both vectors, (D, D) float64; None where no row is common."""
-    inside = rows < len(places)
-    found = np.full(len(rows), -1, np.int32)
-    found[inside] = places[rows[inside]]
-    common = found >= 0
-    if not common.any():
-        return None
-    return np.asarray(vectors[common].astype(np.float64).T @ others[found[common]].astype(np.float64))
+    return np.asarray(gram @ matrix.astype(gram.dtype, copy=False))

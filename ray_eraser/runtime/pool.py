@@ -162,7 +162,8 @@ class RayShardPool:
         return self._tasks.windowed(starts, "shard", self._whereabouts(actors))
 
     def prepare_excision(self, order: AggregationOrder) -> None:
-        self._warming = self._excisor().warm.options(max_task_retries=0).remote(order)
+        products = self._aggregator().products.options(max_task_retries=0).remote(order)  # it has them already
+        self._warming = self._excisor().warm.options(max_task_retries=0).remote(order, products)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         with translated("the aggregator"):

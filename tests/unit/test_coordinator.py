@@ -438,7 +438,7 @@ def test_no_process_keeps_in_memory_what_was_erased(
         assert set(aggregator._data) <= interactions
         assert set(aggregator._union[0]) <= interactions
         assert set(aggregator._submodels) == submodels
-        assert {one for pair in aggregator._grams._blocks for one in pair} <= set(aggregator._submodels.values())
+        assert {one for key in aggregator._grams._blocks for one in key[:2]} <= set(aggregator._submodels.values())
         assert not coordinator._served()._folded
 
 
