@@ -14,7 +14,7 @@ import numpy as np
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.wmf_als import base_of, half_sweep, ridge_of
-from ray_eraser.training.ridge import solve_rows
+from ray_eraser.training.ridge import Ridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,8 @@ class FoldIn:
     reg: float
 
     @cached_property
-    def _base(self) -> np.ndarray:
-        return base_of(self.items, self.alpha0)
+    def _ridge(self) -> Ridge:
+        return Ridge(self.items, base_of(self.items, self.alpha0))
 
     def users(self, interactions: Interactions) -> Embeddings:
         """The users of these interactions, beside the items.
@@ -51,7 +51,7 @@ class FoldIn:
         user_rows, degrees = np.unique(interactions.users[known], return_counts=True)
         starts = np.concatenate([[0], np.cumsum(degrees)])
         ridge_U = ridge_of(degrees, len(self.items), self.alpha0, self.reg)
-        users = solve_rows(starts, places[known], self.items, self._base, ridge_U)
+        users = self._ridge.solve(starts, places[known], ridge_U)
         return Embeddings(user_rows.astype(np.int32), users, self.item_rows, self.items)
 
 

@@ -15,7 +15,7 @@ from ray_eraser.config import WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.base import START_LENGTH, BaseModel, Start, Table, TrainingState
-from ray_eraser.training.ridge import solve_rows
+from ray_eraser.training.ridge import Ridge
 
 
 class WmfAls(BaseModel):
@@ -62,7 +62,7 @@ def half_sweep(matrix: sparse.csr_matrix, others_CD: np.ndarray, alpha0: float, 
     rows that r is paired with and n_r their number.
     """
     ridge_R = ridge_of(np.diff(matrix.indptr), len(others_CD), alpha0, reg)
-    return solve_rows(matrix.indptr, matrix.indices, others_CD, base_of(others_CD, alpha0), ridge_R)
+    return Ridge(others_CD, base_of(others_CD, alpha0)).solve(matrix.indptr, matrix.indices, ridge_R)
 
 
 def base_of(others_CD: np.ndarray, alpha0: float) -> np.ndarray:

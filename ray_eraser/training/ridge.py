@@ -7,6 +7,8 @@ registers.
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,29 +20,50 @@ from ray_eraser.training.kernels import compiled
 
 _LANES = 16
 _AT_ONCE = 1 << 18
-"""Multiplications of one product of matrices: up to so many, BLAS uses one thread however many it has, and no other would give
-the same bits. At width 64 that is 64 rows of Q, which also stay in the cache.
+"""Multiplications of one product of matrices: up to so many, BLAS uses one thread however many it has, and more would give
+other bits. At width 64 that is 64 rows of Q, which also stay in the cache.
 """
 
 
-def solve_rows(
-    starts: np.ndarray, columns: np.ndarray, others_CD: np.ndarray, base_DD: np.ndarray, ridge_R: np.ndarray
-) -> np.ndarray:
-    """Every row's vector, (R, D) float32; zeros for rows without a column.
-
-    What a row gets depends on its own columns alone, to the last bit: not on the rows beside it, nor on how many there are.
+class Ridge:
+    """Many regressions on the same columns.
 
     Args:
-        starts: (R + 1,) where each row's columns begin in `columns`.
-        columns: places in `others_CD`.
         others_CD: Q, float32.
         base_DD: symmetric, float32; what all rows have in common.
-        ridge_R: float32, positive.
     """
-    solved_RD = np.zeros((len(ridge_R), others_CD.shape[1]), np.float32)
-    rows = np.flatnonzero(np.diff(starts))
-    _solve_rows(rows, starts, columns, np.ascontiguousarray(others_CD), np.ascontiguousarray(base_DD), ridge_R, solved_RD)
-    return solved_RD
+
+    def __init__(self, others_CD: np.ndarray, base_DD: np.ndarray) -> None:
+        self._others_CD, self._base_DD = np.ascontiguousarray(others_CD), np.ascontiguousarray(base_DD)
+        width = len(base_DD)
+        # The longest row that is short: measured at width 64, where from 24 to 48 makes little difference.
+        self._short = min(width * 5 // 8, math.isqrt(_AT_ONCE // width)) if np.isfinite(base_DD).all() else 0
+
+    @cached_property
+    def _turned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Q in the axes in which the base is diagonal, its diagonal, (D,), and the axes, one a row, (D, D); all float32."""
+        values_D, axes_DD = np.linalg.eigh(self._base_DD.astype(np.float64))
+        axes_DD = axes_DD.astype(np.float32)
+        return self._others_CD @ axes_DD, np.maximum(values_D, 0).astype(np.float32), np.ascontiguousarray(axes_DD.T)
+
+    def solve(self, starts: np.ndarray, columns: np.ndarray, ridge_R: np.ndarray) -> np.ndarray:
+        """Every row's vector, (R, D) float32; zeros for rows without a column.
+
+        What a row gets depends on its own columns alone, to the last bit: not on the rows beside it, nor on how many there are.
+
+        Args:
+            starts: (R + 1,) where each row's columns begin in `columns`.
+            columns: places in Q.
+            ridge_R: float32, positive.
+        """
+        solved_RD = np.zeros((len(ridge_R), self._others_CD.shape[1]), np.float32)
+        degrees = np.diff(starts)
+        by_degree = np.argsort(degrees, kind="stable")
+        none, short = np.searchsorted(degrees, [0, self._short], side="right", sorter=by_degree)
+        if short > none:
+            _solve_short(by_degree[none:short], starts, columns, *self._turned, ridge_R, solved_RD)
+        _solve_long(np.sort(by_degree[max(none, short) :]), starts, columns, self._others_CD, self._base_DD, ridge_R, solved_RD)
+        return solved_RD
 
 
 def _lanewise(width: int, depth: int) -> Any:
@@ -168,7 +191,7 @@ def _gather(
 
 
 @compiled
-def _solve_rows(
+def _solve_long(
     rows: np.ndarray,
     starts: np.ndarray,
     columns: np.ndarray,
@@ -202,3 +225,87 @@ def _solve_rows(
         for lane in range(count):
             for d in range(width):
                 solved_RD[rows[first + lane], d] = flat[right + d * _LANES + lane]
+
+
+@compiled
+def _solve_short(
+    rows: np.ndarray,
+    starts: np.ndarray,
+    columns: np.ndarray,
+    turned_CD: np.ndarray,
+    base_D: np.ndarray,
+    axes_DD: np.ndarray,
+    ridge_R: np.ndarray,
+    solved_RD: np.ndarray,
+) -> None:
+    """By the matrix inversion lemma: with W the diagonal 1 / (base + ridge_r) and Z = Q_r W^(1/2), both in the base's axes,
+    p = W^(1/2) Z' (I + Z Z')^-1 1. `rows` ascend by degree, so that sixteen in a row have systems of nearly the same size.
+    """
+    width = turned_CD.shape[1]
+    most = (starts[rows[-1] + 1] - starts[rows[-1]] + 3) // 4 * 4
+    flat = np.empty((most * most + most) * _LANES, np.float32)
+    scaled = np.empty((_LANES, most, width), np.float32)
+    roots = np.empty((_LANES, width), np.float32)
+    products = np.empty(most * most, np.float32)
+    vector_D = np.empty(width, np.float32)
+    for first in range(0, len(rows), _LANES):
+        count = min(_LANES, len(rows) - first)
+        longest = rows[first + count - 1]
+        size = (starts[longest + 1] - starts[longest] + 3) // 4 * 4
+        right = size * size * _LANES
+        flat[: right + size * _LANES] = 0  # what a row lacks to the size is the identity, and changes nothing
+        for i in range(size):
+            flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
+        for lane in range(count):
+            row = rows[first + lane]
+            n = starts[row + 1] - starts[row]
+            _scale(columns[starts[row] : starts[row + 1]], turned_CD, base_D, ridge_R[row], roots[lane], scaled[lane])
+            own = products[: n * n].reshape(n, n)
+            np.dot(scaled[lane, :n], scaled[lane, :n].T, own)
+            for i in range(n):
+                for j in range(i + 1):
+                    flat[(i * size + j) * _LANES + lane] += own[i, j]
+                flat[right + i * _LANES + lane] = 1
+        _factor(flat, size)
+        _substitute(flat, size)
+        for lane in range(count):
+            row = rows[first + lane]
+            n = starts[row + 1] - starts[row]
+            weights = flat[right + lane : right + n * _LANES : _LANES]
+            _combine(weights, scaled[lane], roots[lane], axes_DD, vector_D, solved_RD[row])
+
+
+@compiled
+def _scale(
+    columns: np.ndarray, turned_CD: np.ndarray, base_D: np.ndarray, ridge: float, roots_D: np.ndarray, scaled: np.ndarray
+) -> None:
+    """W^(1/2) and Z of one row."""
+    width = len(base_D)
+    for d in range(width):
+        roots_D[d] = np.float32(1) / np.sqrt(base_D[d] + ridge)
+    for c in range(len(columns)):
+        other = columns[c]
+        for d in range(width):
+            scaled[c, d] = turned_CD[other, d] * roots_D[d]
+
+
+@compiled
+def _combine(
+    weights: np.ndarray,
+    scaled: np.ndarray,
+    roots_D: np.ndarray,
+    axes_DD: np.ndarray,
+    vector_D: np.ndarray,
+    solved_D: np.ndarray,
+) -> None:
+    """W^(1/2) Z' times the weights, turned back from the base's axes and added to `solved_D`."""
+    width = len(roots_D)
+    vector_D[:] = 0
+    for c in range(len(weights)):
+        weight = weights[c]
+        for d in range(width):
+            vector_D[d] += weight * scaled[c, d]
+    for axis in range(width):
+        length = vector_D[axis] * roots_D[axis]
+        for d in range(width):
+            solved_D[d] += length * axes_DD[axis, d]

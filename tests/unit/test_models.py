@@ -16,8 +16,9 @@ from ray_eraser.determinism import deterministic
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.wmf_adagrad import WmfAdagrad
-from ray_eraser.models.wmf_als import WmfAls, half_sweep
+from ray_eraser.models.wmf_als import WmfAls, base_of, half_sweep, ridge_of
 from ray_eraser.seeds import normal_rows
+from ray_eraser.training.ridge import Ridge
 
 ALPHA0, REG = 0.3, 0.01
 
@@ -133,12 +134,41 @@ def test_rows_of_very_different_degrees_are_each_solved_over_their_own_pairs():
 
 
 @pytest.mark.parametrize("width", [3, 64, 66])
-def test_a_row_is_solved_to_the_same_bits_alone_and_among_others(width):
+@pytest.mark.parametrize("density", [0.9, 0.05, 0.01])
+def test_a_row_is_solved_to_the_same_bits_alone_and_among_others(width, density):
     generator = np.random.default_rng(7)
-    matrix, items = random_matrix(generator, 37, 700, 0.9), vectors(generator, 700, width)
+    matrix, items = random_matrix(generator, 37, 700, density), vectors(generator, 700, width)
     together = half_sweep(matrix, items, ALPHA0, REG)
     for row in (0, 15, 16, 36):
         assert np.array_equal(half_sweep(matrix[row], items, ALPHA0, REG)[0], together[row])
+
+
+@pytest.mark.parametrize("alpha0", [1e-4, 0.3, 10.0])
+@pytest.mark.parametrize("width", [8, 64, 130])
+def test_short_rows_and_long_ones_solve_the_same_equations(width, alpha0):
+    # At every length from one column to twice the width, by either system.
+    generator = np.random.default_rng(3)
+    n_columns = 2 * width
+    matrix = sparse.csr_matrix(np.tri(n_columns, dtype=np.float32)[:, generator.permutation(n_columns)])
+    items = vectors(generator, n_columns, width)
+    expected = naive_half_sweep(matrix, items, alpha0, REG)
+    assert_rows_agree(half_sweep(matrix, items, alpha0, REG), expected, within=1e-3)
+    ridge, lengths = Ridge(items, base_of(items, alpha0)), np.diff(matrix.indptr)
+    ridges = ridge_of(lengths, n_columns, alpha0, REG)
+    by_either = []
+    for ridge._short in (0, width):
+        by_either.append(ridge.solve(matrix.indptr, matrix.indices, ridges)[:width])
+    assert not np.array_equal(*by_either)
+    for solved in by_either:
+        assert_rows_agree(solved, expected[:width], within=1e-3)
+
+
+def test_a_side_that_is_not_finite_gives_rows_that_are_not_either():
+    items = vectors(np.random.default_rng(1), 4, 8)
+    items[2, 3] = np.inf
+    with np.errstate(all="ignore"):
+        solved = half_sweep(log_of([(0, 0), (0, 1), (1, 2)]).matrix(2, 4), items, ALPHA0, REG)
+    assert not np.isfinite(solved).any()
 
 
 @pytest.mark.parametrize("width", [2, 20])
