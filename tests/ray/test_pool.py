@@ -99,6 +99,7 @@ def processes_of(pool: RayShardPool) -> dict[str, str]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 class TestProcessPerSlot(PoolContract):
     """One slot, so that three shards share one process."""
 
