@@ -132,11 +132,7 @@ def sweep(
         from ray_eraser.runtime.session import session
         from ray_eraser.runtime.tune import run_sweep
 
-        ended = 0
-
-        def on_row(row: Row) -> None:
-            nonlocal ended
-            ended += 1
+        def on_row(row: Row, ended: int) -> None:
             cli.say(_line(row, ended, plan.n_trials))
 
         with session(ray_address):

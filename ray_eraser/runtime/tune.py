@@ -246,10 +246,13 @@ def _make_pool(storage: str, _: EraserConfig) -> Callable[[EraserConfig], TrialS
 # ---- the experiment --------------------------------------------------------------------------------------------------------
 
 
+OnRow = Callable[[Row, int], None]
+
+
 class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no types here
     """Writes down every result as it comes: whatever kills the sweep, what is finished is not done again."""
 
-    def __init__(self, sweep: Sweep, file: Path, on_row: Callable[[Row], None]) -> None:
+    def __init__(self, sweep: Sweep, file: Path, on_row: OnRow) -> None:
         self._sweep, self._file, self._on_row = sweep, file, on_row
         self.rows: dict[str, Row] = {row["key"]: row for row in read_results(file)}
         self.unfinished = 0
@@ -268,7 +271,7 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
         if row["state"] == "running":
             row = {**row, "state": "stopped"}
             self._write(row)
-        self._on_row(row)
+        self._tell(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         del iteration, trials
@@ -279,13 +282,16 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
             told if told["error"] else {**row, "state": "failed", "error": f"see {self._file.parent / 'tune' / trial.trial_id}"}
         )
         self._write(row)
-        self._on_row(row)
+        self._tell(row)
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         settled = [
             self.rows.get(self._row(trial)["key"], {}).get("state") in ("finished", "stopped", "failed") for trial in trials
         ]
         self.unfinished = self._sweep.n_trials - sum(settled)
+
+    def _tell(self, row: Row) -> None:
+        self._on_row(row, sum(one["state"] != "running" for one in self.rows.values()))
 
     def _row(self, trial: Any) -> Row:
         config = self._sweep.config_of(trial.config)
@@ -296,14 +302,14 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
         write_results(self._file, list(self.rows.values()))
 
 
-def run_sweep(sweep: Sweep, dataset: Dataset, folder: Path, on_row: Callable[[Row], None]) -> tuple[list[Row], int]:
+def run_sweep(sweep: Sweep, dataset: Dataset, folder: Path, on_row: OnRow) -> tuple[list[Row], int]:
     """Run a sweep, or go on with the one that was begun in this folder.
 
     Args:
         sweep: what to try.
         dataset: what to learn from, as `for_sweeping` gives it.
         folder: for the results; what is to be there at the end is written by the caller.
-        on_row: hears of every trial that ends.
+        on_row: hears of every trial that ends, and how many have by then, those of a run that was interrupted with them.
 
     Returns:
         (a row for every trial that ended, how many have not: it was interrupted).

@@ -31,7 +31,7 @@ def nothing_left(ray_session: None) -> Iterator[None]:
     assert left_since(before) == set()
 
 
-def run(sweep: Sweep, dataset: Dataset, folder: Path, on_row: Callable[[Any], None] = lambda _: None) -> dict[str, Any]:
+def run(sweep: Sweep, dataset: Dataset, folder: Path, on_row: Callable[[Any, int], None] = lambda *_: None) -> dict[str, Any]:
     from ray_eraser.runtime.tune import run_sweep
 
     rows, unfinished = run_sweep(sweep, for_sweeping(dataset), folder, on_row)
