@@ -60,7 +60,7 @@ class Ridge:
         degrees = np.diff(starts)
         by_degree = np.argsort(degrees, kind="stable")
         none, short = np.searchsorted(degrees, [0, self._short], side="right", sorter=by_degree)
-        if short > none:
+        if self._short:  # without a row as well: whoever asks for none wants it loaded
             _solve_short(by_degree[none:short], starts, columns, *self._turned, ridge_R, solved_RD)
         _solve_long(np.sort(by_degree[max(none, short) :]), starts, columns, self._others_CD, self._base_DD, ridge_R, solved_RD)
         return solved_RD
@@ -241,6 +241,8 @@ def _solve_short(
     """By the matrix inversion lemma: with W the diagonal 1 / (base + ridge_r) and Z = Q_r W^(1/2), both in the base's axes,
     p = W^(1/2) Z' (I + Z Z')^-1 1. `rows` ascend by degree, so that sixteen in a row have systems of nearly the same size.
     """
+    if len(rows) == 0:
+        return
     width = turned_CD.shape[1]
     most = (starts[rows[-1] + 1] - starts[rows[-1]] + 3) // 4 * 4
     flat = np.empty((most * most + most) * _LANES, np.float32)
