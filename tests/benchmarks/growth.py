@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _LOG = ("read and divide", "train all shards", "aggregate")
-_ERASURE = ("to restore", "of which the shard", "to forget")
+_ERASURE = ("to restore", "to forget")
 
 
 def draw(rows: list[dict[str, Any]], output: Path) -> None:
@@ -25,7 +25,7 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
     sizes = [row["interactions"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axis, names, title in zip(axes, (_LOG, _ERASURE), ("the whole log", "one user's erasure"), strict=True):
-        for name, mark in zip(names, "os^", strict=True):
+        for name, mark in zip(names, "os^", strict=False):
             axis.plot(sizes, [row[name] for row in rows], mark + "-", label=name)
         axis.set(xscale="log", yscale="log", xlabel="interactions to learn from", ylabel="seconds", title=title)
         axis.grid(alpha=0.3)
