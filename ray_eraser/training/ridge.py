@@ -7,22 +7,20 @@ registers.
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ray_eraser.training.kernels import compiled
 
 _LANES = 16
-_AT_ONCE = 1 << 18
-"""Multiplications of one product of matrices: up to so many, BLAS uses one thread however many it has, and more would give
-other bits. At width 64 that is 64 rows of Q, which also stay in the cache.
-"""
+_GATHERED = 1 << 12
+"""Numbers of Q_r that are gathered at once: half of a processor's innermost cache, since all of Q_r'Q_r passes over them."""
 
 
 class Ridge:
@@ -35,16 +33,22 @@ class Ridge:
 
     def __init__(self, others_CD: np.ndarray, base_DD: np.ndarray) -> None:
         self._others_CD, self._base_DD = np.ascontiguousarray(others_CD), np.ascontiguousarray(base_DD)
-        width = len(base_DD)
         # The longest row that is short: measured at width 64, where from 24 to 48 makes little difference.
-        self._short = min(width * 5 // 8, math.isqrt(_AT_ONCE // width)) if np.isfinite(base_DD).all() else 0
+        self._short = len(base_DD) * 5 // 8 if np.isfinite(base_DD).all() else 0
+
+    @cached_property
+    def _whole_lanes(self) -> np.ndarray:
+        """Q with as many columns of zeros as whole vectors of lanes want."""
+        lacking = -self._others_CD.shape[1] % _LANES
+        return np.pad(self._others_CD, ((0, 0), (0, lacking))) if lacking else self._others_CD
 
     @cached_property
     def _turned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Q in the axes in which the base is diagonal, its diagonal, (D,), and the axes, one a row, (D, D); all float32."""
+        """Q in the axes in which the base is diagonal, its diagonal, (D,), and the axes, a row each, (D, D or a few more)."""
         values_D, axes_DD = np.linalg.eigh(self._base_DD.astype(np.float64))
         axes_DD = axes_DD.astype(np.float32)
-        return self._others_CD @ axes_DD, np.maximum(values_D, 0).astype(np.float32), np.ascontiguousarray(axes_DD.T)
+        by_axis = np.pad(np.ascontiguousarray(axes_DD.T), ((0, 0), (0, -len(axes_DD) % 4)))
+        return self._others_CD @ axes_DD, np.maximum(values_D, 0).astype(np.float32), by_axis
 
     def solve(self, starts: np.ndarray, columns: np.ndarray, ridge_R: np.ndarray) -> np.ndarray:
         """Every row's vector, (R, D) float32; zeros for rows without a column.
@@ -62,7 +66,8 @@ class Ridge:
         none, short = np.searchsorted(degrees, [0, self._short], side="right", sorter=by_degree)
         if self._short:  # without a row as well: whoever asks for none wants it loaded
             _solve_short(by_degree[none:short], starts, columns, *self._turned, ridge_R, solved_RD)
-        _solve_long(np.sort(by_degree[max(none, short) :]), starts, columns, self._others_CD, self._base_DD, ridge_R, solved_RD)
+        long = np.sort(by_degree[max(none, short) :])
+        _solve_long(long, starts, columns, self._whole_lanes, self._base_DD, ridge_R, solved_RD)
         return solved_RD
 
 
@@ -109,6 +114,50 @@ def _lanewise(width: int, depth: int) -> Any:
     return subtract
 
 
+def _outer(height: int) -> Any:
+    """An operation on three matrices of float32, row after row in memory.
+
+    out[row + a, column + b] += sum over c < depth of left[c, row + a] * right[c, column + b], for a < height and b < the lanes.
+    The sums stay in registers from the first c to the last; numba's own loops would load and store them at every c.
+    """
+
+    @intrinsic
+    def add(_: Any, left: Any, right: Any, depth: Any, row: Any, column: Any, out: Any) -> Any:  # noqa: ARG001 - their types
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            left, right, out = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1, 5))
+            depth, row, column = arguments[2:5]
+            lanes, integer = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(64)
+            nothing, first = ir.Constant(lanes, ir.Undefined), ir.IntType(32)(0)
+            to_all = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+
+            def start_of(matrix: Any, place: Any) -> Any:
+                return builder.gep(matrix.data, [builder.mul(place, builder.extract_value(matrix.shape, 1))])
+
+            def vector(matrix: Any, place: Any) -> Any:
+                return builder.bitcast(builder.gep(start_of(matrix, place), [column]), lanes.as_pointer())
+
+            rows = [builder.add(row, integer(a)) for a in range(height)]
+            totals = [cgutils.alloca_once(builder, lanes) for _ in rows]  # type: ignore[no-untyped-call]
+            for place, total in zip(rows, totals, strict=True):
+                builder.store(builder.load(vector(out, place), align=4), total)
+            with cgutils.for_range(builder, depth) as loop:
+                numbers, factor = start_of(left, loop.index), builder.load(vector(right, loop.index), align=4)
+                for place, total in zip(rows, totals, strict=True):
+                    number = builder.insert_element(nothing, builder.load(builder.gep(numbers, [place])), first)
+                    product = builder.fmul(builder.shuffle_vector(number, nothing, to_all), factor, flags=("contract",))
+                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+            for place, total in zip(rows, totals, strict=True):
+                builder.store(builder.load(total), vector(out, place), align=4)
+            return context.get_dummy_value()
+
+        # Named as it must be, so that a matrix which is laid out otherwise is refused.
+        matrix = types.Array(types.float32, 2, "C")
+        return types.void(matrix, matrix, types.int64, types.int64, types.int64, matrix), emit
+
+    return add
+
+
+_add_outer = _outer(4)
 _subtract = _lanewise(1, 1)
 _subtract_four = _lanewise(1, 4)
 _subtract_block = _lanewise(2, 4)
@@ -163,19 +212,30 @@ def _substitute(flat: np.ndarray, size: int) -> None:
 
 
 @compiled
+def _symmetric(gathered: np.ndarray, depth: int, size: int, out: np.ndarray) -> None:
+    """G'G, (size, size), at and below the diagonal, G the first `depth` rows of `gathered`; added to `out`.
+
+    Both have as many columns as whole vectors of lanes want. Other cells of `out` change as well, and nothing reads them.
+    """
+    for column in range(0, size, _LANES):
+        for row in range(column, size, 4):
+            _add_outer(gathered, gathered, depth, row, column, out)
+
+
+@compiled
 def _gather(
     first: int,
     last: int,
     columns: np.ndarray,
     others_CD: np.ndarray,
     gathered: np.ndarray,
-    part_DD: np.ndarray,
     own_DD: np.ndarray,
     sum_D: np.ndarray,
 ) -> None:
     """Q_r'Q_r and the sum of the rows of Q_r, for the row whose columns stand from `first` to `last`."""
     width, most = others_CD.shape[1], len(gathered)
     sum_D[:] = 0
+    own_DD[:] = 0
     for begin in range(first, last, most):
         n = min(most, last - begin)
         for c in range(n):
@@ -183,11 +243,15 @@ def _gather(
             for d in range(width):
                 gathered[c, d] = others_CD[other, d]
                 sum_D[d] += others_CD[other, d]
-        if begin == first:
-            np.dot(gathered[:n].T, gathered[:n], own_DD)
-        else:
-            np.dot(gathered[:n].T, gathered[:n], part_DD)
-            own_DD += part_DD
+        _symmetric(gathered, n, width, own_DD)
+
+
+@compiled
+def _identities(flat: np.ndarray, size: int) -> None:
+    """As `_factor` and `_substitute` want them, with right sides of zeros: what a row lacks to the size changes nothing."""
+    flat[: (size * size + size) * _LANES] = 0
+    for i in range(size):
+        flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
 
 
 @compiled
@@ -200,21 +264,20 @@ def _solve_long(
     ridge_R: np.ndarray,
     solved_RD: np.ndarray,
 ) -> None:
-    width = others_CD.shape[1]
+    """`others_CD` has as many columns as whole vectors of lanes want; those beyond the width are zeros."""
+    width, padded = len(base_DD), others_CD.shape[1]
     size = (width + 3) // 4 * 4  # `_factor` wants a multiple of four
-    flat = np.zeros((size * size + size) * _LANES, np.float32)
+    flat = np.empty((size * size + size) * _LANES, np.float32)
     right = size * size * _LANES
-    for i in range(width, size):  # what width lacks to size is the identity, and stays it
-        flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
-    gathered = np.empty((max(1, min(512, _AT_ONCE // (width * width))), width), np.float32)
-    own_DD, part_DD = np.empty((width, width), np.float32), np.empty((width, width), np.float32)
-    sum_D = np.empty(width, np.float32)
+    _identities(flat, size)
+    gathered = np.empty((max(1, _GATHERED // padded), padded), np.float32)
+    own_DD, sum_D = np.empty((padded, padded), np.float32), np.empty(padded, np.float32)
     for first in range(0, len(rows), _LANES):
         count = min(_LANES, len(rows) - first)
         for lane in range(_LANES):
             # A lane without a row repeats the last one: what all lanes do is done to it as well.
             row = rows[first + min(lane, count - 1)]
-            _gather(starts[row], starts[row + 1], columns, others_CD, gathered, part_DD, own_DD, sum_D)
+            _gather(starts[row], starts[row + 1], columns, others_CD, gathered, own_DD, sum_D)
             for i in range(width):
                 for j in range(i + 1):
                     flat[(i * size + j) * _LANES + lane] = base_DD[i, j] + own_DD[i, j]
@@ -248,40 +311,47 @@ def _solve_short(
     flat = np.empty((most * most + most) * _LANES, np.float32)
     scaled = np.empty((_LANES, most, width), np.float32)
     roots = np.empty((_LANES, width), np.float32)
-    products = np.empty(most * most, np.float32)
-    vector_D = np.empty(width, np.float32)
+    most = (most + _LANES - 1) // _LANES * _LANES
+    across, products = np.zeros((width, most), np.float32), np.empty((most, most), np.float32)
+    combined, turned_back = np.zeros((width, _LANES), np.float32), np.empty((axes_DD.shape[1], _LANES), np.float32)
+    sum_D = np.empty(width, np.float32)
     for first in range(0, len(rows), _LANES):
         count = min(_LANES, len(rows) - first)
         longest = rows[first + count - 1]
         size = (starts[longest + 1] - starts[longest] + 3) // 4 * 4
-        right = size * size * _LANES
-        flat[: right + size * _LANES] = 0  # what a row lacks to the size is the identity, and changes nothing
-        for i in range(size):
-            flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
+        _identities(flat, size)
         for lane in range(count):
             row = rows[first + lane]
             n = starts[row + 1] - starts[row]
-            _scale(columns[starts[row] : starts[row + 1]], turned_CD, base_D, ridge_R[row], roots[lane], scaled[lane])
-            own = products[: n * n].reshape(n, n)
-            np.dot(scaled[lane, :n], scaled[lane, :n].T, own)
-            for i in range(n):
-                for j in range(i + 1):
-                    flat[(i * size + j) * _LANES + lane] += own[i, j]
-                flat[right + i * _LANES + lane] = 1
+            _scale(columns[starts[row] : starts[row + 1]], turned_CD, base_D, ridge_R[row], roots[lane], scaled[lane], across)
+            products[:n] = 0
+            _symmetric(across, width, n, products)
+            _into_lane(products, n, flat, size, lane)
         _factor(flat, size)
         _substitute(flat, size)
         for lane in range(count):
             row = rows[first + lane]
-            n = starts[row + 1] - starts[row]
-            weights = flat[right + lane : right + n * _LANES : _LANES]
-            _combine(weights, scaled[lane], roots[lane], axes_DD, vector_D, solved_RD[row])
+            weights = flat[size * size * _LANES + lane :: _LANES][: starts[row + 1] - starts[row]]
+            _combine(weights, scaled[lane], roots[lane], sum_D, combined[:, lane])
+        turned_back[:] = 0
+        for axis in range(0, len(turned_back), 4):
+            _add_outer(axes_DD, combined, width, axis, 0, turned_back)
+        for lane in range(count):
+            for d in range(width):
+                solved_RD[rows[first + lane], d] = turned_back[d, lane]
 
 
 @compiled
 def _scale(
-    columns: np.ndarray, turned_CD: np.ndarray, base_D: np.ndarray, ridge: float, roots_D: np.ndarray, scaled: np.ndarray
+    columns: np.ndarray,
+    turned_CD: np.ndarray,
+    base_D: np.ndarray,
+    ridge: float,
+    roots_D: np.ndarray,
+    scaled: np.ndarray,
+    across: np.ndarray,
 ) -> None:
-    """W^(1/2) and Z of one row."""
+    """W^(1/2) and Z of one row, Z also turned over."""
     width = len(base_D)
     for d in range(width):
         roots_D[d] = np.float32(1) / np.sqrt(base_D[d] + ridge)
@@ -289,25 +359,27 @@ def _scale(
         other = columns[c]
         for d in range(width):
             scaled[c, d] = turned_CD[other, d] * roots_D[d]
+    for d in range(width):
+        for c in range(len(columns)):
+            across[d, c] = scaled[c, d]
 
 
 @compiled
-def _combine(
-    weights: np.ndarray,
-    scaled: np.ndarray,
-    roots_D: np.ndarray,
-    axes_DD: np.ndarray,
-    vector_D: np.ndarray,
-    solved_D: np.ndarray,
-) -> None:
-    """W^(1/2) Z' times the weights, turned back from the base's axes and added to `solved_D`."""
-    width = len(roots_D)
-    vector_D[:] = 0
+def _into_lane(products: np.ndarray, n: int, flat: np.ndarray, size: int, lane: int) -> None:
+    """I + Z Z' and the right side, which is 1 for each of the row's columns."""
+    for i in range(n):
+        for j in range(i + 1):
+            flat[(i * size + j) * _LANES + lane] += products[i, j]
+        flat[(size * size + i) * _LANES + lane] = 1
+
+
+@compiled
+def _combine(weights: np.ndarray, scaled: np.ndarray, roots_D: np.ndarray, sum_D: np.ndarray, combined_D: np.ndarray) -> None:
+    """W^(1/2) Z' times the weights."""
+    sum_D[:] = 0
     for c in range(len(weights)):
         weight = weights[c]
-        for d in range(width):
-            vector_D[d] += weight * scaled[c, d]
-    for axis in range(width):
-        length = vector_D[axis] * roots_D[axis]
-        for d in range(width):
-            solved_D[d] += length * axes_DD[axis, d]
+        for d in range(len(sum_D)):
+            sum_D[d] += weight * scaled[c, d]
+    for d in range(len(sum_D)):
+        combined_D[d] = sum_D[d] * roots_D[d]
