@@ -14,6 +14,9 @@ from ray_eraser.embeddings import Embeddings
 
 Precision = type[np.float64] | type[np.float32]
 
+_GATHERED = 1024
+"""Rows that are multiplied at a time: copies of so many stay in a processor's cache."""
+
 _Key = tuple[Embeddings, Embeddings, Precision]
 
 
@@ -40,12 +43,11 @@ class Grams:
         for l, right in enumerate(submodels):
             missing = [left for left in submodels[l:] if (left, right, precision) not in self._blocks]
             if missing:
-                users = _Table(right.user_rows, right.users.astype(precision, copy=False))
-                items = _Table(right.item_rows, right.items.astype(precision, copy=False))
+                users, items = _Table(right.user_rows, right.users), _Table(right.item_rows, right.items)
             for left in missing:
                 self._blocks[left, right, precision] = (
-                    users.block(left.user_rows, left.users.astype(precision, copy=False)),
-                    items.block(left.item_rows, left.items.astype(precision, copy=False)),
+                    users.block(left.user_rows, left.users, precision),
+                    items.block(left.item_rows, left.items, precision),
                 )
         return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
 
@@ -76,23 +78,25 @@ class Grams:
 
 
 class _Table:
-    """One submodel's vectors, with zeros for every vocabulary row that it lacks: others multiply with it as they are."""
+    """One submodel's vectors, by vocabulary row."""
 
     def __init__(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        self._is_there = np.zeros(int(rows.max(initial=-1)) + 1, bool)
-        self._is_there[rows] = True
-        self._vectors = np.zeros((len(self._is_there), vectors.shape[1]), vectors.dtype)
-        self._vectors[rows] = vectors
+        self._places = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)
+        self._places[rows] = np.arange(len(rows), dtype=np.int32)
+        self._vectors = vectors
 
-    def block(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray | None:
+    def block(self, rows: np.ndarray, vectors: np.ndarray, precision: Precision) -> np.ndarray | None:
         """The sum over common rows of the products of both vectors, (D, D); None where no row is common."""
-        inside = rows[: np.searchsorted(rows, len(self._is_there))]
-        is_common = self._is_there[inside]
-        if not is_common.any():
+        places = self._places[rows[: np.searchsorted(rows, len(self._places))]]
+        common = np.flatnonzero(places >= 0)
+        if not len(common):
             return None
-        if 2 * np.count_nonzero(is_common) > len(rows):
-            return np.asarray(vectors[: len(inside)].T @ self._vectors[inside])
-        return np.asarray(vectors[: len(inside)][is_common].T @ self._vectors[inside[is_common]])
+        gram = np.zeros((vectors.shape[1], self._vectors.shape[1]), precision)
+        for first in range(0, len(common), _GATHERED):
+            theirs = common[first : first + _GATHERED]
+            left, right = vectors[theirs], self._vectors[places[theirs]]
+            gram += left.astype(precision, copy=False).T @ right.astype(precision, copy=False)
+        return gram
 
 
 def _block_of(gram: np.ndarray, ends: np.ndarray, k: int, l: int) -> np.ndarray | None:
