@@ -66,6 +66,9 @@ log = logging.getLogger(__name__)
 _ARRIVAL_SECONDS = 1.0
 """The longest that an excision waits for other requests to be recorded."""
 
+_FEW = 8
+"""More requests than these are not looked at twice to give a shard a head start."""
+
 MakePool = Callable[[EraserConfig], ShardPool]
 
 
@@ -117,6 +120,22 @@ class _Draft:
     orders: Mapping[ShardId, ShardOrder]
     kept: Mapping[ShardId, ShardRecord]
     notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """What was made of requests before they were a batch; of none where nothing was."""
+
+    rows: Sequence[RequestRow] = ()
+    change: Change | None = None
+    draft: _Draft | None = None
+
+    def of(self, batch: Sequence[RequestRow]) -> tuple[Change, _Draft] | None:
+        """What a batch makes of the generation, if it is those requests."""
+        if self.change is None or self.draft is None:
+            return None
+        is_same = [row.request_id for row in batch] == [row.request_id for row in self.rows]
+        return (self.change, self.draft) if is_same else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -474,7 +493,7 @@ class Coordinator:
 
         Every step is recorded before the next begins and gives the same result when it is repeated; `resume` enters here.
         """
-        with self._working, self._reporting():
+        with self._working, self._reporting(), self._ahead() as ahead:
             self._excise()
             batch = self._next_batch()
             if not batch:
@@ -482,8 +501,7 @@ class Coordinator:
             pool = None
             if batch[0].generation is None:
                 with self._failing(batch):
-                    change = Change.of(self._loaded(), batch)
-                    draft = self._drafted(change, batch)
+                    change, draft = ahead.of(batch) or self._planned(batch)
                     published, _ = self._made(draft, change, batch)
                     pool = draft.pool
                 self._step("published", batch)
@@ -762,6 +780,34 @@ class Coordinator:
         wanted = self._files_of(self._store.read_manifest(published.digest), published.digest)
         return [path for path in self._store.files() if path not in wanted]
 
+    @contextmanager
+    def _ahead(self) -> Iterator[_Ahead]:
+        """Within, a shard trains already beside the excision, where it is known what it will be told: what has been received
+        is all that the next batch will be of. It is no step: it writes files that nothing points to, the same ones whenever
+        it is repeated, and only what is ordered of a batch counts.
+        """
+        ahead, pool = _Ahead(), self.pool
+        try:
+            with self._arrivals:
+                self._arrivals.wait_for(lambda: not self._arriving, _ARRIVAL_SECONDS)
+            rows = self._ledger.unfinished() if self._pending is not None else []
+            is_known = all(row.state is RequestState.RECEIVED and isinstance(row.work, UnlearningRequest) for row in rows)
+            if 0 < len(rows) <= _FEW and is_known:
+                change, draft = self._planned(rows)
+                pool.begin(draft.orders)
+                ahead = _Ahead(rows, change, draft)
+        except Exception as error:  # noqa: BLE001 - it fails again where it is asked for, and is answered for there
+            log.info("no head start", extra={"deployment": self.deployment, "reason": named_safely(error)})
+        try:
+            yield ahead
+        finally:
+            pool.abandon()
+
+    def _planned(self, batch: Sequence[RequestRow]) -> tuple[Change, _Draft]:
+        """What a batch makes of the generation, and who trains what for it."""
+        change = Change.of(self._loaded(), batch)
+        return change, self._drafted(change, batch)
+
     def _drafted(self, change: Change, batch: Sequence[RequestRow]) -> _Draft:
         """What a batch asks of the shards."""
         before = change.before
@@ -775,15 +821,16 @@ class Coordinator:
             users = self._store.write_vocabulary(change.users)
         if change.erased_item_rows or change.learned:
             items = self._store.write_vocabulary(change.items, change.items.keys(seeds.secret(self.config.seed, "ids")))
+        has_slices = self.config.training.slices > 1
         orders = {
             shard: ShardOrder(
                 self._epoch,
-                users,
+                users if has_slices else None,
                 items,
                 before.manifest.shards[shard].interactions,
                 change.erased.get(shard, Interactions.none()),
                 change.added.get(shard, Interactions.none()),
-                before.manifest.users,
+                before.manifest.users if has_slices else None,
                 before.manifest.shards[shard].checkpoints,
             )
             for shard in change.touched
@@ -822,6 +869,8 @@ class Coordinator:
             raise
 
     def _made_by(self, draft: _Draft, change: Change | None, batch: Sequence[RequestRow]) -> tuple[GenerationRow, Aggregated]:
+        if draft.pool is not self.pool:
+            self.pool.abandon()
         trained = self._train(draft)
         self._step("retrained", batch)
         files = {**draft.kept} | {shard: answer.record for shard, answer in trained.items()}

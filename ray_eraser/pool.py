@@ -32,6 +32,17 @@ class ShardPool(Compute, Protocol):
         """Let shards carry out their orders, as many at a time as there are slots; `on_done` hears of each."""
         ...
 
+    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:
+        """Let a shard start on an order that `erase` will give next, and do not wait for it; where it is one shard alone.
+
+        At most once before `erase` or `abandon`.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Wait for the end of what was begun, should `erase` not have asked for it: none may write when files are counted."""
+        ...
+
     def prepare_excision(self, order: AggregationOrder) -> None:
         """Let the aggregator read a generation ahead of time; does not wait for it."""
         ...
@@ -65,6 +76,12 @@ class LocalShardPool:
             done[shard] = self._shards[shard].erase(order)
             on_done(done[shard])
         return done
+
+    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:  # noqa: ARG002 - there is nothing to do it beside
+        return
+
+    def abandon(self) -> None:
+        return
 
     def prepare_excision(self, order: AggregationOrder) -> None:
         self._aggregator.warm(order)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -32,23 +32,30 @@ class ShardOrder:
 
     Attributes:
         epoch: of the coordinator that gives the order.
-        users: the users' vocabulary of the generation in the making.
+        users: the users' vocabulary of the generation in the making; None without slices, where nobody need be looked up.
         items: the items' vocabulary of the generation in the making.
         interactions: the shard's data as they stand in the current generation.
         erased: the pairs to remove first; none for a first training.
         learned: the pairs to add then.
-        users_before: the users' vocabulary of the current generation, where there is one.
+        users_before: the users' vocabulary of the current generation, where there is one and slices need it.
         checkpoints: the shard's as they stand in the current generation; none for a first training.
     """
 
     epoch: Epoch
-    users: FileRef
+    users: FileRef | None
     items: FileRef
     interactions: FileRef
     erased: Interactions
     learned: Interactions = field(default_factory=Interactions.none)
     users_before: FileRef | None = None
     checkpoints: tuple[FileRef, ...] = ()
+
+    def repeats(self, other: ShardOrder) -> bool:
+        """Whether it says the same in everything."""
+        return all(
+            mine.codes().tobytes() == theirs.codes().tobytes() if isinstance(mine, Interactions) else mine == theirs
+            for mine, theirs in ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        )
 
 
 @dataclass(frozen=True)
@@ -108,14 +115,14 @@ class Shard:
         submodel = train_submodel(data.train, data.valid, item_keys, self.config, self.shard_id, slices_U, reached, keep)
         files = self._store.write_submodel(self.shard_id, submodel)
         seconds = time.perf_counter() - started
-        fields = {"shard": self.shard_id, "pairs": len(data.train), "after_stage": len(kept), "seconds": round(seconds, 3)}
-        log.info("shard trained", extra=fields)
+        said = {"shard": self.shard_id, "pairs": len(data.train), "after_stage": len(kept), "seconds": round(seconds, 3)}
+        log.info("shard trained", extra=said)
         checkpoints = (*kept, *written)
         return Trained(ShardRecord(self.shard_id, interactions, files, len(data.train), len(data.valid), checkpoints), seconds)
 
     def _reached(self, order: ShardOrder) -> tuple[tuple[FileRef, ...], TrainingState]:
         """The checkpoints that what is erased and learned leaves valid, and the state in the last of them."""
-        if self.config.training.slices == 1 or order.users_before is None or not order.checkpoints:
+        if order.users is None or order.users_before is None or not order.checkpoints:
             return (), UNTRAINED
         # Who goes has no id in the vocabulary to come, who comes none in the one that was.
         changes = (order.erased, order.users_before), (order.learned, order.users)
@@ -154,9 +161,9 @@ def rebuild_shard(store_uri: str, record: ShardRecord, users: FileRef, items: Fi
     return [embeddings_bytes(submodel), *checkpoints]
 
 
-def _slices(store: Store, users: FileRef, data: ShardData, config: EraserConfig) -> np.ndarray | None:
+def _slices(store: Store, users: FileRef | None, data: ShardData, config: EraserConfig) -> np.ndarray | None:
     """(U,) the slice of every user of a shard; None without slices, where nobody need be looked up."""
-    if config.training.slices == 1:
+    if config.training.slices == 1 or users is None:
         return None
     return _slices_of(store, users, np.union1d(data.train.users, data.valid.users), config)
 

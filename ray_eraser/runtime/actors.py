@@ -68,9 +68,15 @@ class CoordinatorService:
         self._hurry = threading.Event()
         actors = (shard_actor, aggregator_actor)
         make_pool = partial(RayShardPool, deployment, storage_path, *actors, on_trained=self._metrics.trained)
-        self._open = partial(Coordinator, deployment, storage_path, make_pool, config, ledger_url, on_step=on_step)
+        self._on_step = on_step
+        self._open = partial(Coordinator, deployment, storage_path, make_pool, config, ledger_url, on_step=self._stepped)
         self._try_to_open()
         threading.Thread(target=self._work, daemon=True, name="process-pending").start()
+
+    def _stepped(self, name: str) -> None:
+        if name == "received":
+            self._wake.set()  # whoever carries requests out may begin beside the excision
+        self._on_step(name)
 
     def _try_to_open(self) -> None:
         try:

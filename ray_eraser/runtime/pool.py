@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
@@ -139,6 +140,7 @@ class RayShardPool:
         self._actors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}  # of the actors, by role, as last heard
         self._warming: Any = None
+        self._begun: _Begun | None = None
 
     def warm(self) -> None:
         waiting = [actor.ready.remote() for actor in [*self._workers(), self._aggregator(), self._excisor()]]
@@ -153,12 +155,31 @@ class RayShardPool:
             on_done(trained)
         return {shard: done[shard] for shard in orders}
 
+    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:
+        if len(orders) == 1:
+            ((shard, order),) = orders.items()
+            worker = self._workers()[-1] if self._per_slot else self._worker(shard)
+            reference = _erase(worker, shard, order) if self._per_slot else worker.erase.remote(order)
+            self._begun = _Begun(shard, order, reference)
+
+    def abandon(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            ray.wait([begun.answer], timeout=self._timeout)
+
     def _carried_out(self, orders: Mapping[ShardId, ShardOrder]) -> Iterator[tuple[ShardId, Trained]]:
+        first: dict[ShardId, Callable[[Any], Any]] = {}
+        if self._begun is not None and self._begun.is_one_of(orders):
+            begun, self._begun = self._begun, None
+            first[begun.shard] = lambda _: begun.answer
+        self.abandon()
         if self._per_slot:
-            calls = {shard: partial(_erase, shard=shard, order=order) for shard, order in orders.items()}
+            # The first of them goes to the last worker, which is the one that has begun.
+            calls = first | {shard: partial(_erase, shard=shard, order=orders[shard]) for shard in orders if shard not in first}
             return self._tasks.on(self._workers(), calls, "shard")
         actors = {shard: self._worker(shard) for shard in orders}
-        starts = {shard: partial(actors[shard].erase.remote, order) for shard, order in orders.items()}
+        asked = {shard: first.get(shard) or partial(_erase_own, order=order) for shard, order in orders.items()}
+        starts = {shard: partial(call, actors[shard]) for shard, call in asked.items()}
         return self._tasks.windowed(starts, "shard", self._whereabouts(actors))
 
     def prepare_excision(self, order: AggregationOrder) -> None:
@@ -337,8 +358,24 @@ def alive_nodes() -> list[Node]:
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """What a shard was told to do before it was asked for, and where its answer will be."""
+
+    shard: ShardId
+    order: ShardOrder
+    answer: Any
+
+    def is_one_of(self, orders: Mapping[ShardId, ShardOrder]) -> bool:
+        return self.shard in orders and self.order.repeats(orders[self.shard])
+
+
 def _erase(slot: Any, shard: ShardId, order: ShardOrder) -> Any:
     return slot.erase.remote(shard, order)
+
+
+def _erase_own(actor: Any, order: ShardOrder) -> Any:
+    return actor.erase.remote(order)
 
 
 def _whereabouts_here(_: object) -> tuple[str, str]:

@@ -94,6 +94,12 @@ class TrialShardPool:
             on_done(answer[shard])
         return {shard: done[shard] for shard in orders}
 
+    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:  # noqa: ARG002 - who measures alone waits for no excision
+        return
+
+    def abandon(self) -> None:
+        return
+
     def prepare_excision(self, order: AggregationOrder) -> None:
         self._workers[-1].prepare_excision.remote(order)
 

@@ -75,6 +75,34 @@ class PoolContract:
         with pytest.raises(StaleEpochError, match="shard 0 obeys epoch 5 and refuses epoch 4"):
             pool.erase({ShardId(0): replace(orders[ShardId(0)], epoch=Epoch(4))}, lambda _: None)
 
+    @pytest.mark.parametrize("begun", ["one of them", "another", "one that fails", "several"])
+    def test_what_was_begun_changes_no_answer_and_writes_no_more_afterwards(
+        self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], begun: str
+    ) -> None:
+        held = store.read_shard_data(orders[ShardId(1)].interactions).train
+        gone = {name: held.take(np.arange(len(held)) < n) for name, n in {"one of them": 2, "another": 3}.items()}
+        asked = orders | {ShardId(1): replace(orders[ShardId(1)], erased=gone["one of them"])}
+        expected = {shard: answer.record for shard, answer in pool.erase(asked, lambda _: None).items()}
+        lost = replace(orders[ShardId(1)].interactions, path="shards/1/interactions-lost.parquet")
+        wrong = {"another": {"erased": gone["another"]}, "one that fails": {"interactions": lost}}.get(begun, {})
+        pool.begin(asked if begun == "several" else {ShardId(1): replace(asked[ShardId(1)], **wrong)})
+        heard: list[ShardId] = []
+        answers = pool.erase(asked, lambda answer: heard.append(answer.record.shard))
+        files = store.files()
+        assert {shard: answer.record for shard, answer in answers.items()} == expected
+        assert sorted(heard) == [0, 1, 2]
+        pool.abandon()
+        assert store.files() == files
+
+    def test_what_was_begun_in_vain_is_over_when_it_is_abandoned(
+        self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder]
+    ) -> None:
+        pool.begin({ShardId(1): orders[ShardId(1)]})
+        pool.abandon()
+        files = store.files()
+        pool.erase({ShardId(0): orders[ShardId(0)]}, lambda _: None)
+        assert [file for file in store.files() if file not in files and not file.startswith("shards/0/")] == []
+
     def test_an_error_of_a_shard_arrives_as_what_it_is(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
         lost = replace(orders[ShardId(2)].interactions, path="shards/2/interactions-lost.parquet")
         with pytest.raises(StoreError, match=r"interactions-lost\.parquet: is missing"):
