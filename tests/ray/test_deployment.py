@@ -154,7 +154,7 @@ def test_reads_are_answered_while_shards_retrain(slow_running: Callable[[], Clie
     while ticket.receipt() is None:
         assert len(client.recommend(1004, 5)) == 5
         answers += 1
-    assert answers > 10
+    assert answers > 3, "a read waits for the training: then there is one"
     assert ticket.wait(1).pairs_erased > 0
 
 
