@@ -9,7 +9,6 @@ from typing import Annotated
 
 import cli
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -181,7 +180,7 @@ def _report_receipt(place: str, receipt: Receipt, found: Sequence[Finding], *, a
         for finding in found:
             colour = {Outcome.HOLDS: "green", Outcome.FAILS: "red"}.get(finding.outcome, "yellow")
             table.add_row(finding.check, Text(finding.outcome, colour), Text(finding.detail))
-        Console().print(table)
+        cli.results().print(table)
         n_open = sum(finding.outcome is Outcome.UNCHECKED for finding in found)
         _explain(
             f"{len(failed)} of {len(found)} checks fail, {n_open} could not be made. That the files are what training on the "
@@ -210,7 +209,7 @@ def _report_chain(place: str, receipts: Sequence[Receipt], key: PublicKey | None
 
 def _explain(text: str) -> None:
     """For people, after a result."""
-    Console().print(text, highlight=False, markup=False)
+    cli.results().print(text, highlight=False, markup=False)
 
 
 def _with_file(sought: Erased, file: Path | None) -> Erased:
@@ -244,7 +243,7 @@ def _residue(place: str, deployment: str, ledger_url: str, logs: Sequence[Path],
         for found in report.findings:
             table.add_row(Text(found.file), f"{found.kind} {found.position}", Text(found.where), str(found.count))
         if report.findings:
-            Console().print(table)
+            cli.results().print(table)
         if report.structured_only:
             _explain(
                 f"Of what was sought, {report.structured_only} are short ids or pairs: they are found only where their place "
@@ -271,7 +270,7 @@ def _attack(data: str, settings: EraserConfig, plan: StudyPlan, ray_address: str
         facts = {name: value for name, value in report.to_dict().items() if name != "results"}
         cli.print_table(f"membership inference on {dataset.name}", facts)
         for against in report.compared:
-            Console().print(_table(report, against))
+            cli.results().print(_table(report, against))
 
 
 def _table(report: AttackReport, against: Against) -> Table:

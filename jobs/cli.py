@@ -89,6 +89,7 @@ NowOption = Annotated[
 ]
 
 _LOOK_SECONDS = 0.2
+_WIDEST = 1_000
 
 _LogFormatOption = Annotated[
     Literal["text", "json"],
@@ -368,6 +369,13 @@ def print_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
+def results() -> Console:
+    """Where tables go: stdout, in a pipe as wide as they are, so that digests and names of files stay in one piece."""
+    console = Console()
+    in_a_pipe = not console.is_terminal and "COLUMNS" not in os.environ
+    return Console(width=_WIDEST) if in_a_pipe else console
+
+
 def print_table(title: str, rows: dict[str, Any]) -> None:
     """Facts for people, on stdout."""
     table = Table(title=Text(title), title_justify="left", show_header=False)
@@ -375,7 +383,7 @@ def print_table(title: str, rows: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))
-    Console().print(table)
+    results().print(table)
 
 
 class TrainingProgress:

@@ -11,7 +11,6 @@ from typing import Annotated
 import cli
 import sqlalchemy as sa
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -125,7 +124,7 @@ def _print(found: list[Advice]) -> None:
         if advice.way_out:
             seen.append(f"\n{advice.way_out}", "bold")
         table.add_row(Text(advice.outcome.value, _STYLES[advice.outcome]), Text(advice.check), seen)
-    Console().print(table)
+    cli.results().print(table)
 
 
 if __name__ == "__main__":

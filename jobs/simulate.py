@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import cli
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ray_eraser.config import DAY
@@ -27,7 +26,6 @@ from ray_eraser.study.simulation import (
 )
 from ray_eraser.unlearning.plan import Costs, plan_of
 
-_WIDTH = 120
 _MEASURED = "Measured with the default settings on MovieLens-1M, one thread"
 
 
@@ -133,10 +131,7 @@ def simulate(
         if as_json:
             cli.print_json({"partition": settings.partition.kind, "outcomes": rows, "files": files})
         else:
-            console = Console()
-            if not console.is_terminal:
-                console = Console(width=_WIDTH)  # a pipe is taken for 80 wide
-            console.print(_table(rows, f"{len(arrivals)} requests, partition {settings.partition.kind}"))
+            cli.results().print(_table(rows, f"{len(arrivals)} requests, partition {settings.partition.kind}"))
             cli.say(f"written: {', '.join(files)}")
 
 

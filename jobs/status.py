@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cli
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -57,7 +57,7 @@ def status(
             if as_json:
                 cli.print_json(shown)
             else:
-                console = Console()
+                console = cli.results()
                 if watch is not None:
                     console.clear()  # in a pipe it does nothing
                 console.print(_tables(shown, time.time()))

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import cli
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +31,6 @@ from ray_eraser.study.sweep import (
     sweep_markdown,
 )
 
-_WIDTH = 160
 _FIGURES = ("NDCG@10", "Recall@10", "restore s", "forget s", "touched", "train s", "balance")
 _SAMPLES = 20
 _INTERRUPTED = 130
@@ -149,10 +147,7 @@ def sweep(
             front = [row["key"] for row in pareto_front(rows)]
             cli.print_json({"trials": shown, "front": front, "chosen": chosen["key"], "files": files})
             return
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=_WIDTH)  # a pipe is taken for 80 wide
-        console.print(_table(rows, title))
+        cli.results().print(_table(rows, title))
         cli.say(f"chosen by {choice}: {chosen['trial']}")
         cli.say(f"written: {', '.join(files)}")
         cli.say(f"next: python jobs/train.py --data {data} --config {folder / 'chosen.toml'}")

@@ -118,6 +118,20 @@ def test_in_a_pipe_progress_is_a_line_for_each_change_also_of_a_second_run(cli: 
     ]  # fmt: skip
 
 
+def test_in_a_pipe_what_is_long_stays_in_one_piece(
+    cli: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    digest = "ab" * 100
+    cli.print_table("receipt", {"digest": digest})
+    assert digest in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")  # whoever says how wide it is has it so
+    cli.print_table("receipt", {"digest": digest})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert digest not in "".join(lines)
+
+
 def test_on_a_terminal_progress_is_a_bar_for_each_stage(cli: ModuleType) -> None:
     cli.people = Console(file=io.StringIO(), force_terminal=True, width=100)
     with cli.TrainingProgress() as progress:
