@@ -97,7 +97,7 @@ class Aggregator:
 
     def products(self, order: AggregationOrder) -> tuple[np.ndarray, np.ndarray]:
         """What the submodels of a generation multiply to, users and items, for `warm` of another process."""
-        with deterministic(self.config.runtime.threads):
+        with deterministic(self.config.runtime.threads, self.config.runtime.cores):
             return gram_sides(self._known_submodels(order), self._grams)
 
     def warm(self, order: AggregationOrder, products: tuple[np.ndarray, np.ndarray] | None = None) -> None:

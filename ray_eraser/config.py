@@ -300,6 +300,9 @@ class RuntimeConfig(Section):
 
     threads: int = Field(1, ge=1)
     """BLAS and torch threads of a training process. The same count gives the same bits, another does not."""
+    cores: int = Field(0, ge=0)
+    """Cores that one computation divides its rows among, with the same bits whatever they are. 0: one where a shard is trained,
+    since others train beside it, and all of the node's where shards are aggregated."""
     slots: int = Field(0, ge=0)
     """Shards that train at the same time at most; 0: as many as the nodes have CPUs for. On one node never more than that."""
     process_per: Literal["shard", "slot"] = "shard"
@@ -331,7 +334,7 @@ class RuntimeConfig(Section):
 
 _LABEL = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][\w.-]{0,62}=[A-Za-z0-9][\w.-]{0,62}", re.ASCII)
 
-RUN_HERE = ("slots", "process_per", "node_labels", "timeout_seconds")
+RUN_HERE = ("cores", "slots", "process_per", "node_labels", "timeout_seconds")
 """Settings of `runtime` that say where, how wide and how long things run here: no bit changes, no generation records them."""
 
 

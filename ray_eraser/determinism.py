@@ -9,8 +9,11 @@ from __future__ import annotations
 import platform
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -21,12 +24,20 @@ from threadpoolctl import threadpool_limits
 _ONE_AT_A_TIME = threading.RLock()
 """Thread counts and kernels are the process's: two threads that set and restore them would do it for each other."""
 
+_CORES = ContextVar("cores", default=1)
+_PARTS = 4
+"""Parts of a computation for each core: whoever has had the small ones takes another."""
+
 
 @contextmanager
-def deterministic(threads: int) -> Iterator[None]:
+def deterministic(threads: int, cores: int = 0) -> Iterator[None]:
     """Run the body with `threads` BLAS and torch threads, deterministic kernels and denormals flushed; restore afterwards.
 
     Flushing is a property of the calling thread, so every actor call enters anew, whichever thread serves it.
+
+    Args:
+        threads: the bits depend on them.
+        cores: among which `in_parts` divides what it is given, 0 being one; no bit depends on them.
     """
     import torch  # here, so that processes that never train do not pay for the import
 
@@ -37,12 +48,40 @@ def deterministic(threads: int) -> Iterator[None]:
         # The same switch as use_deterministic_algorithms(True), which would import the compiler as well: 0.8 s a process.
         torch.set_deterministic_debug_mode("error")
         torch.set_flush_denormal(True)
+        token = _CORES.set(max(1, cores))
         try:
             yield
         finally:
+            _CORES.reset(token)
             torch.set_flush_denormal(flushed_before)
             torch.set_deterministic_debug_mode(before[1])
             torch.set_num_threads(before[0])
+
+
+def in_parts(n: int, work: Callable[[int, int], None], least: int) -> None:
+    """Have `work(first, last)` done for all of range(n), in parts at the same time on the cores that `deterministic` was given.
+
+    It is for results that are the same bits however they are divided: what is done at one place must not depend on the part
+    that the place is in.
+
+    Args:
+        n: places.
+        work: does what is to be done from `first` to before `last`; it is compiled, or else computes in numpy.
+        least: places of a part, all but the last part having a multiple of them.
+    """
+    cores = min(_CORES.get(), -(-n // least))
+    if cores <= 1:
+        work(0, n)
+        return
+    import torch
+
+    step = -(-n // (least * cores * _PARTS)) * least
+    # Threads of this call alone: one that stays would keep what somebody else told it of denormals.
+    with ThreadPoolExecutor(cores, initializer=partial(torch.set_flush_denormal, True)) as threads:
+        # From the end: rows that are ordered by what they cost have those there that cost most.
+        parts = [threads.submit(work, first, min(first + step, n)) for first in reversed(range(0, n, step))]
+        for part in parts:
+            part.result()
 
 
 def environment(threads: int) -> dict[str, str | int]:

@@ -60,7 +60,7 @@ def aggregate(
     known = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not known:
         return Embeddings.empty(config.model.width)
-    with deterministic(config.runtime.threads):
+    with deterministic(config.runtime.threads, config.runtime.cores):
         combined = _combine(known, interactions, config, grams)
         return _swept(combined, interactions, config, config.aggregation.sweeps) if config.aggregation.foldin else combined
 
@@ -86,7 +86,7 @@ def excise(
         grams: as for `aggregate`.
     """
     known = [submodel for submodel in submodels if len(submodel.user_rows)]
-    with deterministic(config.runtime.threads):
+    with deterministic(config.runtime.threads, config.runtime.cores):
         if known:
             return _spectral(known, config, grams, with_users=False)
         return _swept(start, interactions, config, sweeps=1)
@@ -110,7 +110,7 @@ def with_users(model: Embeddings, interactions: Interactions, config: EraserConf
     """
     if not config.aggregation.foldin:
         return model
-    with deterministic(config.runtime.threads):
+    with deterministic(config.runtime.threads, config.runtime.cores):
         return folding(model, config).users(interactions)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import linalg
 
+from ray_eraser.determinism import in_parts
 from ray_eraser.embeddings import Embeddings
 
 Precision = type[np.float64] | type[np.float32]
@@ -43,13 +44,20 @@ class Grams:
         for l, right in enumerate(submodels):
             missing = [left for left in submodels[l:] if (left, right, precision) not in self._blocks]
             if missing:
-                users, items = _Table(right.user_rows, right.users), _Table(right.item_rows, right.items)
-            for left in missing:
+                self._multiply(missing, right, precision)
+        return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
+
+    def _multiply(self, lefts: Sequence[Embeddings], right: Embeddings, precision: Precision) -> None:
+        users, items = _Table(right.user_rows, right.users), _Table(right.item_rows, right.items)
+
+        def multiply(first: int, last: int) -> None:
+            for left in lefts[first:last]:
                 self._blocks[left, right, precision] = (
                     users.block(left.user_rows, left.users, precision),
                     items.block(left.item_rows, left.items, precision),
                 )
-        return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
+
+        in_parts(len(lefts), multiply, 1)
 
     def give(self, submodels: Sequence[Embeddings], sides: tuple[np.ndarray, np.ndarray]) -> None:
         """Take over what `sides` gave elsewhere of the same submodels."""
@@ -94,7 +102,8 @@ class _Table:
         gram = np.zeros((vectors.shape[1], self._vectors.shape[1]), precision)
         for first in range(0, len(common), _GATHERED):
             theirs = common[first : first + _GATHERED]
-            left, right = vectors[theirs], self._vectors[places[theirs]]
+            # `take` lets other threads go on, an index does not.
+            left, right = vectors.take(theirs, axis=0), self._vectors.take(places[theirs], axis=0)
             gram += left.astype(precision, copy=False).T @ right.astype(precision, copy=False)
         return gram
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import linalg
 
 from ray_eraser.aggregation.grams import Grams, dense, times
+from ray_eraser.determinism import in_parts
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.training.kernels import compiled
 
@@ -177,12 +178,17 @@ def _sum_rows(tables: Sequence[tuple[np.ndarray, np.ndarray]], basis_KDR: np.nda
     sums = np.empty((len(union), basis_KDR.shape[1]), np.float32)
     at = [places[rows] for rows, _ in tables]
     cuts = [np.searchsorted(theirs, np.arange(0, len(union) + _SUMMED, _SUMMED)) for theirs in at]
-    for block, first in enumerate(range(0, len(union), _SUMMED)):
-        total = np.zeros((min(_SUMMED, len(union) - first), sums.shape[1]))
-        for (_, vectors), basis_DR, theirs, cut in zip(tables, bases, at, cuts, strict=True):
-            inside = slice(cut[block], cut[block + 1])
-            _add_rows(vectors[inside] @ basis_DR, theirs[inside] - first, total)
-        sums[first : first + _SUMMED] = total
+
+    def sum_blocks(first: int, last: int) -> None:
+        for block in range(first, last):
+            begin = block * _SUMMED
+            total = np.zeros((min(_SUMMED, len(union) - begin), sums.shape[1]))
+            for (_, vectors), basis_DR, theirs, cut in zip(tables, bases, at, cuts, strict=True):
+                inside = slice(cut[block], cut[block + 1])
+                _add_rows(vectors[inside] @ basis_DR, theirs[inside] - begin, total)
+            sums[begin : begin + _SUMMED] = total
+
+    in_parts(-(-len(union) // _SUMMED), sum_blocks, 1)
     return union, sums
 
 

@@ -42,12 +42,14 @@ class Placement:
     Attributes:
         nodes: the node of each shard.
         aggregator: the node for the processes that aggregate: the largest.
+        cores: CPUs of that node.
         gpus_per_shard: that a shard's process can reserve.
         notices: what an operator should know, in sentences.
     """
 
     nodes: Mapping[ShardId, str]
     aggregator: str
+    cores: int
     gpus_per_shard: float
     notices: tuple[str, ...]
 
@@ -85,7 +87,7 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
         placed[shard] = best.node_id
         held[best.node_id] += 1
     largest = min(able, key=lambda node: (-node.cpus, held[node.node_id], node.node_id))
-    return Placement(placed, largest.node_id, gpus_per_shard, notices)
+    return Placement(placed, largest.node_id, max(1, largest.cpus), gpus_per_shard, notices)
 
 
 def _able(nodes: Sequence[Node], runtime: RuntimeConfig) -> list[Node]:

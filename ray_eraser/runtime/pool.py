@@ -276,11 +276,18 @@ class RayShardPool:
         return self._actor(self._role(number), actor_class, node, gpus, *args, self._store_uri, self._config)
 
     def _aggregator(self) -> Any:
-        return self._actor("aggregator", self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, self._config)
+        return self._aggregating("aggregator")
 
     def _excisor(self) -> Any:
         """One of its own: who asks to be forgotten does not wait for the aggregation after somebody else's erasure."""
-        return self._actor("excisor", self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, self._config)
+        return self._aggregating("excisor")
+
+    def _aggregating(self, role: str) -> Any:
+        """A process that aggregates, and has all of its node's cores: shards have been trained by then, or make way."""
+        runtime = self._config.runtime
+        wide = runtime.model_copy(update={"cores": runtime.cores or self._placement.cores})
+        config = self._config.model_copy(update={"runtime": wide})
+        return self._actor(role, self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, config)
 
     def _whereabouts(self, actors: Mapping[ShardId, Any]) -> dict[ShardId, str]:
         """The node of every shard, asked from its process: one whose node died has come back elsewhere, or is about to."""

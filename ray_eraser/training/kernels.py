@@ -19,11 +19,12 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 def compiled(function: Kernel) -> Kernel:
     """The same function as machine code, compiled at its first call and kept beside the source for the next process.
 
-    Sums are added in the order written (no fastmath) by one thread (no parallel): same arguments, same bits. A kernel calls
-    kernels of its own file alone, because numba compiles anew when that file changes, not when another does.
+    Sums are added in the order written (no fastmath) by one thread (no parallel): same arguments, same bits. Others may run
+    beside it (nogil). A kernel calls kernels of its own file alone, because numba compiles anew when that file changes, not
+    when another does.
     """
     # Python's division checks for zero at every element, which keeps a loop from being vectorised: four times as slow.
-    settings: dict[str, Any] = {"error_model": "numpy"}
+    settings: dict[str, Any] = {"error_model": "numpy", "nogil": True}
     try:
         return cast("Kernel", numba.njit(cache=True, **settings)(function))
     except RuntimeError:  # nowhere to write: neither beside the source nor in a home

@@ -16,11 +16,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ray_eraser.determinism import in_parts
 from ray_eraser.training.kernels import compiled
 
 _LANES = 16
 _GATHERED = 1 << 12
 """Numbers of Q_r that are gathered at once: half of a processor's innermost cache, since all of Q_r'Q_r passes over them."""
+_FEWEST = 16 * _LANES
+"""Rows that are worth a thread."""
 
 
 class Ridge:
@@ -64,10 +67,17 @@ class Ridge:
         degrees = np.diff(starts)
         by_degree = np.argsort(degrees, kind="stable")
         none, short = np.searchsorted(degrees, [0, self._short], side="right", sorter=by_degree)
+        short_rows, long_rows = by_degree[none:short], np.sort(by_degree[max(none, short) :])
+
+        def solve_short(first: int, last: int) -> None:
+            _solve_short(short_rows[first:last], starts, columns, *self._turned, ridge_R, solved_RD)
+
+        def solve_long(first: int, last: int) -> None:
+            _solve_long(long_rows[first:last], starts, columns, self._whole_lanes, self._base_DD, ridge_R, solved_RD)
+
         if self._short:  # without a row as well: whoever asks for none wants it loaded
-            _solve_short(by_degree[none:short], starts, columns, *self._turned, ridge_R, solved_RD)
-        long = np.sort(by_degree[max(none, short) :])
-        _solve_long(long, starts, columns, self._whole_lanes, self._base_DD, ridge_R, solved_RD)
+            in_parts(len(short_rows), solve_short, _FEWEST)
+        in_parts(len(long_rows), solve_long, _FEWEST)
         return solved_RD
 
 

@@ -51,7 +51,7 @@ def train_submodel(
     """
     model, last, state = make_model(config.model), config.training.slices - 1, reached
     assert slices_U is not None or not last, "with slices, training needs to know every user's"
-    with deterministic(config.runtime.threads):
+    with deterministic(config.runtime.threads, config.runtime.cores):
         for stage in range(reached.stages, config.training.slices):
             seen, held = train, valid
             if slices_U is not None and stage < last:

@@ -64,6 +64,12 @@ class AggregatorContract:
         np.random.seed(99)  # noqa: NPY002 - the state that an aggregator must not look at
         assert self.combined(submodels, interactions, config).same_bits(first)
 
+    def test_the_number_of_cores_changes_no_bit(self, config):
+        interactions, _ = checkerboard()
+        first = self.aggregated(interactions, config)
+        runtime = config.runtime.model_copy(update={"cores": 3})
+        assert self.aggregated(interactions, config.model_copy(update={"runtime": runtime})).same_bits(first)
+
     def test_it_covers_everybody_whom_any_submodel_covers(self, config):
         interactions = log_of([(0, 3), (0, 9), (1, 3), (4, 5), (5, 5), (5, 20), (9, 9), (10, 21)])
         model = self.aggregated(interactions, config)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from threading import Thread
+from threading import Barrier, Thread
 
 import numba
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from ray_eraser.determinism import deterministic, environment
+from ray_eraser.determinism import deterministic, environment, in_parts
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +102,49 @@ def test_two_threads_do_not_end_each_others_conditions():
     assert set(inside) == {(1, True)}
     assert len(inside) == 800
     assert state() == before
+
+
+@pytest.mark.parametrize("cores", [0, 1, 2, 3, 64])
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 1000])
+def test_parts_are_all_places_once_and_begin_at_multiples_of_the_least(cores, n):
+    done, parts = np.zeros(n, int), []
+
+    def work(first, last):
+        parts.append((first, last))
+        done[first:last] += 1
+
+    with deterministic(1, cores):
+        in_parts(n, work, least=16)
+    assert (done == 1).all()
+    assert all(first % 16 == 0 for first, _ in parts)
+    if cores < 2 or n <= 16:
+        assert parts == [(0, n)]
+
+
+def test_as_many_parts_are_done_at_the_same_time_as_there_are_cores():
+    together = Barrier(3, timeout=20)
+    with deterministic(1, cores=3):
+        in_parts(3, lambda first, last: together.wait(), least=1)
+
+
+def test_parts_have_the_conditions_of_whoever_gives_them_out():
+    seen = []
+
+    def work(first, last):
+        seen.append((denormals(), torch.get_num_threads(), set(blas_threads())))
+
+    with deterministic(1, cores=2):
+        in_parts(8, work, least=1)
+    assert seen == [((0.0, 0.0), 1, {1})] * 8
+    with deterministic(1):
+        in_parts(8, work, least=1)  # the cores were those of the block before
+    assert len(seen) == 9
+
+
+def test_what_fails_in_a_part_fails():
+    def work(first, last):
+        if first <= 5 < last:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), deterministic(1, cores=2):
+        in_parts(8, work, least=1)

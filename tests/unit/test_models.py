@@ -143,6 +143,19 @@ def test_a_row_is_solved_to_the_same_bits_alone_and_among_others(width, density)
         assert np.array_equal(half_sweep(matrix[row], items, ALPHA0, REG)[0], together[row])
 
 
+@pytest.mark.parametrize("width", [3, 64])
+def test_a_half_sweep_gives_the_same_bits_on_any_number_of_cores(width):
+    generator = np.random.default_rng(8)
+    # Rows of a tenth and of nine tenths of the columns, long ones and short ones, more than one thread's worth of each.
+    densities = np.where(np.arange(1100) % 2, 0.9, 0.1)
+    matrix = sparse.csr_matrix((generator.random((1100, 60)) < densities[:, None]).astype(np.float32))
+    items = vectors(generator, 60, width)
+    alone = half_sweep(matrix, items, ALPHA0, REG)
+    for cores in (2, 3):
+        with deterministic(1, cores):
+            assert np.array_equal(half_sweep(matrix, items, ALPHA0, REG), alone)
+
+
 @pytest.mark.parametrize("alpha0", [1e-4, 0.3, 10.0])
 @pytest.mark.parametrize("width", [8, 64, 130])
 def test_short_rows_and_long_ones_solve_the_same_equations(width, alpha0):

@@ -42,6 +42,12 @@ def test_threads_share_the_cpus() -> None:
     assert Node("c", 2).slots(threads=4) == 1
 
 
+def test_who_aggregates_has_the_cores_of_the_largest_node() -> None:
+    placement = spread(3, [Node("small", 2), Node("large", 16), Node("gpus", 4, gpus=8)], RuntimeConfig())
+    assert (placement.aggregator, placement.cores) == ("large", 16)
+    assert spread(1, [Node("only", 0)], RuntimeConfig()).cores == 1
+
+
 def test_a_head_without_cpus_holds_nothing_unless_it_is_alone() -> None:
     head = Node("head", 0)
     assert _held(4, [head, Node("a", 2), Node("b", 2)]) == {"a": 2, "b": 2}

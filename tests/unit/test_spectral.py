@@ -183,6 +183,17 @@ def test_the_same_arguments_give_the_same_bits_and_leave_the_submodels_as_they_w
     assert all(now.same_bits(then) for now, then in zip(submodels, some_submodels(), strict=True))
 
 
+@pytest.mark.parametrize("exact_up_to", [256, 8])
+def test_any_number_of_cores_gives_the_same_bits(monkeypatch, exact_up_to):
+    monkeypatch.setattr(module, "_EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(module, "_SUMMED", 4)  # so that there are several blocks of rows
+    submodels = some_submodels()
+    alone = spectral(submodels, 5, seed=1)
+    for cores in (2, 3):
+        with deterministic(1, cores):
+            assert spectral(submodels, 5, seed=1).same_bits(alone)
+
+
 def test_vectors_are_contiguous_float32():
     model = spectral(some_submodels(), 4, 0)
     assert all(vectors.dtype == np.float32 and vectors.flags.c_contiguous for vectors in (model.users, model.items))
