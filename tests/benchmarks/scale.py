@@ -109,6 +109,15 @@ def _deployed(name: str, folder: str, config: EraserConfig) -> Client:
     return client
 
 
+def _full(folder: str, data: str, changes: list[str]) -> float:
+    """Seconds of the training of one shard with all the data."""
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as path:
+        client = _deployed(Path(path).name, folder, load_config(None, [*changes, "partition.n_shards=1"]))
+        seconds = training_seconds(client, client.fit_log(data).n_interactions)
+        client.shutdown()
+    return seconds
+
+
 def _say(what: str) -> None:
     """How far it is: some of these runs take an hour."""
     print(f"{datetime.now(UTC):%H:%M:%S} {what}", file=sys.stderr, flush=True)
@@ -125,6 +134,8 @@ def main() -> None:
     asked = parser.parse_args()
     config = load_config(None, asked.changes)
     rows: list[str] = []
+    if asked.storage:
+        Path(asked.storage).mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(dir=asked.storage, ignore_cleanup_errors=True)  # a process that ends may still write
     with own_ray(), scratch as folder, Memory.watched() as memory:
         client = _deployed("shards", folder, config)
@@ -138,12 +149,13 @@ def main() -> None:
         exact = _same_bits(Store(f"{folder}/shards"), digest, erased.touched)
         held = memory.most
         if asked.full:
-            full = _deployed("full", folder, load_config(None, [*asked.changes, "partition.n_shards=1"]))
-            seconds = training_seconds(full, full.fit_log(asked.data).n_interactions)
-            full.shutdown()
-            ratio = seconds / float(np.median(erased.restore))
-            rows = [f"| full retraining, one shard, same epochs, same code | {seconds:.1f} |"]
-            rows.append(f"| **full retraining over to restore (median)** | **{ratio:.1f}** |")
+            # A training has one core, as it has where shards train side by side; an aggregation has all.
+            n_cores = os.cpu_count() or 1
+            for name, cores, weight in (("one core", 1, "**"), (f"{n_cores} cores", n_cores, "")):
+                seconds = _full(folder, asked.data, [*asked.changes, f"runtime.cores={cores}"])
+                ratio = seconds / float(np.median(erased.restore))
+                rows.append(f"| full retraining, one shard, same epochs, same code, {name} | {seconds:.1f} |")
+                rows.append(f"| {weight}that over to restore (median){weight} | {weight}{ratio:.1f}{weight} |")
     forget, restore = float(np.median(erased.forget)), float(np.median(erased.restore))
     name = f"{Path(asked.data).name}-{config.partition.n_shards}"
     what = f"{fit.n_interactions:,} interactions to learn from, {fit.n_users:,} users, {fit.n_items:,} items"

@@ -3,13 +3,16 @@
     python tests/benchmarks/unlearn.py --data ml-1m --requests 20 --equal-quality --report tests/benchmarks/results
 
 Everything is measured in one run on one local Ray, shards up: submit to excised (`to_forget`), submit to receipt
-(`to_restore`), reads while shards retrain, and the training of one shard with all the data for as many epochs. With
-`--equal-quality` also for as few epochs as reach the quality of the shards, on the test set of up to 5,000 users.
+(`to_restore`), reads while shards retrain, and the training of one shard with all the data for as many epochs, twice before and
+twice after, since the speed of a machine changes. A training has one core, as it has where shards train side by side; an
+aggregation has all, so that the training is also measured with all. With `--equal-quality` also for as few epochs as reach the
+quality of the shards, on the test set of up to 5,000 users.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -30,6 +33,7 @@ from ray_eraser.seeds import derive
 from ray_eraser.store import Store
 
 _RANKED_USERS = 5_000
+_TIMES = 2
 
 
 def _spread(seconds: list[float]) -> str:
@@ -73,7 +77,7 @@ def main() -> None:
     dataset = ray_eraser.read_dataset(arguments.data, config.data, config.seed)
     with session("local"), tempfile.TemporaryDirectory() as folder:
         everything = [*arguments.changes, "aggregation.sweeps=0", *arguments.full]
-        full_seconds, full_quality = _full(folder, dataset, everything)
+        full = [_full(folder, dataset, everything) for _ in range(_TIMES)]
         client = ray_eraser.deploy("shards", f"{folder}/shards", config)
         client.warm()
         fit = client.fit(dataset)
@@ -81,6 +85,9 @@ def main() -> None:
         users = sorted(map(str, dataset.users.ids), key=lambda user: derive(0, "benchmark", user))
         erased = Erasures.measured(client, users[: 1 + arguments.requests], users[-1])
         client.shutdown()
+        full += [_full(folder, dataset, everything) for _ in range(_TIMES)]
+        n_cores = os.cpu_count() or 1
+        wide = [_full(folder, dataset, [*everything, f"runtime.cores={n_cores}"])[0] for _ in range(_TIMES)]
         equal = None
         if arguments.equal_quality:
             for epochs in range(1, config.model.epochs + 1):
@@ -88,7 +95,8 @@ def main() -> None:
                 if reached >= quality or epochs == config.model.epochs:
                     equal = epochs, seconds, reached
                     break
-    median = statistics.median(erased.restore)
+    median, whole = statistics.median(erased.restore), [seconds for seconds, _ in full]
+    full_seconds, full_quality = statistics.median(whole), full[0][1]
     name, n_shards = Path(arguments.data).name, config.partition.n_shards
     lines = [
         *heading(f"One user's erasure, {name}, {n_shards} {config.partition.kind} shards", config.runtime.threads),
@@ -99,7 +107,8 @@ def main() -> None:
         f"| to forget (submit to excised) | {_spread(erased.forget)} |",
         f"| to restore (submit until the new generation is served) | {_spread(erased.restore)} |",
         f"| a read while shards retrain ({len(erased.reads)} reads) | {_spread(erased.reads)} |",
-        f"| full retraining, one shard, same epochs, same code | {full_seconds:.3f} |",
+        f"| full retraining, one shard, same epochs, same code, one core | {_spread(whole)} |",
+        f"| the same on {n_cores} cores | {_spread(wide)} |",
         f"| first training of all shards | {fit.seconds['shards'] + fit.seconds['aggregation']:.3f} |",
         f"| **full retraining over to restore** | **{full_seconds / median:.2f}** |",
     ]
@@ -109,6 +118,7 @@ def main() -> None:
             f"| full retraining of {epochs} epochs, NDCG@10 {reached:.4f} | {seconds:.3f} |",
             f"| **that over to restore** | **{seconds / median:.2f}** |",
         ]
+    lines += [f"| on {n_cores} cores over to restore | {statistics.median(wide) / median:.2f} |"]
     lines += ["", f"NDCG@10 on the test set: shards {quality:.4f}, full retraining {full_quality:.4f}."]
     write_report(lines, arguments.report, f"unlearn-{name}-{n_shards}")
 
