@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 
-.PHONY: demo test test-long lint soak bench bench-scale install clean
+.PHONY: demo test test-ray test-long lint soak bench bench-scale install clean
 
 install: $(VENV)/installed
 
@@ -24,9 +24,13 @@ demo: install
 	@echo "== trained again from what remains, is every bit the same?"
 	$(BIN)/python jobs/audit.py --storage-path $(DEMO) --user-id 1007 --ray-address local
 
-# Two at a time where there is no Ray; Ray brings processes of its own.
+# Within ten minutes; two at a time where there is no Ray; Ray brings processes of its own.
 test: install lint
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow or data" tests/test_*.py tests/unit
+	$(BIN)/pytest -q -m "not slow" tests/ray/test_deployment.py tests/jobs/test_jobs.py
+
+# Everything on Ray but what takes long: a quarter of an hour.
+test-ray: install
 	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs
 	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
 

@@ -74,10 +74,10 @@ class BigLog:
     users_per_fragment: int = 20_000
 
     @classmethod
-    def of(cls, n_interactions: int, per_user: float, seed: int) -> BigLog:
-        """About so many interactions, ten users for an item, and communities of the same size however big the log is."""
+    def of(cls, n_interactions: int, per_user: float, seed: int, n_items: int | None = None) -> BigLog:
+        """About so many interactions; ten users for an item unless told; communities of one size however big the log is."""
         n_users = max(2, round(n_interactions / per_user))
-        n_items = max(2, n_users // 10)
+        n_items = max(2, n_users // 10 if n_items is None else n_items)
         return cls(n_users, n_items, per_user, seed, max(1, n_items // _COMMUNITY_SIZE))
 
     def __len__(self) -> int:

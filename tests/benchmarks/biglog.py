@@ -32,13 +32,14 @@ def main() -> None:
     parser.add_argument("--interactions", type=int, required=True, help="about how many")
     parser.add_argument("--output", type=Path, required=True, help="the folder; made if missing, and must be empty")
     parser.add_argument("--per-user", type=float, default=100, help="interactions of an average user")
+    parser.add_argument("--items", type=int, help="how many; a tenth of the users without it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     if any(asked.output.iterdir()):
         parser.error(f"--output {asked.output} is not empty: files of another log would be taken for parts of this one")
-    log = BigLog.of(asked.interactions, asked.per_user, asked.seed)
+    log = BigLog.of(asked.interactions, asked.per_user, asked.seed, asked.items)
     started = time.perf_counter()
     write = partial(write_fragment, log, asked.output)
     if asked.processes == 1:

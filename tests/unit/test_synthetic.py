@@ -84,6 +84,7 @@ def test_settings_at_their_limits_still_give_a_log(settings):
 def test_a_fragment_of_a_big_log_depends_on_the_seed_and_its_number_alone() -> None:
     log = BigLog.of(30_000, 30, seed=3)
     assert (log.n_users, log.n_items) == (1000, 100)
+    assert BigLog.of(30_000, 30, seed=3, n_items=40).n_items == 40
     small = replace(log, users_per_fragment=300)
     assert len(small) == 4
     later, earlier = small.fragment(2), replace(small).fragment(2)
