@@ -39,7 +39,7 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
     here = {"folder": tmp_path, "ray_address": ray.get_runtime_context().gcs_address}
     there = ("--deployment", "day", "--storage-path", "day")
-    longer = ("--set", "model.solver=adagrad", "--set", "model.epochs=2000", "--set", "aggregation.foldin_alpha0=0.3")
+    longer = ("--set", "model.solver=adagrad", "--set", "model.epochs=10000", "--set", "aggregation.foldin_alpha0=0.3")
     trained = run("train", "--config", "small.toml", *there, *longer, "--json", **here)
     assert "training shards 0/3" in trained.stderr
 

@@ -60,7 +60,7 @@ def test_a_trial_that_fails_is_a_row_and_the_others_go_on(
         Sweep(base, (parse_axis("model.lr=1e30,0.05"),), MIX, 1),
         tiny,
         tmp_path / "some-fail",
-        lambda row: heard.append(row["trial"]),
+        lambda row, _: heard.append(row["trial"]),
     )
     assert sorted(heard) == ["model.lr=0.05", "model.lr=1e30"]
     assert rows["model.lr=0.05"]["state"] == "finished"
