@@ -14,8 +14,8 @@ _LOG = ("read and divide", "train all shards", "aggregate")
 _ERASURE = ("to restore", "to forget")
 
 
-def draw(rows: list[dict[str, Any]], output: Path) -> None:
-    """growth.png and growth.svg: seconds of the whole log on the left, of one user's erasure on the right."""
+def draw(rows: list[dict[str, Any]], output: Path, name: str, title: str) -> None:
+    """NAME.png and NAME.svg: seconds of the whole log on the left, of one user's erasure on the right."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -24,27 +24,29 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
     rows = sorted(rows, key=lambda row: row["interactions"])
     sizes = [row["interactions"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for axis, names, title in zip(axes, (_LOG, _ERASURE), ("the whole log", "one user's erasure"), strict=True):
-        for name, mark in zip(names, "os^", strict=False):
-            axis.plot(sizes, [row[name] for row in rows], mark + "-", label=name)
-        axis.set(xscale="log", yscale="log", xlabel="interactions to learn from", ylabel="seconds", title=title)
+    for axis, costs, over in zip(axes, (_LOG, _ERASURE), ("the whole log", "one user's erasure"), strict=True):
+        for cost, mark in zip(costs, "os^", strict=False):
+            axis.plot(sizes, [row[cost] for row in rows], mark + "-", label=cost)
+        axis.set(xscale="log", yscale="log", xlabel="interactions to learn from", ylabel="seconds", title=over)
         axis.grid(alpha=0.3)
         axis.legend()
     for row in rows:
         place = (row["interactions"], row["to restore"])
         axes[1].annotate(f"K = {row['shards']}", place, (0, 8), textcoords="offset points", ha="center", fontsize=9)
     axes[1].margins(y=0.15)
-    figure.suptitle("Growth with the log, two cores, shards of the same size")
+    figure.suptitle(f"Growth with the log, two cores, shards of the same size{title and f', {title}'}")
     for kind in ("png", "svg"):
-        figure.savefig(output / f"growth.{kind}", dpi=150)
+        figure.savefig(output / f"{name}.{kind}", dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--name", default="growth", help="of the files in the folder")
+    parser.add_argument("--title", default="", help="what else is said above the figure")
     asked = parser.parse_args()
-    draw([json.loads(report.read_text("utf-8")) for report in asked.reports], asked.output)
+    draw([json.loads(report.read_text("utf-8")) for report in asked.reports], asked.output, asked.name, asked.title)
 
 
 if __name__ == "__main__":
