@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
+QUICK_ON_RAY := tests/ray/test_deployment.py tests/jobs/test_jobs.py
 
 .PHONY: demo test test-ray test-long lint soak bench bench-scale install clean
 
@@ -27,11 +28,11 @@ demo: install
 # Within ten minutes; two at a time where there is no Ray; Ray brings processes of its own.
 test: install lint
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow or data" tests/test_*.py tests/unit
-	$(BIN)/pytest -q -m "not slow" tests/ray/test_deployment.py tests/jobs/test_jobs.py
+	$(BIN)/pytest -q -m "not slow" $(QUICK_ON_RAY)
 
-# Everything on Ray but what takes long: a quarter of an hour.
+# The others on Ray but what takes long: a quarter of an hour.
 test-ray: install
-	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs
+	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs $(QUICK_ON_RAY:%=--ignore=%)
 	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
 
 # What takes long: kill -9 at every step, a small soak, sweeps, submitted jobs, several nodes.

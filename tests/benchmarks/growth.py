@@ -1,6 +1,6 @@
 """Draw, don't measure: how each cost grows with the log, from what scale.py kept of several logs.
 
-python tests/benchmarks/growth.py tests/benchmarks/results/*scale-*.json --output docs/figures
+python tests/benchmarks/growth.py DATE-scale-1m-1.json DATE-scale-10m-10.json DATE-scale-100m-100.json --output docs/figures
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def draw(rows: list[dict[str, Any]], output: Path, name: str, title: str) -> Non
         place = (row["interactions"], row["to restore"])
         axes[1].annotate(f"K = {row['shards']}", place, (0, 8), textcoords="offset points", ha="center", fontsize=9)
     axes[1].margins(y=0.15)
-    figure.suptitle(f"Growth with the log, two cores, shards of the same size{title and f', {title}'}")
+    figure.suptitle(f"Growth with the log, two cores, shards of the same size{title}")
     for kind in ("png", "svg"):
         figure.savefig(output / f"{name}.{kind}", dpi=150)
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--name", default="growth", help="of the files in the folder")
-    parser.add_argument("--title", default="", help="what else is said above the figure")
+    parser.add_argument("--title", default="", help="what is added to the line above the figure")
     asked = parser.parse_args()
     draw([json.loads(report.read_text("utf-8")) for report in asked.reports], asked.output, asked.name, asked.title)
 
