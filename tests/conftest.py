@@ -11,10 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
+
+# The same examples in every run: a change must not be refused by luck. `make search` draws others each time. How long an example
+# takes says something about the machine only.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("RAY_ERASER_EXAMPLES", "fixed"))
 
 
 @pytest.fixture(scope="session")

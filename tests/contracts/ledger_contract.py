@@ -82,8 +82,8 @@ LEGAL = {
     ("routed", "erased"),
     ("routed", "done"),
     ("routed", "set_aside"),
-    ("set_aside", "excised"),
 }
+"""Out of `set_aside` leads `retry` alone, which no other move may stand for."""
 WAY = (RequestState.EXCISED, RequestState.ROUTED, RequestState.ERASED)
 ILLEGAL = [(state, wanted) for state in RequestState for wanted in MOVES if (state, wanted) not in LEGAL]
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
@@ -19,11 +18,6 @@ from ray_eraser.partition import Partition
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import Store, manifest_ref
 from ray_eraser.unlearning.audit import AuditReport, Erased, audit
-
-# How long an example takes says something about the machine only.
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
-
 
 class Deployments:
     """Deployments under one folder. A name is a storage path; opening it again is what happens after a crash."""

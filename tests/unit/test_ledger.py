@@ -238,6 +238,15 @@ class AnyHistory(RuleBasedStateMachine):
             with pytest.raises(IllegalTransitionError):
                 move(self.ledger, name)
 
+    @rule(name=names)
+    def retry(self, name):
+        if self.states[name] is RequestState.SET_ASIDE:
+            self.ledger.retry(RequestId(name))
+            self.states[name] = RequestState.EXCISED
+        else:
+            with pytest.raises(IllegalTransitionError):
+                self.ledger.retry(RequestId(name))
+
     @rule(stale=st.booleans())
     def publish(self, stale):
         if stale:
@@ -267,4 +276,4 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestAnyHistory.settings = settings(max_examples=40, stateful_step_count=30)
