@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 QUICK_ON_RAY := tests/ray/test_deployment.py tests/jobs/test_jobs.py
 
-.PHONY: demo test test-ray test-long search lint soak bench bench-scale install clean
+.PHONY: demo test test-ray test-long fuzz lint soak bench bench-scale install clean
 
 install: $(VENV)/installed
 
@@ -42,8 +42,8 @@ test-long: install
 	$(BIN)/pytest -q tests/cluster
 
 # Property tests with examples drawn at random, while `make test` takes the same ones every time.
-search: install
-	RAY_ERASER_EXAMPLES=search $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
+fuzz: install
+	RAY_ERASER_EXAMPLES=fuzz $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, changed
+from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.errors import DeploymentError, InputError
-from ray_eraser.store import Store
+from ray_eraser.store import Manifest, Store
 from ray_eraser.study.attack import Against
 from ray_eraser.study.membership import AttackReport, StudyPlan, attack_study
-from ray_eraser.unlearning.audit import Erased
+from ray_eraser.unlearning.against import audit_against, refuse_learned
 from ray_eraser.unlearning.audit import audit as prove
+from ray_eraser.unlearning.erased import Erased
 from ray_eraser.unlearning.evidence import Finding, Outcome, verify_chain, verify_receipt
 from ray_eraser.unlearning.ledger import default_ledger
 from ray_eraser.unlearning.receipt import START, Receipt
@@ -32,9 +34,9 @@ from ray_eraser.unlearning.work import Learning
 _MOST_IDS = 1_000_000  # of those that are searched for at a time
 
 _ABOUT_HEADS = (
-    "The head is the digest of the newest receipt: note it. That receipts were cut off at the end shows only to whoever holds "
-    "one of those (--receipt finds it missing), or noted a later head. Who can write the ledger can make a chain anew, but not "
-    "sign it."
+    "The head is the digest of the newest receipt: note it. Receipts that were cut off at the end are missed only by somebody "
+    "who holds one of those (--receipt), or noted a later head. Anyone who can write the ledger can make another chain, but "
+    "nobody can sign it without the key."
 )
 
 
@@ -71,6 +73,15 @@ def audit(
         list[Path] | None,
         typer.Option("--logs", metavar="DIR", help="With --residue: search these logs, too; may be repeated."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="LOG",
+            help="Train on this log instead, as the deployment was trained, and compare every file under the storage path with "
+            "what that gives. A log as for train.py --data.",
+        ),
+    ] = None,
     attack: Annotated[
         bool, typer.Option("--attack", help="Study membership inference on --data instead; no deployment is touched.")
     ] = False,
@@ -88,20 +99,28 @@ def audit(
 ) -> None:
     """Train every submodel and the aggregate again from the remaining interactions and compare every bit with what is stored.
 
-    Also looks for files of earlier generations, for interactions of erased users and items, and for what --user-id, --item-id
-    and --pairs name. Exits with 1 where anything is found.
+    Every other file must be as a deployment writes it, and name only users and items that have an interaction. Also looks for
+    files of earlier generations, and for the ids that --user-id, --item-id and --pairs name. Exits with 1 where anything is
+    found.
+
+    With --against the log that you hold is trained on, and the storage path must have the same files, bit for bit, whatever was
+    learned and erased before. Settings are those of the deployment; --set data.user_column=... and the like say how to read the
+    log. Deployments with learned partitions cannot be compared.
 
     With --attack it is a tool for researchers: it trains on --data, erases a share, and attacks by membership inference the
     model before the erasure, the one after it, one that never saw the data (the oracle), and two that were unlearned badly.
 
     With --receipt and --chain nothing is trained, and no Ray is needed: what the receipts say is compared with the store and
-    the ledger. What is unchecked could not be said from what was given, and is no failure. That receipts were cut off at the
-    end of a chain shows only to whoever holds one of those, or noted a later head: --chain prints the head.
+    the ledger. An unchecked finding needs more than was given, and is no failure. Receipts that were cut off at the end of
+    a chain are missed only by somebody who holds one of those, or noted a later head: --chain prints the head.
 
-    With --residue nothing is trained either: every file under the storage path, the ledger and its logs, and the folders that
-    --logs names are searched for the ids themselves.
+    With --residue nothing is trained either. Every file under the storage path, the ledger and its logs, and the folders that
+    --logs names are searched for the ids themselves and for their hashes; and, with ids or without, for orphans: ids that no
+    interaction has.
 
     [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --user-id 42
+
+    [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --against logs/without-42.csv
 
     [bold]Example[/bold]: python jobs/audit.py --storage-path deployments/ml-1m --residue --user-id 42 --logs /tmp/ray
 
@@ -112,8 +131,8 @@ def audit(
     [bold]Example[/bold]: python jobs/audit.py --attack --data ml-1m --attack-share 0.01 --preset receraser
     """
     with cli.exit_codes(debug):
-        if sum((attack, receipt is not None, chain, residue)) > 1:
-            raise InputError("give one of --attack, --receipt, --chain and --residue")
+        if sum((attack, receipt is not None, chain, residue, against is not None)) > 1:
+            raise InputError("give one of --attack, --receipt, --chain, --residue and --against")
         if (ids_file is not None or logs) and not residue:
             raise InputError("--ids-file and --logs say what --residue searches: give it, too")
         if public_key is not None and receipt is None and not chain:
@@ -146,24 +165,44 @@ def audit(
         if residue:
             _residue(place, deployment, settings.unlearning.ledger, logs or [], _with_file(sought, ids_file), as_json=as_json)
             return
+        if against is not None and sought:
+            raise InputError("--against compares all files and looks for no ids: leave them out, or leave out --against")
         store, published = cli.published_generation(place, deployment, settings.unlearning.ledger)
+        manifest = store.read_manifest(published.digest)
+        log = _log_of(against, manifest, changes or []) if against is not None else None
 
         from ray_eraser.runtime.pool import RayTasks
         from ray_eraser.runtime.session import session
 
         with session(ray_address):
-            manifest = store.read_manifest(published.digest)
             compute = RayTasks(manifest.config.runtime.model_copy(update={"slots": settings.runtime.slots}))
-            with cli.people.status("training again from what remains"):
-                report = prove(store, published, compute, sought)
-        result = report.to_dict() | {"mismatches": list(report.mismatches)}
-        cli.keep(place, cli.lasting(result))
-        if as_json:
-            cli.print_json(result)
-        else:
-            cli.print_table("audit", {**result, "mismatches": "\n".join(report.mismatches) or "none"})
-        if not report.exact:
-            raise typer.Exit(cli.FAILED)
+            if log is not None:
+                with cli.people.status("training on the log"):
+                    compared = audit_against(store, published, log, compute)
+                _report_audit(place, "comparison with the log", compared.to_dict(), passed=compared.equal, as_json=as_json)
+            else:
+                with cli.people.status("training again from what remains"):
+                    report = prove(store, published, compute, sought)
+                _report_audit(place, "audit", report.to_dict(), passed=report.exact, as_json=as_json)
+
+
+def _log_of(source: str, manifest: Manifest, changes: Sequence[str]) -> Dataset:
+    """A log as a deployment would have read it, but for the names of columns and the like that are given."""
+    refuse_learned(manifest.config)
+    reading = changed(manifest.config, [change for change in changes if change.strip().startswith("data.")]).data
+    return read_dataset(source, reading, manifest.config.seed)
+
+
+def _report_audit(place: str, title: str, report: dict[str, Any], *, passed: bool, as_json: bool) -> None:
+    result = report | {"chosen": list(report["chosen"]), "mismatches": list(report["mismatches"])}
+    cli.keep(place, cli.lasting(result))
+    if as_json:
+        cli.print_json(result)
+    else:
+        lists = {"chosen": ", ".join(report["chosen"]) or "none", "mismatches": "\n".join(report["mismatches"]) or "none"}
+        cli.print_table(title, result | lists)
+    if not passed:
+        raise typer.Exit(cli.FAILED)
 
 
 def _report_receipt(place: str, receipt: Receipt, found: Sequence[Finding], *, as_json: bool) -> None:
@@ -224,11 +263,9 @@ def _with_file(sought: Erased, file: Path | None) -> Erased:
 
 
 def _residue(place: str, deployment: str, ledger_url: str, logs: Sequence[Path], sought: Erased, *, as_json: bool) -> None:
-    if not (sought.user_ids or sought.item_ids or sought.pairs):
-        raise InputError("say what was erased: --user-id, --item-id, --pairs or --ids-file")
     store = Store(place)
     if not ledger_url:
-        default_ledger(store, deployment, must_exist=True)  # a path that was mistyped must not pass for a clean one
+        default_ledger(store, deployment, must_exist=True)  # a mistyped path must not pass for a clean one
     with cli.people.status("searching"):
         report = scan(store, ledger_files(ledger_url), logs, sought)
     if not report.searched_files:
@@ -241,13 +278,19 @@ def _residue(place: str, deployment: str, ledger_url: str, logs: Sequence[Path],
         cli.print_table("residue", {**facts, "unreadable": "\n".join(report.unreadable) or "none"})
         table = Table("file", "what", "where", "times", title="found", title_justify="left")
         for found in report.findings:
-            table.add_row(Text(found.file), f"{found.kind} {found.position}", Text(found.where), str(found.count))
+            what = found.kind if found.position is None else f"{found.kind} {found.position}"
+            table.add_row(Text(found.file), what, Text(found.where), str(found.count))
         if report.findings:
             cli.results().print(table)
+        if not sought:
+            _explain(
+                "No ids were given, so that only orphans were looked for: give --user-id, --item-id, --pairs or --ids-file to "
+                "search for what was erased."
+            )
         if report.structured_only:
             _explain(
-                f"Of what was sought, {report.structured_only} are short ids or pairs: they are found only where their place "
-                "says what they are."
+                f"{report.structured_only} of the ids are short, or are pairs: they are found only where their place says what "
+                "they are."
             )
         if ledger_url and not ledger_files(ledger_url):
             _explain("The ledger is a server's and was not searched.")

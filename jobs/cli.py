@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +27,7 @@ from ray_eraser import logs
 from ray_eraser.config import EraserConfig, load_config, preset_names
 from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError, WaitTimeoutError
 from ray_eraser.ids import RawId
+from ray_eraser.status import Progress
 from ray_eraser.store import Store
 from ray_eraser.unlearning.evidence import ReceiptFile
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, default_ledger
@@ -180,13 +181,12 @@ def _say(error: Exception, debug: bool) -> None:
 def settings(config: Path | None, changes: list[str] | None, presets: list[str] | None = None) -> EraserConfig:
     """The job's configuration from --preset, --config and --set.
 
-    A deployment remembers where its signing key is: the same place whichever folder it is started from next.
+    A deployment remembers where its secrets are: the same places whichever folder it is started from next.
     """
     loaded = load_config(config, changes or [], presets or [])
-    if not loaded.unlearning.signing_key:
-        return loaded
-    key = str(Path(loaded.unlearning.signing_key).expanduser().absolute())
-    return loaded.model_copy(update={"unlearning": loaded.unlearning.model_copy(update={"signing_key": key})})
+    given = {name: getattr(loaded.unlearning, name) for name in ("signing_key", "key_folder")}
+    places = {name: str(Path(path).expanduser().absolute()) for name, path in given.items() if path}
+    return loaded.model_copy(update={"unlearning": loaded.unlearning.model_copy(update=places)})
 
 
 def check_known(option: str, given: list[str], known: list[str]) -> None:
@@ -253,7 +253,7 @@ def lasting(result: dict[str, Any]) -> dict[str, Any]:
 
 def storage_of(client: Client) -> str:
     """The storage path of a deployment that may have been found by its name."""
-    return str(client.describe()["storage_path"]) if submission_id() is not None else ""
+    return client.describe().storage_path if submission_id() is not None else ""
 
 
 def attach(deployment: str, storage_path: str | None, ledger_url: str) -> Client:
@@ -291,8 +291,8 @@ def carried_out(client: Client, ticket: Ticket, seconds: float, *, now: bool) ->
     _events.info("accepted", extra={"requests": [ticket.request_id], "deployment": client.deployment})
     if now:
         client.process_now()
-    elif (described := client.describe())["plan"] != "immediate":
-        say(f"it waits for others, by the plan {described['plan']}; --now has all that waits carried out")
+    elif (plan := client.describe().plan) != "immediate":
+        say(f"it waits for others, by the plan {plan}; --now has all that waits carried out")
         return ticket.status()
     with TrainingProgress() as progress:
         state = awaited(client, ticket, seconds, progress)
@@ -395,10 +395,11 @@ class TrainingProgress:
     _NAMES = {"partition": "dividing", "shards": "training shards", "aggregation": "aggregating"}  # noqa: RUF012 - never changed
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=people) if people.is_terminal else None
-        self._tasks: dict[str, TaskID] = {}
-        self._last: dict[str, Any] = {}
+        named, noted = bars.TextColumn("{task.description:<16}"), bars.TextColumn("{task.fields[note]}")
+        columns = (named, bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), noted)
+        self._bars = bars.Progress(*columns, console=people) if people.is_terminal else None
+        self._tasks: dict[str, bars.TaskID] = {}
+        self._last: Progress | None = None
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -411,21 +412,21 @@ class TrainingProgress:
                 self._bars.update(task, completed=self._bars.tasks[task].total)
             self._bars.stop()
 
-    def __call__(self, progress: dict[str, Any]) -> None:
+    def __call__(self, progress: Progress) -> None:
         """Show what `Client.progress` gives."""
-        stage = progress["stage"]
+        stage, done, total, note = progress.stage, progress.done, progress.total, progress.note
         if stage not in self._NAMES:
             return
         if progress == self._last:
             return
         self._last = progress
-        _events.info(self._NAMES[stage], extra={name: progress[name] for name in ("done", "total", "note")})
+        _events.info(self._NAMES[stage], extra={"done": done, "total": total, "note": note})
         if self._bars is None:
-            say(f"{self._NAMES[stage]} {progress['done']}/{progress['total']} {progress['note']}".rstrip())
+            say(f"{self._NAMES[stage]} {done}/{total} {note}".rstrip())
             return
         for earlier, task in self._tasks.items():
             if earlier != stage:
                 self._bars.update(task, completed=self._bars.tasks[task].total)
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(self._NAMES[stage], total=progress["total"], note="")
-        self._bars.update(self._tasks[stage], completed=progress["done"], total=progress["total"], note=progress["note"])
+            self._tasks[stage] = self._bars.add_task(self._NAMES[stage], total=total, note="")
+        self._bars.update(self._tasks[stage], completed=done, total=total, note=note)

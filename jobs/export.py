@@ -1,4 +1,4 @@
-"""Write the record of a period's requests, for whoever supervises the deployment."""
+"""Write the record of a period's requests, for the supervisors of a deployment."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def export(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Write one row for each request received in a period, finished or not: its state and times, and of finished ones the
-    guarantee, the generation, and the receipt's number, digest and signature. No user and no item is in it, and no salt.
+    """Write one row for each request received in a period, finished or not: its state and times. Rows of finished requests also
+    have the guarantee, the generation, and the receipt's number, digest and signature. No user, no item and no salt is in it.
 
-    Whoever keeps it can show later that one of its receipts was altered or left out: it has their numbers and digests.
+    The record has the numbers and digests of the receipts. So it shows later whether one of them was altered or left out.
 
     [bold]Example[/bold]: python jobs/export.py --deployment shop --since 2026-01-01 --until 2026-03-31 --out q1.csv
     """

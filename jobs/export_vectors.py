@@ -21,10 +21,10 @@ def export_vectors(
 ) -> None:
     """Write vectors.npz (users, items), users.parquet and items.parquet (their ids, in the same order), and about.json.
 
-    Scores are inner products. It is what is served now: while shards are trained anew, the excision, which is as free of the
-    data.
+    Scores are inner products. They are what is served now: while shards are trained again, the excision, which is as free of
+    the data.
 
-    [bold]Copies do not forget[/bold]: after every erasure export anew, replace all vectors wherever you keep them, and delete
+    [bold]Copies do not forget[/bold]: after every erasure export again, replace all vectors wherever you keep them, and delete
     the older files. about.json says which generation they are of.
 
     [bold]Example[/bold]: python jobs/export_vectors.py --deployment shop --out vectors
@@ -44,7 +44,7 @@ def export_vectors(
         if as_json:
             cli.print_json(result)
         else:
-            cli.print_table("vectors: copies do not forget, export anew after every erasure", result)
+            cli.print_table("vectors: copies do not forget, export again after every erasure", result)
 
 
 if __name__ == "__main__":

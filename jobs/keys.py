@@ -17,8 +17,8 @@ def keys(
 ) -> None:
     """Make an Ed25519 key pair: a private key that only its owner can read, and the public one to be given to auditors.
 
-    Point the setting unlearning.signing_key to the private key when a deployment is trained: it remembers the place, and does
-    not start without the key. Whoever has the private key can sign anything; nothing is ever overwritten.
+    Point the setting unlearning.signing_key to the private key when a deployment is trained. The deployment remembers the
+    place, and does not start without the key. Anyone who has the private key can sign anything. No file is ever overwritten.
 
     [bold]Example[/bold]: python jobs/keys.py --out keys/shop, then python jobs/train.py --set
     unlearning.signing_key=keys/shop.pem ..., then python jobs/audit.py --chain --public-key keys/shop.pub.pem

@@ -29,9 +29,10 @@ def learn(
 ) -> None:
     """Append interactions to what a deployment has learned from, and train the shards that they go to.
 
-    All of --data is learned, whatever split it comes with; what is known already is passed over. New users go to a shard by the
-    hash of their id or, where the partition is learned, to the one with the fewest interactions. What is learned can be
-    unlearned like everything else, also while it still waits.
+    All of --data is handed in, whatever split it comes with. Each interaction goes where a training on everything would put it:
+    to the shard that the partition says, or out of the deployment where its data.test_share holds it out for a test. With a
+    learned partition, it goes to the shard of its user or item, or to the one with the fewest interactions. Interactions that
+    are known already are passed over. What is learned can be unlearned like everything else, also while it still waits.
 
     [bold]Example[/bold]: python jobs/learn.py --storage-path deployments/shop --data today.csv
     """
@@ -40,8 +41,7 @@ def learn(
         whole = settings.data.model_copy(update={"test_share": 0.0, "valid_share": 0.0})
         log = read_dataset(data, whole, settings.seed)
         found = Interactions.union([log.train, log.valid, log.test])
-        users, items = log.users.raw(found.users), log.items.raw(found.items)
-        pairs = [(user, item) for user, item in zip(users, items, strict=True) if user is not None and item is not None]
+        pairs = list(zip(log.users.raw(found.users), log.items.raw(found.items), strict=True))
 
         from ray_eraser.runtime.session import session
 
@@ -57,13 +57,13 @@ def learn(
             "request_id": ticket.request_id,
             "state": str(state),
             "interactions_given": len(pairs),
-            "generation": described["generation"],
-            "digest": described["digest"],
-            "n_users": described["n_users"],
-            "n_items": described["n_items"],
-            "n_interactions": described["n_interactions"],
+            "generation": described.generation,
+            "digest": described.digest,
+            "n_users": described.n_users,
+            "n_items": described.n_items,
+            "n_interactions": described.n_interactions,
         }
-        cli.keep(described["storage_path"], cli.lasting(result))
+        cli.keep(described.storage_path, cli.lasting(result))
         if as_json:
             cli.print_json(result)
         else:

@@ -25,11 +25,14 @@ def prepare(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Read an interaction log, merge repeated pairs, split it where it comes without a split, and write it as Parquet.
+    """Read an interaction log, merge repeated pairs, hold out what you ask for, and write it as Parquet.
 
-    The split is by keyed hash of the ids: removing an interaction moves no other between training, validation and test.
+    Where the log comes without a split, --set data.test_share=0.2 holds out a test set, for evaluate.py and reproduce.py, and
+    --set data.valid_share=0.1 a validation set, for sweep.py. Nothing is held out unless you ask for it. The split is by keyed
+    hash of the ids: removing an interaction moves no other between training, validation and test.
 
     [bold]Example[/bold]: python jobs/prepare.py --data ml-100k/u.data --output prepared/ml-100k --set data.min_rating=4
+    --set data.test_share=0.2
     """
     with cli.exit_codes(debug):
         settings = cli.settings(config, changes)

@@ -25,7 +25,7 @@ def repartition(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Number, divide and train everything anew from what remains, as a first training would, and let it take over as a whole.
+    """Divide and train everything from scratch on what remains, as a first training would, and let it take over as a whole.
 
     A learned partition remembers what was erased in where other interactions were put: this makes it forget that, too. With
     --set it is also the way to another number of shards, model or aggregation. What is served and asked meanwhile goes on.
@@ -42,7 +42,7 @@ def repartition(
             client = cli.attach(deployment, storage_path, ledger)
             before = client.describe()
             ticket = client.repartition(*(changes or []))
-            cli.say(f"request {ticket.request_id} is {ticket.status()}; generation {before['generation']} serves meanwhile")
+            cli.say(f"request {ticket.request_id} is {ticket.status()}; generation {before.generation} serves meanwhile")
             state = cli.carried_out(client, ticket, wait_seconds, now=True)
             after = client.describe()
             if ray_session.local:
@@ -50,15 +50,15 @@ def repartition(
         result = {
             "request_id": ticket.request_id,
             "state": str(state),
-            "generation": after["generation"],
-            "digest": after["digest"],
-            "partition": after["partition"],
-            "guarantee": after["guarantee"],
-            "n_shards": len(after["shards"]),
-            "shard_sizes": [shard["interactions"] for shard in after["shards"]],
-            "n_interactions": after["n_interactions"],
+            "generation": after.generation,
+            "digest": after.digest,
+            "partition": after.partition,
+            "guarantee": after.guarantee,
+            "n_shards": len(after.shards),
+            "shard_sizes": [shard.interactions for shard in after.shards],
+            "n_interactions": after.n_interactions,
         }
-        cli.keep(after["storage_path"], cli.lasting(result))
+        cli.keep(after.storage_path, cli.lasting(result))
         if as_json:
             cli.print_json(result)
         else:

@@ -57,7 +57,8 @@ def reproduce(
 ) -> None:
     """Measure every cell of a table or figure on a data set, each as a Ray task, and write results, table and figure.
 
-    A cell that is in the results already is not measured again: an interrupted run goes on where it was.
+    A cell that is in the results already is not measured again: an interrupted run goes on where it was. A log without a test
+    set of its own, such as the generated one, needs one held out: --set data.test_share=0.2.
 
     [bold]Example[/bold]: python jobs/reproduce.py table3 --data ml-1m --models wmf,bpr --output results/ml-1m
     """
@@ -72,6 +73,8 @@ def reproduce(
             cells = [cell.within(epochs_budget) for cell in cells]
         if requests is not None:
             cells = [replace(cell, requests=requests) if isinstance(cell, Cell) and cell.requests else cell for cell in cells]
+        if cells:
+            cells[0].dataset()  # what is wrong with the log is said before anything is made
         output.mkdir(parents=True, exist_ok=True)
         erasures = what in (What.cure4rec, What.sequence)
         file = output / ("protocols.parquet" if erasures else "results.parquet")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cli
@@ -13,13 +15,39 @@ from rich.text import Text
 
 from ray_eraser.errors import DeploymentError
 from ray_eraser.ids import RequestId
-from ray_eraser.unlearning.status import pending, stored_status
+from ray_eraser.status import Status, pending, stored_status
 
 if TYPE_CHECKING:
     from ray_eraser.runtime.client import Client
 
+Row = Mapping[str, Any]
+"""An unfinished erasure; see `status.pending`."""
+
 _MOST_REQUESTS = 1000
 _SHOWN_REQUESTS = 20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown.
+
+    Attributes:
+        status: of the deployment.
+        running: whether it answers.
+        processes: by role, the node of each process, and the node's address.
+        pending: unfinished erasures, the oldest first.
+    """
+
+    status: Status
+    running: bool
+    processes: Mapping[str, Mapping[str, str]]
+    pending: Sequence[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        fields = self.status.to_dict()
+        del fields["nodes"]  # the processes say it
+        return {"running": self.running, **fields, "processes": self.processes, "pending": self.pending}
 
 
 def status(
@@ -55,7 +83,7 @@ def status(
             else:
                 shown = _read(cli.place(storage_path, deployment), deployment, settings.unlearning.ledger)
             if as_json:
-                cli.print_json(shown)
+                cli.print_json(shown.to_dict())
             else:
                 console = cli.results()
                 if watch is not None:
@@ -80,7 +108,7 @@ def _running(deployment: str, storage_path: str | None, ray_address: str | None)
         client = connect(deployment)
     except DeploymentError:
         return None
-    elsewhere = storage_path is not None and client.describe()["storage_path"] != cli.place(storage_path, deployment)
+    elsewhere = storage_path is not None and client.describe().storage_path != cli.place(storage_path, deployment)
     return None if elsewhere else client
 
 
@@ -94,85 +122,88 @@ def _retry(client: Client | None, request_id: RequestId, storage_path: str | Non
     cli.say(f"request {request_id} is to be tried again" + ("" if client is not None else " once the deployment runs"))
 
 
-def _asked(client: Client) -> dict[str, Any]:
+def _asked(client: Client) -> Shown:
     from ray_eraser.runtime.session import addresses
 
-    described = client.describe()
-    nodes, known = described.pop("nodes"), addresses()
-    where = {role: {"node": node, "address": known.get(node, "down")} for node, roles in nodes.items() for role in roles}
-    return {"running": True, **described, "processes": where, "pending": client.erasures(_MOST_REQUESTS)}
+    described, known = client.describe(), addresses()
+    places = {
+        role: {"node": node, "address": known.get(node, "down")} for node, roles in described.nodes.items() for role in roles
+    }
+    return Shown(described, True, places, client.erasures(_MOST_REQUESTS))
 
 
-def _read(place: str, deployment: str, ledger_url: str) -> dict[str, Any]:
+def _read(place: str, deployment: str, ledger_url: str) -> Shown:
     with cli.opened_ledger(place, deployment, ledger_url) as (store, ledger):
-        stored = stored_status(deployment, store, ledger, time.time())
-        return {"running": False, **stored, "processes": {}, "pending": pending(ledger, _MOST_REQUESTS)}
+        return Shown(stored_status(deployment, store, ledger, time.time()), False, {}, pending(ledger, _MOST_REQUESTS))
 
 
-def _tables(shown: dict[str, Any], now: float) -> Group:
+def _tables(shown: Shown, now: float) -> Group:
     return Group(_summary(shown, now), _shards(shown), *_requests(shown, now))
 
 
-def _summary(shown: dict[str, Any], now: float) -> Table:
-    costs = shown["costs"]
+def _summary(shown: Shown, now: float) -> Table:
+    status, costs = shown.status, shown.status.costs
     rows = {
-        "storage path": shown["storage_path"],
-        "serving": shown["serving"] if shown["running"] else "nothing: it does not run",
-        "generation": f"{shown['generation']} ({shown['digest'][:16]}...)",
-        "guarantee": f"{shown['guarantee']} (partition {shown['partition']})",
-        "learned from": f"{shown['n_interactions']} interactions, {shown['n_users']} users, {shown['n_items']} items",
-        "requests": ", ".join(f"{count} {state}" for state, count in shown["requests"].items() if count) or "none yet",
-        "plan": shown["plan"],
+        "storage path": status.storage_path,
+        "serving": status.serving if shown.running else "nothing: it does not run",
+        "generation": f"{status.generation} ({status.digest[:16]}...)",
+        "guarantee": status.guarantee,
+        "chosen from the log": ", ".join(status.chosen) or "nothing",
+        "partition": status.partition,
+        "learned from": f"{status.n_interactions} interactions, {status.n_users} users, {status.n_items} items",
+        "requests": ", ".join(f"{count} {state}" for state, count in status.requests.items() if count) or "none yet",
+        "plan": status.plan,
         "next run": _next_run(shown, now),
-        "oldest pending": _span(shown["oldest_pending_seconds"]) if shown["pending"] else "none",
-        "overdue": shown["overdue"],
-        "costs": f"{costs['shard_seconds']:.2g} s a shard and {costs['seconds_per_interaction'] * 1e6:.3g} s a million "
-        f"interactions, aggregation {costs['aggregation_seconds']:.2g} s",
+        "oldest pending": _span(status.oldest_pending_seconds) if shown.pending else "none",
+        "overdue": str(status.overdue),
+        "costs": f"{costs.shard_seconds:.2g} s a shard and {costs.seconds_per_interaction * 1e6:.3g} s a million "
+        f"interactions, aggregation {costs.aggregation_seconds:.2g} s",
     }
-    if shown.get("last_error"):
-        rows["last error"] = shown["last_error"]
-    for number, notice in enumerate(shown.get("notices", ()), 1):
+    if status.last_error:
+        rows["last error"] = status.last_error
+    for number, notice in enumerate(status.notices, 1):
         rows[f"notice {number}"] = notice
-    table = Table(title=Text(f"deployment {shown['deployment']}"), title_justify="left", show_header=False)
+    table = Table(title=Text(f"deployment {status.deployment}"), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        bad = (name == "overdue" and value) or name == "last error"
-        table.add_row(name, Text(str(value), "red" if bad else ""))
+        bad = (name == "overdue" and status.overdue) or name == "last error"
+        table.add_row(name, Text(value, "red" if bad else ""))
     return table
 
 
-def _next_run(shown: dict[str, Any], now: float) -> str:
-    if shown["due_at"] is None:
+def _next_run(shown: Shown, now: float) -> str:
+    due_at = shown.status.due_at
+    if due_at is None:
         return "nothing waits"
-    when = "now" if shown["due_at"] <= now else f"in {_span(shown['due_at'] - now)}"
-    return f"{when if shown['running'] else 'once it runs'}, about {_span(shown['predicted_seconds'])} long"
+    when = "now" if due_at <= now else f"in {_span(due_at - now)}"
+    return f"{when if shown.running else 'once it runs'}, about {_span(shown.status.predicted_seconds)} long"
 
 
-def _shards(shown: dict[str, Any]) -> Table:
+def _shards(shown: Shown) -> Table:
     table = Table("shard", "interactions", "held out", "node", "", title="shards", title_justify="left")
-    for shard in shown["shards"]:
-        process = shown["processes"].get(f"shard-{shard['shard']}")
+    for shard in shown.status.shards:
+        process = shown.processes.get(f"shard-{shard.shard}")
         where = "" if process is None else f"{process['address']} ({process['node'][:8]})"
-        numbers = (str(shard[name]) for name in ("shard", "interactions", "held_out"))
-        table.add_row(*numbers, where, Text("left out, to be trained" if shard["excised"] else "", "yellow"))
+        numbers = map(str, (shard.shard, shard.interactions, shard.held_out))
+        table.add_row(*numbers, where, Text("left out, to be trained" if shard.excised else "", "yellow"))
     return table
 
 
-def _requests(shown: dict[str, Any], now: float) -> list[Table]:
+def _requests(shown: Shown, now: float) -> list[Table]:
     tables = []
-    if shown["pending"]:
+    if shown.pending:
         table = Table("request", "kind", "state", "waits since", "deadline", title="pending erasures", title_justify="left")
-        for row in shown["pending"][:_SHOWN_REQUESTS]:
+        for row in shown.pending[:_SHOWN_REQUESTS]:
             left = row["deadline_at"] - now
             deadline = Text(f"in {_span(left)}") if left > 0 else Text(f"{_span(-left)} ago", "red")
             table.add_row(row["request_id"], row["kind"], row["state"], _span(now - row["received_at"]), deadline)
-        if (more := len(shown["pending"]) - _SHOWN_REQUESTS) > 0:
+        if (more := len(shown.pending) - _SHOWN_REQUESTS) > 0:
             table.add_row(f"and {more} more (--json shows up to {_MOST_REQUESTS})")
         tables.append(table)
-    if shown["set_aside"]:
+    if shown.status.set_aside:
         table = Table("request", "failed of", title="set aside: --retry REQUEST_ID", title_justify="left", title_style="red")
-        for request_id, reason in shown["set_aside"].items():
+        for request_id, reason in shown.status.set_aside.items():
             table.add_row(request_id, Text(reason))
         tables.append(table)
     return tables

@@ -22,6 +22,7 @@ from ray_eraser.study.sweep import (
     Range,
     Row,
     Sweep,
+    at_least,
     choose,
     chosen_toml,
     for_sweeping,
@@ -52,10 +53,11 @@ class Choose(StrEnum):
 
 
 class Level(StrEnum):
-    """Which guarantee the choice must have."""
+    """Which guarantee the choice must have at least."""
 
     any = "any"
     exact = "exact"
+    exact_given_settings = "exact-given-settings"
 
 
 def sweep(
@@ -95,7 +97,9 @@ def sweep(
     choice: Annotated[
         Choose, typer.Option("--choose", help="The point that chosen.toml is written for; knee: a compromise.")
     ] = Choose.quality,
-    level: Annotated[Level, typer.Option("--level", help="exact: choose among trials of that guarantee only.")] = Level.any,
+    level: Annotated[
+        Level, typer.Option("--level", help="Choose among trials of this guarantee or a stronger one.")
+    ] = Level.any,
     name: Annotated[str, typer.Option("--name", help="The sweep's name: the same command goes on where it was.")] = "sweep",
     output: Annotated[Path, typer.Option("--out", metavar="DIR", help="Results are under DIR/NAME.")] = Path("results"),
     preset: cli.PresetOption = None,
@@ -112,7 +116,9 @@ def sweep(
     guarantee. Written: sweep.parquet, sweep.md, a figure, and chosen.toml for train.py. Nothing else of a trial is kept.
     Interrupted or killed, the same command goes on, and what was finished is not done again.
 
-    [bold]Example[/bold]: python jobs/sweep.py --data ml-1m --over partition.n_shards=5,10,20
+    A log without a validation set of its own needs one to compare trials by: --set data.valid_share=0.1.
+
+    [bold]Example[/bold]: python jobs/sweep.py --data ml-1m --set data.valid_share=0.1 --over partition.n_shards=5,10,20
     --over partition.kind=hashed,user_based --name first
     and then: python jobs/train.py --data ml-1m --config results/first/chosen.toml
 
@@ -138,8 +144,7 @@ def sweep(
         if unfinished:
             cli.say(f"interrupted, {unfinished} of {plan.n_trials} trials are left: run the same command to go on")
             raise typer.Exit(_INTERRUPTED)
-        eligible = [row for row in rows if level is Level.any or row["level"] == "exact"]
-        chosen = choose(eligible, choice.value)
+        chosen = choose(rows if level is Level.any else at_least(rows, level.value), choice.value)
         title = f"{len(rows)} trials on {dataset.name}"
         files = _write(rows, chosen, choice, title, folder)
         if as_json:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import cli
 import typer
@@ -12,6 +13,10 @@ import typer
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.fragments import in_fragments
 from ray_eraser.errors import DataFileError
+
+if TYPE_CHECKING:
+    from ray_eraser.coordinator import FitReport
+    from ray_eraser.data.dataset import Dataset
 
 
 def train(
@@ -61,28 +66,46 @@ def train(
             with cli.TrainingProgress() as progress:
                 try:
                     if dataset is None:
-                        report = asdict(client.fit_log(str(Path(data).expanduser().absolute()), progress))
+                        report = client.fit_log(str(Path(data).expanduser().absolute()), progress)
                     else:
-                        report = asdict(client.fit(dataset, progress))
+                        report = client.fit(dataset, progress)
                 except (KeyboardInterrupt, SystemExit, DataFileError):
-                    # Nobody waits for it any more, or its log cannot be used; what it has written the next one clears away.
+                    # Nobody waits for it, or its log cannot be used. The next training clears away what it has written.
                     client.abandon()
                     raise
-            for notice in client.describe()["notices"]:
+            for notice in (*client.describe().notices, *_test_notice(dataset, settings.data.test_share)):
                 cli.say(f"notice: {notice}")
             if ray_session.local:
                 client.shutdown()
-        result = {"deployment": deployment, "storage_path": storage, **report}
+        for line in _learned(report):
+            cli.say(line)
+        result = {"deployment": deployment, "storage_path": storage, **asdict(report)}
         cli.keep(storage, cli.lasting(result))
         if as_json:
             cli.print_json(result)
             return
-        cli.print_table(f"trained on {Path(data).name if dataset is None else dataset.name}", result)
+        shown = result | {"chosen": ", ".join(report.chosen) or "nothing"}
+        cli.print_table(f"trained on {Path(data).name if dataset is None else dataset.name}", shown)
         if cli.submission_id() is not None:
             return  # its log is no place for a user's id
         where = f"--storage-path {storage}" if ray_session.local else f"--deployment {deployment}"
-        user = "USER" if dataset is None else dataset.users.ids[0]
+        user = "USER" if dataset is None else dataset.users.raw(dataset.train.users[:1])[0]
         cli.say(f"next: python jobs/recommend.py {where} --user-id {user}")
+
+
+def _learned(report: FitReport) -> Iterator[str]:
+    """What was learned from, and what the log decided, for people."""
+    held = f", {report.held_out} are held out for validation and stored" if report.held_out else ""
+    yield f"learned from {report.n_interactions} interactions{held}"
+    for name in report.chosen:
+        yield f"{name} = {report.alpha0:g} was chosen from the log: receipts claim {report.guarantee!r}"
+
+
+def _test_notice(dataset: Dataset | None, share: float) -> Iterator[str]:
+    """Say that a test set is held out, if one is. Of a log that is read in fragments only its share is known."""
+    some = f"about {share:.0%} of the" if dataset is None else str(len(dataset.test))
+    if share if dataset is None else len(dataset.test):
+        yield f"{some} interactions are held out for a test: nothing is learned from them, and they are stored nowhere"
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def unlearn(
     """Remove a user, an item, or single interactions from everything that a deployment stores and serves.
 
     From the moment the request is accepted nothing that is served depends on the data; then the owning shards are trained
-    anew from what remains, superseded files are deleted, and the receipt is printed.
+    from scratch on what remains, superseded files are deleted, and the receipt is printed.
 
     [bold]Example[/bold]: python jobs/unlearn.py --storage-path deployments/ml-1m --user-id 42 --receipt receipt.json
 
@@ -194,7 +194,7 @@ def _fate(submission: Submission, ticket: Ticket, receipt: Receipt | None) -> di
 
 
 def _is_immediate(client: Client) -> bool:
-    return bool(client.describe()["plan"] == "immediate")
+    return client.describe().plan == "immediate"
 
 
 def _receipts(client: Client, tickets: Sequence[Ticket], wait_seconds: float) -> list[Receipt | None]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray_eraser.config import EraserConfig, load_config, register
     from ray_eraser.coordinator import Coordinator
+    from ray_eraser.data.dataset import Dataset
     from ray_eraser.data.files import read_dataset
     from ray_eraser.embeddings import Embeddings
     from ray_eraser.errors import RayEraserError
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
     from ray_eraser.runtime.client import Client, Ticket, connect, deploy
     from ray_eraser.unlearning.audit import audit
     from ray_eraser.unlearning.receipt import Receipt
-    from ray_eraser.unlearning.request import UnlearningRequest
+    from ray_eraser.unlearning.request import Submission, UnlearningRequest
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "runtime.client",
     "Coordinator": "coordinator",
+    "Dataset": "data.dataset",
     "Embeddings": "embeddings",
     "EraserConfig": "config",
     "LocalShardPool": "pool",
     "RayEraserError": "errors",
     "Receipt": "unlearning.receipt",
+    "Submission": "unlearning.request",
     "Ticket": "runtime.client",
     "UnlearningRequest": "unlearning.request",
     "audit": "unlearning.audit",
@@ -52,11 +55,13 @@ _HOMES = {
 __all__ = [
     "Client",
     "Coordinator",
+    "Dataset",
     "Embeddings",
     "EraserConfig",
     "LocalShardPool",
     "RayEraserError",
     "Receipt",
+    "Submission",
     "Ticket",
     "UnlearningRequest",
     "audit",

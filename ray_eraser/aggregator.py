@@ -6,22 +6,23 @@ A plain class like `Shard`; on Ray it is one actor. What it keeps in memory is a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from ray_eraser.aggregation import aggregate, excise, needs_interactions
+from ray_eraser.aggregation import aggregate, excise, folding, needs_interactions
 from ray_eraser.aggregation.grams import Grams
 from ray_eraser.aggregation.spectral import gram_sides
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
 from ray_eraser.determinism import deterministic, environment
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import START_LENGTH
-from ray_eraser.store import FileRef, ShardData, ShardRecord, Store, embeddings_bytes
+from ray_eraser.store import FileRef, ShardRecord, Store, embeddings_bytes
 from ray_eraser.training.submodel import item_start
 
 _T = TypeVar("_T")
@@ -32,15 +33,13 @@ class AggregationOrder:
     """Which shards' files to aggregate.
 
     Attributes:
-        items: the items' vocabulary of the generation.
         shards: all shards' files, in order.
         erased: pairs that must not count although a shard's file still has them (excision only).
         excised: shards whose submodels must not count (excision only).
     """
 
-    items: FileRef
     shards: tuple[ShardRecord, ...]
-    erased: Interactions
+    erased: KeyedPairs
     excised: frozenset[ShardId] = frozenset()
 
 
@@ -59,9 +58,10 @@ class Aggregator:
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         self.config = config
         self._store = Store(store_uri)
-        self._submodels: dict[FileRef, Embeddings] = {}
+        self._submodels: dict[FileRef, KeyedEmbeddings] = {}
+        self._users, self._items = _Numbering(), _Numbering()
+        self._in_rows: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
-        self._union: tuple[list[FileRef], Interactions] = [], Interactions.none()
         self._grams = Grams()
 
     def identity(self) -> tuple[str, str]:
@@ -80,20 +80,27 @@ class Aggregator:
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         """Write the model of a generation."""
         started = time.perf_counter()
+        submodels = self._all_submodels(order)
         interactions = self._interactions(order) if needs_interactions(self.config) else Interactions.none()
-        model = aggregate(self._all_submodels(order), interactions, self.config, self._grams)
-        written = self._store.write_aggregate(model)
+        model = aggregate(submodels, interactions, self.config, self._grams)
+        written = self._store.write_aggregate(model.keyed(self._users.keys, self._items.keys))
         return Aggregated(written, environment(self.config.runtime.threads), time.perf_counter() - started)
 
-    def excise(self, order: AggregationOrder) -> Embeddings:
-        """The model to serve while the excised shards are trained anew. Returned and never stored: it lives for seconds."""
+    def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
+        """The model to serve while the excised shards are trained again. Returned and never stored: it lives for seconds."""
         submodels = zip(order.shards, self._all_submodels(order), strict=True)
         kept = [submodel for record, submodel in submodels if record.shard not in order.excised]
+        nobody = Embeddings.empty(self.config.model.width)
         if any(len(submodel.user_rows) for submodel in kept):
-            nobody = Embeddings.empty(self.config.model.width)
-            return excise(kept, Interactions.none(), nobody, self.config, self._grams)
-        interactions = self._interactions(order).without(order.erased)
-        return excise([], interactions, self._start(order.items, interactions), self.config)
+            model = excise(kept, Interactions.none(), nobody, self.config, self._grams)
+            return model.keyed(self._users.keys, self._items.keys)
+        shards = [data.without(order.erased) for data in self._shards(order)]
+        user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
+        interactions = Interactions.union([data.in_rows_of(user_keys, item_keys)[0] for data in shards])
+        rows = interactions.item_rows()
+        vectors = item_start(item_keys[rows], self.config) * np.float32(START_LENGTH / self.config.model.width**0.5)
+        start = Embeddings(nobody.user_rows, nobody.users, rows, vectors)
+        return excise([], interactions, start, self.config).keyed(user_keys, item_keys)
 
     def products(self, order: AggregationOrder) -> tuple[np.ndarray, np.ndarray]:
         """What the submodels of a generation multiply to, users and items, for `warm` of another process."""
@@ -116,39 +123,110 @@ class Aggregator:
         return [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
-        self._let_go(order)
-        self._submodels = _cached(self._submodels, [record.submodel for record in order.shards], self._store.read_embeddings)
-        self._grams.keep(self._submodels.values())
-        return [self._submodels[record.submodel] for record in order.shards]
+        """In rows of this process, which stand for the keys of `_users` and `_items`."""
+        self._drop_superseded(order)
+        wanted = [record.submodel for record in order.shards]
+        if wanted != list(self._submodels):
+            self._submodels = _cached(self._submodels, wanted, self._store.read_embeddings)
+            users = self._users.rows_of({ref: submodel.user_keys for ref, submodel in self._submodels.items()})
+            items = self._items.rows_of({ref: submodel.item_keys for ref, submodel in self._submodels.items()})
+            self._in_rows = {
+                ref: Embeddings(users[ref], submodel.users, items[ref], submodel.items)
+                for ref, submodel in self._submodels.items()
+            }
+            self._grams.keep(self._in_rows.values())
+        return [self._in_rows[ref] for ref in wanted]
 
-    def _let_go(self, order: AggregationOrder) -> None:
-        """Forget the interactions of every other generation: who looks at none of this one would keep what is erased now."""
-        files = [record.interactions for record in order.shards]
+    def _drop_superseded(self, order: AggregationOrder) -> None:
+        """Drop cached interactions of other generations: one that reads none would keep erased pairs."""
+        files = {record.interactions for record in order.shards}
         self._data = {file: data for file, data in self._data.items() if file in files}
-        if self._union[0] != files:
-            self._union = [], Interactions.none()
 
-    def _interactions(self, order: AggregationOrder) -> Interactions:
+    def _shards(self, order: AggregationOrder) -> list[ShardData]:
         files = [record.interactions for record in order.shards]
         self._data = _cached(self._data, files, self._store.read_shard_data)
-        if self._union[0] != files:
-            self._union = files, Interactions.union([self._data[file].train for file in files])
-        return self._union[1]
+        return [self._data[file] for file in files]
 
-    def _start(self, items: FileRef, interactions: Interactions) -> Embeddings:
-        rows = interactions.item_rows()
-        width = self.config.model.width
-        vectors = item_start(self._store.read_item_keys(items)[rows], self.config) * np.float32(START_LENGTH / width**0.5)
-        nobody = Embeddings.empty(width)
-        return Embeddings(nobody.user_rows, nobody.users, rows, vectors)
+    def _interactions(self, order: AggregationOrder) -> Interactions:
+        """All that are learned from, in the rows of `_all_submodels`: a submodel has all ids that it learned from."""
+        return _united(self._shards(order), self._users.keys, self._items.keys)
+
+
+class _Numbering:
+    """Rows for the ids of one kind that some models know, in the order of keys and without gaps.
+
+    What changes with a generation is little: the rows of models that stay are moved, not looked up again.
+    """
+
+    def __init__(self) -> None:
+        self.keys = np.empty(0, np.uint64)
+        self._rows: dict[FileRef, np.ndarray] = {}
+
+    def rows_of(self, keys_of: Mapping[FileRef, np.ndarray]) -> dict[FileRef, np.ndarray]:
+        """(n,) int32 rows of every model's ids, given their ascending keys; `keys` are then those of these models."""
+        rows = {ref: self._rows[ref] for ref in keys_of if ref in self._rows}
+        new = {ref: keys for ref, keys in keys_of.items() if ref not in rows}
+        places = {ref: places_of(keys, self.keys) for ref, keys in new.items()}
+        missing = [keys[places[ref] < 0] for ref, keys in new.items()]
+        if any(map(len, missing)):
+            wider = all_keys([self.keys, *missing])
+            moved = np.searchsorted(wider, self.keys).astype(np.int32)
+            rows = {ref: moved[old] for ref, old in rows.items()}
+            places = {ref: np.searchsorted(wider, keys).astype(np.int32) for ref, keys in new.items()}
+            self.keys = wider
+        rows |= places
+        present = np.zeros(len(self.keys), bool)
+        for known in rows.values():
+            present[known] = True
+        if not present.all():
+            moved = np.cumsum(present, dtype=np.int32) - np.int32(1)
+            rows = {ref: moved[old] for ref, old in rows.items()}
+            self.keys = self.keys[present]
+        self._rows = rows
+        return rows
+
+
+def aggregate_of(submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardData], config: EraserConfig) -> KeyedEmbeddings:
+    """The aggregate of all shards' submodels, as a deployment stores it.
+
+    Args:
+        submodels: every shard's, in order.
+        shards: what they learned from; looked at where `needs_interactions` says so.
+        config: as for `aggregation.aggregate`.
+    """
+    user_keys = all_keys([submodel.user_keys for submodel in submodels])
+    item_keys = all_keys([submodel.item_keys for submodel in submodels])
+    interactions = _united(shards, user_keys, item_keys) if needs_interactions(config) else Interactions.none()
+    rows = [submodel.in_rows(user_keys, item_keys) for submodel in submodels]
+    return aggregate(rows, interactions, config).keyed(user_keys, item_keys)
+
+
+def folded_in(model: KeyedEmbeddings, shards: Sequence[ShardData], config: EraserConfig) -> KeyedEmbeddings:
+    """A stored aggregate as it is served: with the users of these shards folded in, where the settings say so."""
+    if not config.aggregation.foldin:
+        return model
+    user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
+    with deterministic(config.runtime.threads, config.runtime.cores):
+        folded = folding(model.in_rows(user_keys, item_keys), config).users(_united(shards, user_keys, item_keys))
+    return folded.keyed(user_keys, item_keys)
 
 
 def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: EraserConfig) -> bytes:
-    """What the file of the aggregate should contain, computed anew from the stored submodels: for the audit."""
+    """What the file of the aggregate should contain, computed from the stored submodels: for the audit."""
     store = Store(store_uri)
-    parts = [store.read_shard_data(record.interactions).train for record in shards] if needs_interactions(config) else []
+    data = [store.read_shard_data(record.interactions) for record in shards] if needs_interactions(config) else []
     submodels = [store.read_embeddings(record.submodel) for record in shards]
-    return embeddings_bytes(aggregate(submodels, Interactions.union(parts), config))
+    return embeddings_bytes(aggregate_of(submodels, data, config))
+
+
+def _united(shards: Sequence[ShardData], user_keys: np.ndarray, item_keys: np.ndarray) -> Interactions:
+    """What all shards learn from, in rows of ascending keys."""
+    parts = []
+    for data in shards:
+        # Users and items that are held out alone may have no row; none of them is learned from.
+        users, items = places_of(data.user_keys, user_keys), places_of(data.item_keys, item_keys)
+        parts.append(Interactions(users[data.train.users], items[data.train.items]))
+    return Interactions.union(parts)
 
 
 def _cached(cache: dict[FileRef, _T], wanted: Sequence[FileRef], read: Callable[[FileRef], _T]) -> dict[FileRef, _T]:

@@ -47,10 +47,12 @@ class DataConfig(Section):
 
     min_rating: float | None = None
     """Rows rated lower are left out; None keeps all."""
-    test_share: float = Field(0.2, ge=0, lt=1)
-    """Share of the pairs held out for the test where the log comes without a split, by keyed hash of the two ids."""
-    valid_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the remaining pairs held out for validation where the log comes without a split."""
+    test_share: float = Field(0, ge=0, lt=1)
+    """For experiments: share of the pairs held out for the test where the log comes without a split, by keyed hash of the two
+    ids. They are stored nowhere. A deployment that serves people learns from the whole log."""
+    valid_share: float = Field(0, ge=0, lt=1)
+    """Share of the remaining pairs held out for validation where the log comes without a split. They are stored, and can be
+    forgotten, but no vector is learned from them."""
     user_column: str = "user_id"
     """CSV, TSV and Parquet: the column of user ids."""
     item_column: str = "item_id"
@@ -71,7 +73,7 @@ _GRAPH_ERASER = ("label_propagation", "embedding_kmeans")
 
 
 def _usual_slack(settings: dict[str, Any]) -> float:
-    return 1 + 0.005 * (settings["n_shards"] - 1) if settings["kind"] in _GRAPH_ERASER else 1.2
+    return round(1 + 0.005 * (settings["n_shards"] - 1), 6) if settings["kind"] in _GRAPH_ERASER else 1.2
 
 
 def _usual_iterations(settings: dict[str, Any]) -> int:
@@ -392,6 +394,9 @@ class UnlearningConfig(Section):
     """Requests that may wait at a time; more are refused until some have been carried out."""
     max_attempts: int = Field(3, ge=1)
     """How often the retraining for one request alone is tried before it is set aside for an operator to look at."""
+    key_folder: str = ""
+    """Where the secret is kept that hashes idempotency keys, which may name users: a private folder outside of the storage
+    path. Empty: `ray_eraser` in the user's folder for state ($XDG_STATE_HOME, or ~/.local/state)."""
     signing_key: str = ""
     """Path of an Ed25519 private key in PEM that signs the receipts; empty: they are not signed."""
 
@@ -550,8 +555,21 @@ class EraserConfig(Section):
 
     @property
     def guarantee(self) -> str:
-        """`exact` where no interaction's place depends on another, else `exact-given-partition`."""
-        return "exact-given-partition" if self.partition.is_learned else "exact"
+        """What receipts claim, as far as the settings tell: see `guarantee_given`. What is left open will be chosen."""
+        return self.guarantee_given(() if self.is_settled else (self.open_setting,))
+
+    def guarantee_given(self, chosen: Sequence[str]) -> str:
+        """What receipts claim of a deployment with these settings.
+
+        `exact-given-partition` where an interaction's place depends on others, `exact-given-settings` where a setting was
+        chosen from the log, else `exact`.
+
+        Args:
+            chosen: the settings that were.
+        """
+        if self.partition.is_learned:
+            return "exact-given-partition"
+        return "exact-given-settings" if chosen else "exact"
 
     @property
     def aggregation_loss(self) -> LossName:
@@ -569,25 +587,41 @@ class EraserConfig(Section):
         return als.model_copy(update=own)
 
     @property
+    def needs_alpha0(self) -> bool:
+        """Whether anything that is stored depends on the weight of unobserved pairs."""
+        return isinstance(self.model, WmfAlsConfig) or self.aggregation.foldin or self.partition.needs_embeddings
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing is left to be chosen from the log."""
+        if not self.needs_alpha0:
+            return True
         model_is_auto = isinstance(self.model, WmfAlsConfig) and self.model.alpha0 == "auto"
         return not model_is_auto and self.als_settings.alpha0 != "auto"
 
+    @property
+    def open_setting(self) -> str:
+        """The name of the setting that is chosen from the log where it is left open."""
+        return "model.alpha0" if isinstance(self.model, WmfAlsConfig) else "aggregation.foldin_alpha0"
+
+    @property
+    def own_alpha0(self) -> float | None:
+        """The value of `open_setting`; None where it is still open."""
+        value = self.model.alpha0 if isinstance(self.model, WmfAlsConfig) else self.aggregation.foldin_alpha0
+        return None if value == "auto" else value
+
     def settled(self, alpha0: float) -> EraserConfig:
-        """The same settings with `alpha0` wherever it was left to be chosen."""
-        if isinstance(self.model, WmfAlsConfig):
-            if self.model.alpha0 != "auto":
-                return self
-            return self.model_copy(update={"model": self.model.model_copy(update={"alpha0": alpha0})})
-        if self.aggregation.foldin_alpha0 is not None:
+        """The same settings with `alpha0` where it was left to be chosen; as they are where nothing depends on it."""
+        if self.is_settled:
             return self
+        if isinstance(self.model, WmfAlsConfig):
+            return self.model_copy(update={"model": self.model.model_copy(update={"alpha0": alpha0})})
         return self.model_copy(update={"aggregation": self.aggregation.model_copy(update={"foldin_alpha0": alpha0})})
 
     def agrees_with(self, trained: EraserConfig) -> bool:
         """Whether a deployment that was trained with `trained` is what these settings ask for."""
-        alpha0 = trained.als_settings.alpha0
-        mine = self if alpha0 == "auto" else self.settled(alpha0)
+        alpha0 = trained.own_alpha0
+        mine = self if alpha0 is None else self.settled(alpha0)
         return mine.fingerprint() == trained.fingerprint()
 
     def fingerprint(self) -> str:

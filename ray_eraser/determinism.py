@@ -94,6 +94,7 @@ def environment(threads: int) -> dict[str, str | int]:
         "scipy": scipy.__version__,
         "torch": torch.__version__,
         "numba": version("numba"),
+        "pyarrow": version("pyarrow"),  # names itself in the files of ids
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,

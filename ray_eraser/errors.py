@@ -76,6 +76,17 @@ class ExtensionError(InputError):
         return f"{self.kind!r} of ray_eraser.{self.group} {self.problem}"
 
 
+class InvalidIdError(InputError):
+    """Something that was given as a user or an item cannot be an id."""
+
+    def __init__(self, kind: str, problem: str) -> None:
+        super().__init__(kind, problem)
+        self.kind, self.problem = kind, problem
+
+    def __str__(self) -> str:
+        return one_line(f"the {self.kind} id {self.problem}")
+
+
 class UnknownIdError(InputError):
     """A raw id that the vocabulary does not hold: it never did, or it was erased."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
-from ray_eraser.ids import RawId
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
+from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.metrics import ndcg, recall
-from ray_eraser.recommend import top_items
+from ray_eraser.ranking import top_items
 
 _BATCH_USERS = 512
 
@@ -21,7 +21,15 @@ def evaluate(
 ) -> dict[str, float]:
     """`recall@N` and `ndcg@N`, means over the users that have test items, and `n_users`, their number.
 
-    Users that the model lacks get no hit; items that it lacks cannot be hit but count among the test items.
+    Users that the model lacks get no hit; items that it lacks cannot be hit but count among the test items. All figures are 0
+    where there are no test items.
+
+    Args:
+        model: in the rows of the interactions. `KeyedEmbeddings.in_rows(dataset.users.keys, dataset.items.keys)` puts the
+            `served_model()` of a deployment in the rows of its log.
+        train: what is left out of the lists.
+        test: what should be in them.
+        cutoffs: lengths of lists.
     """
     tested = test.user_rows()
     sums = {f"{name}@{n}": 0.0 for n in cutoffs for name in ("recall", "ndcg")}
@@ -48,22 +56,51 @@ def evaluate(
     return {**{name: value / max(1, len(tested)) for name, value in sums.items()}, "n_users": float(len(tested))}
 
 
-def in_rows_of(
-    held: Interactions, users: Vocabulary, items: Vocabulary, to_users: Vocabulary, to_items: Vocabulary
-) -> tuple[Interactions, int]:
-    """Held-out interactions in the rows of another pair of vocabularies, and how many users were left out.
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What the lists of a deployment are measured by.
 
-    Users that are unknown there (erased, say) are left out. Items that are unknown there stay, in rows behind all others: they
-    cannot be recommended, but the user did want them.
+    Attributes:
+        pairs: the held-out pairs that count.
+        unknown_users: how many users were left out because the deployment does not know them (any more).
+        learned_since: how many pairs were left out because the deployment has them by now.
     """
-    user_map = np.array([to_users.row(raw) if raw in to_users else -1 for raw in _present(users)], np.int64)
-    behind = iter(range(len(to_items), len(to_items) + len(items)))
-    item_map = np.array([to_items.row(raw) if raw in to_items else next(behind) for raw in _present(items)], np.int64)
-    known = user_map[held.users] >= 0
-    left_out = len(held.user_rows()) - len(held.take(known).user_rows())
-    return Interactions.of(user_map[held.users[known]], item_map[held.items[known]]), left_out
+
+    pairs: KeyedPairs
+    unknown_users: int
+    learned_since: int
 
 
-def _present(vocabulary: Vocabulary) -> list[RawId]:
-    assert None not in vocabulary.ids, "a log that was just read has no tombstones"
-    return [raw for raw in vocabulary.ids if raw is not None]
+def wanted_from(held_out: KeyedPairs, shards: Sequence[ShardData]) -> Wanted:
+    """The held-out pairs that a deployment can be measured by.
+
+    Items that the deployment does not know stay: they cannot be recommended, but the user did want them.
+
+    Args:
+        held_out: pairs by their keys under the deployment's seed.
+        shards: what the deployment has.
+    """
+    known = places_of(held_out.users, all_keys([data.user_keys for data in shards])) >= 0
+    unknown_users = len(np.unique(held_out.users[~known]))
+    pairs = held_out.take(known)
+    learned = np.zeros(len(pairs), bool)
+    for data in shards:
+        learned |= data.has(pairs)
+    return Wanted(pairs.take(~learned), unknown_users, int(learned.sum()))
+
+
+def evaluate_deployment(
+    model: KeyedEmbeddings, shards: Sequence[ShardData], wanted: KeyedPairs, cutoffs: Sequence[int] = (10, 20, 50)
+) -> dict[str, float]:
+    """`evaluate` by keys.
+
+    Args:
+        model: as it is served, with its users.
+        shards: what it was learned from.
+        wanted: held-out pairs, of users that the shards have.
+        cutoffs: lengths of lists.
+    """
+    user_keys = all_keys([data.user_keys for data in shards])
+    item_keys = all_keys([np.unique(wanted.items), *(data.item_keys for data in shards)])
+    train = Interactions.union([data.in_rows_of(user_keys, item_keys)[0] for data in shards])
+    return evaluate(model.in_rows(user_keys, item_keys), train, wanted.in_rows(user_keys, item_keys), cutoffs)

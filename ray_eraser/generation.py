@@ -11,16 +11,17 @@ from functools import cached_property
 
 import numpy as np
 
-from ray_eraser import seeds
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
-from ray_eraser.ids import Generation, RawId, RequestId, ShardId
+from ray_eraser.data.keyed import KeyedPairs, ShardData, places_of
+from ray_eraser.data.splits import set_of
+from ray_eraser.data.vocabulary import Part, Vocabulary
+from ray_eraser.embeddings import KeyedEmbeddings
+from ray_eraser.ids import Generation, RequestId, ShardId
 from ray_eraser.partition import place_learned
-from ray_eraser.store import FileRef, Manifest, ShardData, Store
+from ray_eraser.store import FileRef, Manifest, Store
 from ray_eraser.unlearning.ledger import GenerationRow, RequestRow
-from ray_eraser.unlearning.request import Target, UnlearningRequest, resolve
+from ray_eraser.unlearning.request import UnlearningRequest, resolve
 from ray_eraser.unlearning.routing import owned_by_shard, together
 from ray_eraser.unlearning.work import Learning
 
@@ -35,20 +36,18 @@ class Loaded:
     users: Vocabulary
     items: Vocabulary
     shards: Mapping[ShardId, ShardData]
-    model: Embeddings
+    model: KeyedEmbeddings
 
     @classmethod
     def read(cls, store: Store, published: GenerationRow, before: Loaded | None = None) -> Loaded:
         """All of it but the submodels. What it has in common with the generation before is taken from there."""
         manifest = store.read_manifest(published.digest)
-        vocabularies: dict[FileRef, Vocabulary] = {}
+        parts: dict[FileRef, Part] = {}
         data: dict[FileRef, ShardData] = {}
         if before is not None:
-            vocabularies = {before.manifest.users: before.users, before.manifest.items: before.items}
+            for refs, vocabulary in ((before.manifest.users, before.users), (before.manifest.items, before.items)):
+                parts |= zip(refs, filter(len, vocabulary.parts), strict=True)
             data = {record.interactions: before.shards[record.shard] for record in before.manifest.shards}
-
-        def vocabulary(file: FileRef, kind: str) -> Vocabulary:
-            return vocabularies[file] if file in vocabularies else store.read_vocabulary(file, kind)
 
         def interactions(file: FileRef) -> ShardData:
             return data[file] if file in data else store.read_shard_data(file)
@@ -57,23 +56,19 @@ class Loaded:
             published.number,
             published.digest,
             manifest,
-            vocabulary(manifest.users, "user"),
-            vocabulary(manifest.items, "item"),
+            store.read_vocabulary(manifest.users, "user", manifest, parts),
+            store.read_vocabulary(manifest.items, "item", manifest, parts),
             {record.shard: interactions(record.interactions) for record in manifest.shards},
             store.read_embeddings(manifest.aggregate),
         )
 
-    def interactions(self) -> Interactions:
-        """All that it holds, held-out pairs too."""
-        return Interactions.union([part for data in self.shards.values() for part in (data.train, data.valid)])
-
 
 @dataclass(frozen=True)
-class Erasure:
-    """One request against a generation: its rows, and the interactions that each shard owns of it."""
+class Gain:
+    """What a shard comes to learn from, and what it comes to hold out."""
 
-    target: Target
-    owned: Mapping[ShardId, Interactions]
+    train: KeyedPairs
+    valid: KeyedPairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +79,15 @@ class Change:
 
     Attributes:
         before: the generation.
-        erasures: by request, in the order of asking. A pair that several name counts for the first of them.
-        learnings: (user id, item id) pairs to learn from, by request, in the order in which they came.
+        erasures: by request, in the order of asking, the interactions that each shard owns of it. A pair that several name
+            counts for the first of them.
+        learnings: (user id, item id) pairs to learn from, by request.
         rest: what is left of every shard's interactions.
     """
 
     before: Loaded
-    erasures: Mapping[RequestId, Erasure] = field(default_factory=dict)
-    learnings: Mapping[RequestId, tuple[tuple[RawId, RawId], ...]] = field(default_factory=dict)
+    erasures: Mapping[RequestId, Mapping[ShardId, KeyedPairs]] = field(default_factory=dict)
+    learnings: Mapping[RequestId, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     rest: Mapping[ShardId, ShardData] = field(default_factory=dict)
 
     @classmethod
@@ -110,77 +106,91 @@ class Change:
         erasures, learnings, rest = dict(self.erasures), dict(self.learnings), dict(self.rest)
         for row in rows:
             if isinstance(row.work, Learning):
-                learnings[row.request_id] = row.work.pairs
+                learnings[row.request_id] = row.work.named
             elif isinstance(row.work, UnlearningRequest) and row.request_id not in erasures:
-                target = resolve(row.work, self.before.users, self.before.items)
-                owned = owned_by_shard(target, rest)
+                owned = owned_by_shard(resolve(row.work, self.before.users, self.before.items), rest)
                 rest |= {shard: rest[shard].without(pairs) for shard, pairs in owned.items()}
-                erasures[row.request_id] = Erasure(target, owned)
+                erasures[row.request_id] = owned
         return replace(self, erasures=erasures, learnings=learnings, rest=rest)
 
     @cached_property
-    def learned(self) -> tuple[tuple[RawId, RawId], ...]:
-        """All pairs to learn from, in the order in which they came."""
-        return tuple(pair for pairs in self.learnings.values() for pair in pairs)
-
-    @cached_property
-    def erased(self) -> dict[ShardId, Interactions]:
+    def erased(self) -> dict[ShardId, KeyedPairs]:
         """What every shard loses; shards that lose nothing are left out."""
-        return together(erasure.owned for erasure in self.erasures.values())
+        return together(self.erasures.values())
 
     @cached_property
-    def erased_user_rows(self) -> list[int]:
-        return [row for erasure in self.erasures.values() for row in erasure.target.user_rows]
+    def left_users(self) -> Vocabulary:
+        """The users of the generation who have an interaction left."""
+        gone = [pairs.users for pairs in self.erased.values()]
+        return self.before.users.without(_orphans(gone, [data.user_keys for data in self.rest.values()]))
 
     @cached_property
-    def erased_item_rows(self) -> list[int]:
-        return [row for erasure in self.erasures.values() for row in erasure.target.item_rows]
+    def left_items(self) -> Vocabulary:
+        """The items of the generation that have an interaction left."""
+        gone = [pairs.items for pairs in self.erased.values()]
+        return self.before.items.without(_orphans(gone, [data.item_keys for data in self.rest.values()]))
+
+    @cached_property
+    def _learned(self) -> dict[tuple[int, int], tuple[str, str]]:
+        """The pairs that come, by their keys: those that are not here, and are not held out for a test."""
+        asked = dict.fromkeys(pair for pairs in self.learnings.values() for pair in pairs)
+        users, items = self.before.users, self.before.items
+        named = {(users.key_of(user), items.key_of(item)): (user, item) for user, item in asked}
+        pairs = KeyedPairs.of(list(named))
+        config = self.before.manifest.config
+        test, _ = set_of(pairs.users, pairs.items, config.data, config.seed)
+        for data in self.rest.values():
+            test |= data.has(pairs)
+        return {key: pair for (key, pair), is_out in zip(named.items(), test, strict=True) if not is_out}
 
     @cached_property
     def users(self) -> Vocabulary:
-        """With tombstones for those that go, and those that come at the end."""
-        return self.before.users.without(self.erased_user_rows).extended([user for user, _ in self.learned])
+        """The users of the generation to come: those who have an interaction in it."""
+        return self.left_users.extended(user for user, _ in self._learned.values())
 
     @cached_property
     def items(self) -> Vocabulary:
-        return self.before.items.without(self.erased_item_rows).extended([item for _, item in self.learned])
+        """The items of the generation to come."""
+        return self.left_items.extended(item for _, item in self._learned.values())
 
     @cached_property
-    def added(self) -> dict[ShardId, Interactions]:
-        """What every shard gains; shards that gain nothing are left out."""
-        if not self.learned:
+    def added(self) -> dict[ShardId, Gain]:
+        """What every shard gains; shards that gain nothing are left out. Each pair goes where a fit would have put it."""
+        if not self._learned:
             return {}
-        named = Interactions.of(
-            np.array([self.users.row(user) for user, _ in self.learned], np.int32),
-            np.array([self.items.row(item) for _, item in self.learned], np.int32),
-        )
-        new = named.without(Interactions.union([part for data in self.rest.values() for part in (data.train, data.valid)]))
         config = self.before.manifest.config
-        key = seeds.secret(config.seed, "ids")
-        trained = [data.train for data in self.rest.values()]
-        owners = place_learned(new, trained, self.users.keys(key), self.items.keys(key), config.partition, config.seed)
-        return {shard: new.take(owners == shard) for shard in self.rest if (owners == shard).any()}
+        shards = place_learned(KeyedPairs.of(sorted(self._learned)), list(self.rest.values()), config.partition, config.seed)
+        gains = {}
+        for shard, pairs in zip(self.rest, shards, strict=True):
+            if len(pairs):
+                _, held = set_of(pairs.users, pairs.items, config.data, config.seed)
+                gains[shard] = Gain(pairs.take(~held), pairs.take(held))
+        return gains
+
+    @cached_property
+    def after(self) -> dict[ShardId, ShardData]:
+        """Every shard's interactions once the batch is carried out."""
+        nothing = Gain(KeyedPairs.none(), KeyedPairs.none())
+        gains = ((shard, self.added.get(shard, nothing)) for shard in self.rest)
+        return {shard: self.rest[shard].with_learned(gain.train, gain.valid) for shard, gain in gains}
 
     @property
     def touched(self) -> list[ShardId]:
-        """The shards that must be trained anew."""
+        """The shards that must be trained again."""
         return sorted({*self.erased, *self.added})
 
 
+def _orphans(gone: Iterable[np.ndarray], left: Iterable[np.ndarray]) -> np.ndarray:
+    """The keys that lost an interaction and have none left."""
+    keys = np.unique(np.concatenate([np.empty(0, np.uint64), *gone]))
+    for present in left:
+        keys = keys[places_of(keys, present) < 0]
+    return keys
+
+
 def remaining_dataset(change: Change) -> Dataset:
-    """What remains once a batch is carried out, numbered as a new log is; what was held out stays held out."""
-    users = Vocabulary.of("user", [raw for raw in change.users.ids if raw is not None])
-    items = Vocabulary.of("item", [raw for raw in change.items.ids if raw is not None])
-    user_rows, item_rows = _renumbered(change.users, users), _renumbered(change.items, items)
-
-    def moved(parts: Iterable[Interactions]) -> Interactions:
-        old = Interactions.union(list(parts))
-        return Interactions.of(user_rows[old.users], item_rows[old.items])
-
-    train = moved([*(data.train for data in change.rest.values()), *change.added.values()])
-    return Dataset("remaining", users, items, train, moved(data.valid for data in change.rest.values()), Interactions.none())
-
-
-def _renumbered(old: Vocabulary, new: Vocabulary) -> np.ndarray:
-    """(U,) int32, the new row of every old one; -1 for tombstones."""
-    return np.array([-1 if raw is None else new.row(raw) for raw in old.ids], np.int32)
+    """What remains once a batch is carried out, as a log that is read for the first time; what is held out stays so."""
+    users, items = change.users, change.items
+    parts = [data.in_rows_of(users.keys, items.keys) for data in change.after.values()]
+    train, valid = (Interactions.union([part[side] for part in parts]) for side in (0, 1))
+    return Dataset("remaining", users, items, train, valid, Interactions.none())

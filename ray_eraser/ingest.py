@@ -2,9 +2,9 @@
 
 Three passes of pure functions of files, which run wherever a `Compute` has them run:
 
-1. `list_ids`, a fragment of the log: its distinct ids. Merged, they are the vocabularies, whose keyed hashes are taken once.
+1. `list_ids`, a fragment of the log: its distinct ids and their keys. Merged, they give every id a row in the order of keys.
 2. `scatter`, a fragment: ids become rows, test and validation sets are held out, and each pair goes to its shard.
-3. `unite`, a shard: its pieces of all fragments become its file, as the store has it.
+3. `unite`, a shard: its pieces of all fragments become its file, as the store has it, in rows of its own.
 
 A pair's set and its shard depend on the keyed hashes of its two ids alone. So pairs that stand in several fragments meet in one
 set of one shard, and all files are the same, bit for bit, as if the log had been read and divided at once.
@@ -15,9 +15,9 @@ K shards, U users, I items, n pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +27,20 @@ from ray_eraser import seeds
 from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.columns import check_something_left, check_trainable, rated
-from ray_eraser.data.fragments import Fragment, distinct_ids, fragments_of, merged_ids, read_fragment, rows_of
+from ray_eraser.data.fragments import Fragment, KeyedIds, fragments_of, keyed_ids, merged_ids, read_fragment, rows_of
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.data.splits import hold_out_set
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import ConfigError, RayEraserError
 from ray_eraser.ids import ShardId
 from ray_eraser.partition import divide, place
-from ray_eraser.store import FileRef, ShardData, Store
+from ray_eraser.store import FileRef, Store
 
 _T = TypeVar("_T")
 
 _AT_A_TIME = 64
-"""Shards whose users are held at a time, a bit for every user."""
+"""Shards whose users and items are held at a time, a bit for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,25 +48,26 @@ class Ingested:
     """What a log has become.
 
     Attributes:
-        users, items: the vocabularies' files.
-        user_keys, item_keys: (U,) and (I,) uint64, keyed hashes of the ids.
+        users, items: the vocabularies of all that is kept.
+        user_refs, item_refs: their files.
         shards: the file of every shard's interactions, in order.
         sizes: (K,) interactions of each shard that are learned from.
         shards_per_user: see `Partition.shards_per_user`.
     """
 
-    users: FileRef
-    items: FileRef
-    user_keys: np.ndarray
-    item_keys: np.ndarray
+    users: Vocabulary
+    items: Vocabulary
+    user_refs: tuple[FileRef, ...]
+    item_refs: tuple[FileRef, ...]
     shards: tuple[FileRef, ...]
     sizes: np.ndarray
     shards_per_user: float
 
     def of_users(self, rows: np.ndarray, store_uri: str, compute: Compute) -> Interactions:
-        """What is learned from of these users, gathered from all shards; `rows` ascending and few."""
-        calls = [partial(_of_users, store_uri, file, rows) for file in self.shards]
-        return Interactions.union(compute.run(calls))
+        """What is learned from of these users, in rows of the vocabularies, gathered from all shards; `rows` few."""
+        keys = self.users.keys[rows]
+        found = KeyedPairs.union(compute.run([partial(_of_users, store_uri, file, keys) for file in self.shards]))
+        return found.in_rows(self.users.keys, self.items.keys)
 
 
 def ingest(
@@ -103,28 +105,54 @@ def ingest(
         n_rows, n_below = sum(count.rows for count in counts), sum(count.below for count in counts)
         check_something_left(source, config.data, n_rows, n_below, max(count.highest for count in counts))
         # Users first: the ids of one kind are gone before those of the other come.
-        users, user_keys = _numbered("user", len(fragments), store, config)
-        items, item_keys = _numbered("item", len(fragments), store, config)
+        users = _numbered("user", len(fragments), store, config)
+        items = _numbered("item", len(fragments), store, config)
         on_pass(1)
         _all(compute, [partial(scatter, part, n, store.uri, config) for n, part in enumerate(fragments)])
         on_pass(2)
-        shards: list[FileRef] = []
-        sizes: list[int] = []
-        n_places, present = 0, np.zeros(0, np.uint8)
-        K = config.partition.n_shards
-        for first in range(0, K, _AT_A_TIME):
-            some = map(ShardId, range(first, min(K, first + _AT_A_TIME)))
-            for united in _all(compute, [partial(unite, shard, len(fragments), store.uri) for shard in some]):
-                shards.append(united.file)
-                sizes.append(united.size)
-                n_places += int(np.bitwise_count(united.users).sum())
-                present = _either(present, united.users)
-        check_trainable(source, sum(sizes))
+        shards, present = _united(len(fragments), store, config, compute)
+        check_trainable(source, sum(one.size for one in shards))
         on_pass(3)
     finally:
         store.drop_pieces()
-    per_user = n_places / max(1, int(np.bitwise_count(present).sum()))
-    return Ingested(users, items, user_keys, item_keys, tuple(shards), np.array(sizes), per_user)
+    # Ids of nothing but the test set are no part of what is kept.
+    users, items = (
+        vocabulary.only(vocabulary.keys[np.unpackbits(bits, count=len(vocabulary)) > 0])
+        for vocabulary, bits in zip((users, items), (present.users, present.items), strict=True)
+    )
+    return Ingested(
+        users,
+        items,
+        store.write_vocabulary(users),
+        store.write_vocabulary(items),
+        tuple(one.file for one in shards),
+        np.array([one.size for one in shards]),
+        sum(one.n_trained_users for one in shards) / max(1, int(np.bitwise_count(present.trained).sum())),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Present:
+    """A bit for each user and item with an interaction, and for each user with one that is learned from."""
+
+    users: np.ndarray
+    items: np.ndarray
+    trained: np.ndarray
+
+
+def _united(n_fragments: int, store: Store, config: EraserConfig, compute: Compute) -> tuple[list[United], _Present]:
+    """(what every shard has become, without its bits; the bits of all)."""
+    nobody = np.zeros(0, np.uint8)
+    shards: list[United] = []
+    users, items, trained = nobody, nobody, nobody
+    K = config.partition.n_shards
+    for first in range(0, K, _AT_A_TIME):
+        some = map(ShardId, range(first, min(K, first + _AT_A_TIME)))
+        for one in _all(compute, [partial(unite, shard, n_fragments, store.uri) for shard in some]):
+            users, items, trained = _either(users, one.users), _either(items, one.items), _either(trained, one.trained)
+            n_users = int(np.bitwise_count(one.trained).sum())
+            shards.append(replace(one, users=nobody, items=nobody, trained=nobody, n_trained_users=n_users))
+    return shards, _Present(users, items, trained)
 
 
 def _all(compute: Compute, calls: Sequence[Callable[[], _T]]) -> list[_T]:
@@ -168,31 +196,39 @@ def list_ids(fragment: Fragment, number: int, store_uri: str, config: EraserConf
     store = Store(store_uri)
     log = read_fragment(fragment, config.data)
     kept, n_below = rated(log, config.data)
+    secret = seeds.secret(config.seed, "ids")
     for kind, column in (("user", kept.users), ("item", kept.items)):
-        _write_ids(store, f"{kind}-{number}", {f"{kind}_id": distinct_ids(column)})
+        _write_ids(store, f"{kind}-{number}", keyed_ids(column, secret))
     return Counts(len(log), n_below, 0.0 if log.ratings is None else float(log.ratings.max(initial=0.0)))
 
 
-def _numbered(kind: str, n_fragments: int, store: Store, config: EraserConfig) -> tuple[FileRef, np.ndarray]:
-    """(the vocabulary's file, the keys), from the pieces `<kind>-<number>`; both also as the piece `<kind>s`, for `scatter`."""
-    ids = merged_ids(_read_ids(store, f"{kind}-{number}")[f"{kind}_id"] for number in range(n_fragments))
-    vocabulary = Vocabulary(kind, tuple(ids.to_pylist()))
-    keys = vocabulary.keys(seeds.secret(config.seed, "ids"))
-    _write_ids(store, f"{kind}s", {f"{kind}_id": ids, "key": pa.array(keys, pa.uint64())})
-    return store.write_vocabulary(vocabulary, keys if kind == "item" else None), keys
+def _numbered(kind: str, n_fragments: int, store: Store, config: EraserConfig) -> Vocabulary:
+    """The vocabulary, from the pieces `<kind>-<number>`; its keys also as the piece `<kind>s`, for the other passes."""
+    secret = seeds.secret(config.seed, "ids")
+    vocabulary = merged_ids(kind, secret, (_read_ids(store, f"{kind}-{number}") for number in range(n_fragments)))
+    store.write_piece(f"{kind}s", vocabulary.keys.tobytes())
+    return vocabulary
 
 
-def _write_ids(store: Store, name: str, columns: dict[str, Any]) -> None:
+def _write_ids(store: Store, name: str, ids: KeyedIds) -> None:
     # Nearly every value is another: a dictionary of them only takes time.
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, use_dictionary=False, compression="zstd")
+    table = pa.table({"key": ids.keys, "id": ids.ids}, metadata={"integers": str(ids.integers)})
+    pq.write_table(table, sink, use_dictionary=False, compression="zstd")
     store.write_piece(name, sink.getvalue().to_pybytes())
 
 
-def _read_ids(store: Store, name: str) -> dict[str, Any]:
+def _read_ids(store: Store, name: str) -> KeyedIds:
     with store.open_piece(name) as piece, pq.ParquetFile(piece) as file:
         table = file.read(use_threads=False)
-    return {column: table[column].combine_chunks() for column in table.column_names}
+    integers = table.schema.metadata[b"integers"] == b"True"
+    return KeyedIds(table["key"].to_numpy(), table["id"].combine_chunks(), integers)
+
+
+def _read_keys(store: Store, kind: str) -> np.ndarray:
+    """The keys of all ids of one kind, by row."""
+    with store.open_piece(f"{kind}s") as piece:
+        return np.frombuffer(piece.read(), np.uint64)
 
 
 # ---- second pass: where they belong ---------------------------------------------------------------------------------------
@@ -205,9 +241,8 @@ def scatter(fragment: Fragment, number: int, store_uri: str, config: EraserConfi
     """
     store = Store(store_uri)
     kept, _ = rated(read_fragment(fragment, config.data), config.data)
-    users, items = _read_ids(store, "users"), _read_ids(store, "items")
-    pairs = Interactions.of(rows_of(kept.users, users["user_id"], fragment), rows_of(kept.items, items["item_id"], fragment))
-    user_keys, item_keys = users["key"].to_numpy(), items["key"].to_numpy()
+    user_keys, item_keys, secret = _read_keys(store, "user"), _read_keys(store, "item"), seeds.secret(config.seed, "ids")
+    pairs = Interactions.of(rows_of(kept.users, user_keys, secret, fragment), rows_of(kept.items, item_keys, secret, fragment))
     train, _ = hold_out_set("test", pairs, user_keys, item_keys, config.data, config.seed)
     train, valid = hold_out_set("valid", train, user_keys, item_keys, config.data, config.seed)
     partition = divide(train, user_keys, item_keys, config.partition, config.seed)
@@ -235,27 +270,47 @@ def _by_shard(pairs: Interactions, owners: np.ndarray, n_shards: int) -> Iterabl
 
 @dataclass(frozen=True, eq=False)
 class United:
-    """Of a shard: its file, how many interactions it learns from, and the users who have one of them, a bit for each row."""
+    """Of a shard: its file, and how many interactions it learns from.
+
+    Attributes:
+        file: of its interactions.
+        size: how many it learns from.
+        users, items: a bit for each row, whether the shard has an interaction of it.
+        trained: a bit for each user's row, whether the shard learns from one.
+        n_trained_users: how many these are.
+    """
 
     file: FileRef
     size: int
     users: np.ndarray
+    items: np.ndarray
+    trained: np.ndarray
+    n_trained_users: int = 0
 
 
 def unite(shard: ShardId, n_fragments: int, store_uri: str) -> United:
     """Write a shard's interactions from its pieces; pairs that several fragments have are merged."""
     store = Store(store_uri)
-    train: list[np.ndarray] = []
-    valid: list[np.ndarray] = []
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for number in range(n_fragments):
         with store.open_piece(f"pairs-{number}") as piece:
             file = pa.ipc.open_file(piece)
-            for codes, batch in ((train, 2 * shard), (valid, 2 * shard + 1)):
+            for codes, batch in zip(parts, (2 * shard, 2 * shard + 1), strict=True):
                 codes.append(file.get_batch(batch).column("code").to_numpy())
-    data = ShardData(Interactions.of_codes(np.concatenate(train)), Interactions.of_codes(np.concatenate(valid)))
-    written = store.write_shard_data(shard, data)
-    return United(written, len(data.train), np.packbits(np.bincount(data.train.users) > 0))
+    train, valid = (Interactions.of_codes(np.concatenate(codes)) for codes in parts)
+    written = store.write_shard_data(shard, ShardData.of(train, valid, _read_keys(store, "user"), _read_keys(store, "item")))
+    users, items = (np.concatenate([getattr(part, side) for part in (train, valid)]) for side in ("users", "items"))
+    return United(written, len(train), _bits(users), _bits(items), _bits(train.users))
 
 
-def _of_users(store_uri: str, file: FileRef, rows: np.ndarray) -> Interactions:
-    return Store(store_uri).read_shard_data(file).train.of_users(rows)
+def _bits(rows: np.ndarray) -> np.ndarray:
+    """A bit for each row up to the highest, whether it is among these."""
+    present = np.zeros(int(rows.max(initial=-1)) + 1, bool)
+    present[rows] = True
+    return np.packbits(present)
+
+
+def _of_users(store_uri: str, file: FileRef, keys: np.ndarray) -> KeyedPairs:
+    data = Store(store_uri).read_shard_data(file)
+    rows = np.flatnonzero(np.isin(data.user_keys, keys))
+    return data.keyed(data.train.of_users(rows))

@@ -11,10 +11,10 @@ import logging
 import time
 from collections.abc import Mapping
 
-from ray_eraser.errors import DataFileError, RayEraserError, RequestError, UnknownIdError
+from ray_eraser.errors import DataFileError, InvalidIdError, RayEraserError, RequestError, UnknownIdError
 
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_MAY_NAME_SOMEBODY = (UnknownIdError, RequestError, DataFileError)
+_MAY_NAME_SOMEBODY = (UnknownIdError, InvalidIdError, RequestError, DataFileError)
 
 
 class JsonFormatter(logging.Formatter):

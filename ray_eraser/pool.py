@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from ray_eraser.aggregator import Aggregated, AggregationOrder, Aggregator
 from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.shard import Shard, ShardOrder, Trained
 
@@ -49,7 +49,7 @@ class ShardPool(Compute, Protocol):
 
     def aggregate(self, order: AggregationOrder) -> Aggregated: ...
 
-    def excise(self, order: AggregationOrder) -> Embeddings: ...
+    def excise(self, order: AggregationOrder) -> KeyedEmbeddings: ...
 
     def tidy(self) -> None:
         """Let go of processes that this deployment left when it had other settings."""
@@ -89,7 +89,7 @@ class LocalShardPool:
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         return self._aggregator.aggregate(order)
 
-    def excise(self, order: AggregationOrder) -> Embeddings:
+    def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
         return self._aggregator.excise(order)
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:

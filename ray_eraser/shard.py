@@ -14,11 +14,12 @@ import numpy as np
 
 from ray_eraser.config import EraserConfig, TrainingConfig
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.models.base import UNTRAINED, TrainingState
-from ray_eraser.store import FileRef, ShardData, ShardRecord, Store, checkpoint_bytes, embeddings_bytes
-from ray_eraser.training.slices import first_affected, slices_of_users
+from ray_eraser.store import FileRef, ShardRecord, Store, checkpoint_bytes, embeddings_bytes
+from ray_eraser.training.slices import first_affected
 from ray_eraser.training.submodel import train_submodel
 
 log = logging.getLogger(__name__)
@@ -32,28 +33,34 @@ class ShardOrder:
 
     Attributes:
         epoch: of the coordinator that gives the order.
-        users: the users' vocabulary of the generation in the making; None without slices, where nobody need be looked up.
-        items: the items' vocabulary of the generation in the making.
         interactions: the shard's data as they stand in the current generation.
         erased: the pairs to remove first; none for a first training.
-        learned: the pairs to add then.
-        users_before: the users' vocabulary of the current generation, where there is one and slices need it.
+        learned: the pairs to learn from then.
+        held: the pairs to hold out then.
         checkpoints: the shard's as they stand in the current generation; none for a first training.
     """
 
     epoch: Epoch
-    users: FileRef | None
-    items: FileRef
     interactions: FileRef
-    erased: Interactions
-    learned: Interactions = field(default_factory=Interactions.none)
-    users_before: FileRef | None = None
+    erased: KeyedPairs = field(default_factory=KeyedPairs.none)
+    learned: KeyedPairs = field(default_factory=KeyedPairs.none)
+    held: KeyedPairs = field(default_factory=KeyedPairs.none)
     checkpoints: tuple[FileRef, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes the interactions at all."""
+        return bool(len(self.erased) or len(self.learned) or len(self.held))
+
+    @property
+    def changed_users(self) -> np.ndarray:
+        """Keys of the users whose interactions it changes."""
+        return np.concatenate([self.erased.users, self.learned.users, self.held.users])
 
     def repeats(self, other: ShardOrder) -> bool:
         """Whether it says the same in everything."""
         return all(
-            mine.codes().tobytes() == theirs.codes().tobytes() if isinstance(mine, Interactions) else mine == theirs
+            mine.same(theirs) if isinstance(mine, KeyedPairs) else mine == theirs
             for mine, theirs in ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
         )
 
@@ -82,11 +89,12 @@ class Shard:
     def ready(self) -> None:
         """Answers once the process is up and has loaded, and compiled, what it trains with."""
         made_up = Interactions.of(np.array([0, 0, 1], np.int32), np.array([0, 1, 1], np.int32))
+        two = np.arange(2, dtype=np.uint64)
         settled = self.config.settled(1.0)  # where nothing has been chosen from a log yet
         brief = settled.model_copy(
             update={"model": settled.model.model_copy(update={"epochs": 1}), "training": TrainingConfig()}
         )
-        train_submodel(made_up, Interactions.none(), np.arange(2, dtype=np.uint64), brief, self.shard_id)
+        train_submodel(ShardData(two, two, made_up, Interactions.none()), brief, self.shard_id)
 
     def erase(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.
@@ -100,19 +108,17 @@ class Shard:
         started = time.perf_counter()
         data = self._store.read_shard_data(order.interactions)
         interactions = order.interactions
-        if len(order.erased) or len(order.learned):
-            data = data.without(order.erased).with_learned(order.learned)
+        if order.changes:
+            data = data.without(order.erased).with_learned(order.learned, order.held)
             interactions = self._store.write_shard_data(self.shard_id, data)
-        slices_U = _slices(self._store, order.users, data, self.config)
-        kept, reached = self._reached(order)
+        kept, reached = self._reached(order, data)
         written: list[FileRef] = []
 
         def keep(state: TrainingState) -> None:
-            written.append(self._store.write_checkpoint(self.shard_id, state))
+            written.append(self._store.write_checkpoint(self.shard_id, state.renamed(data.user_keys, data.item_keys)))
 
         # Never from the old submodel: its weights would carry the erased pairs into the new ones.
-        item_keys = self._store.read_item_keys(order.items)
-        submodel = train_submodel(data.train, data.valid, item_keys, self.config, self.shard_id, slices_U, reached, keep)
+        submodel = train_submodel(data, self.config, self.shard_id, reached, keep)
         files = self._store.write_submodel(self.shard_id, submodel)
         seconds = time.perf_counter() - started
         said = {"shard": self.shard_id, "pairs": len(data.train), "after_stage": len(kept), "seconds": round(seconds, 3)}
@@ -120,20 +126,14 @@ class Shard:
         checkpoints = (*kept, *written)
         return Trained(ShardRecord(self.shard_id, interactions, files, len(data.train), len(data.valid), checkpoints), seconds)
 
-    def _reached(self, order: ShardOrder) -> tuple[tuple[FileRef, ...], TrainingState]:
+    def _reached(self, order: ShardOrder, data: ShardData) -> tuple[tuple[FileRef, ...], TrainingState]:
         """The checkpoints that what is erased and learned leaves valid, and the state in the last of them."""
-        if order.users is None or order.users_before is None or not order.checkpoints:
+        kept = order.checkpoints[: first_affected(order.changed_users, self.config)] if order.checkpoints else ()
+        if not kept:
             return (), UNTRAINED
-        # Who goes has no id in the vocabulary to come, who comes none in the one that was.
-        changes = (order.erased, order.users_before), (order.learned, order.users)
-        first = min(
-            first_affected(pairs, _slices_of(self._store, users, pairs.user_rows(), self.config), self.config)
-            for pairs, users in changes
-        )
-        kept = order.checkpoints[:first]
         try:
-            return kept, self._store.read_checkpoint(kept[-1]) if kept else UNTRAINED
-        except StoreError as error:
+            return kept, self._store.read_checkpoint(kept[-1]).in_rows(data.user_keys, data.item_keys)
+        except (StoreError, KeyError) as error:
             # An erasure must not fail for a file that training from scratch writes again.
             log.warning("checkpoint cannot be used", extra={"shard": self.shard_id, "problem": str(error)})
             return (), UNTRAINED
@@ -144,29 +144,16 @@ class Shard:
         self._epoch = epoch
 
 
-def rebuild_shard(store_uri: str, record: ShardRecord, users: FileRef, items: FileRef, config: EraserConfig) -> list[bytes]:
-    """What a shard's files of vectors should contain, computed anew from its stored interactions: for the audit.
+def rebuild_shard(store_uri: str, record: ShardRecord, config: EraserConfig) -> list[bytes]:
+    """What a shard's files of vectors should contain, computed from its stored interactions: for the audit.
 
     The submodel's first, then each checkpoint's in order.
     """
-    store = Store(store_uri)
-    data = store.read_shard_data(record.interactions)
-    slices_U, item_keys = _slices(store, users, data, config), store.read_item_keys(items)
+    data = Store(store_uri).read_shard_data(record.interactions)
     checkpoints: list[bytes] = []
 
     def keep(state: TrainingState) -> None:
-        checkpoints.append(checkpoint_bytes(state))
+        checkpoints.append(checkpoint_bytes(state.renamed(data.user_keys, data.item_keys)))
 
-    submodel = train_submodel(data.train, data.valid, item_keys, config, record.shard, slices_U, keep=keep)
+    submodel = train_submodel(data, config, record.shard, keep=keep)
     return [embeddings_bytes(submodel), *checkpoints]
-
-
-def _slices(store: Store, users: FileRef | None, data: ShardData, config: EraserConfig) -> np.ndarray | None:
-    """(U,) the slice of every user of a shard; None without slices, where nobody need be looked up."""
-    if config.training.slices == 1 or users is None:
-        return None
-    return _slices_of(store, users, np.union1d(data.train.users, data.valid.users), config)
-
-
-def _slices_of(store: Store, users: FileRef, rows: np.ndarray, config: EraserConfig) -> np.ndarray:
-    return slices_of_users(store.read_vocabulary(users, "user"), rows, config)

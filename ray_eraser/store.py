@@ -1,19 +1,23 @@
 """Everything that a deployment keeps, as files under its storage path.
 
 Files are immutable and named by the SHA-256 of their content; a manifest lists those of one generation and is written last.
-Which generation is current stands in the ledger, because object stores have no atomic rename. Parquet for interactions and
-vocabularies, safetensors for vectors, JSON for manifests; nothing that runs code when it is read.
+Which generation is current stands in the ledger, because object stores have no atomic rename. Nothing that runs code when it is
+read: safetensors for numbers, Parquet for ids, JSON for manifests.
 
-    vocabulary/users-<digest>.parquet         id (null: erased)
-    vocabulary/items-<digest>.parquet         id, key (keyed hash of the id, 0 where erased)
-    shards/<k>/interactions-<digest>.parquet  user, item (rows), held_out
-    shards/<k>/submodel-<digest>.safetensors
-    shards/<k>/checkpoint-<digest>.safetensors  the state of training after a stage (`training.slices`)
+**What is here is a function of the interactions that remain, the config and the seed** (docs/decisions/0028): ids are in the
+order of the keyed hashes of their text, those without an interaction are in no file, and no file holds a number that counts
+over all shards. Exceptions: the ledger, its mark, and what jobs reported.
+
+    vocabulary/users-<part>-<digest>.parquet     key, id: in the order of keys, divided by their highest five bits
+    vocabulary/items-<part>-<digest>.parquet
+    shards/<k>/interactions-<digest>.safetensors user_keys, item_keys; by user where its items begin, items by their places
+    shards/<k>/submodel-<digest>.safetensors     user_keys, users, item_keys, items
+    shards/<k>/checkpoint-<digest>.safetensors   the state of training after a stage (`training.slices`)
     aggregate/aggregate-<digest>.safetensors
     generations/<digest>.json
-    pieces/<name>                               of a log that is being divided (`ingest`); gone when it is
-    deployment.json                             to which ledger all this belongs
-    results/<name>.json                         what jobs reported; of no generation, and never deleted
+    pieces/<name>                                of a log that is being divided (`ingest`); gone when it is
+    ledger.json                                  to which ledger all this belongs
+    results/<name>.json                          what submitted jobs reported: figures, no ids; kept until somebody deletes it
 """
 
 from __future__ import annotations
@@ -23,9 +27,12 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,19 +42,23 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from ray_eraser import seeds
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.data.keyed import ShardData
+from ray_eraser.data.vocabulary import PARTS, Part, Vocabulary
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import ConfigError, InputError, StoreError
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import TrainingState
 
-_FORMAT = 1
-_OWNER = "deployment.json"
+_FORMAT = 2
+_OWNER = "ledger.json"
+_FORMER_OWNER = "deployment.json"
+"""What format 1 had in its place."""
 _OWN_FILES = re.compile(
-    r"((vocabulary|shards/\d+|aggregate|generations)/[a-z]*-?[0-9a-f]{64}\.(parquet|safetensors|json)|pieces/[a-z]+-?\d*)"
-    r"(\.partial-.*)?"
+    r"((vocabulary/(users|items)-\d\d-|shards/\d+/[a-z]+-|aggregate/aggregate-|generations/)[0-9a-f]{64}"
+    r"\.(parquet|safetensors|json)|pieces/[a-z]+-?\d*)(\.partial-.*)?"
 )
 
 
@@ -76,38 +87,41 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
-class ShardData:
-    """A shard's interactions: what its submodel learns from and what it may look at to stop."""
-
-    train: Interactions
-    valid: Interactions
-
-    def without(self, erased: Interactions) -> ShardData:
-        return ShardData(self.train.without(erased), self.valid.without(erased))
-
-    def with_learned(self, learned: Interactions) -> ShardData:
-        """What came later is all trained on: nothing of it is held out."""
-        return ShardData(Interactions.union([self.train, learned]), self.valid)
-
-    def __len__(self) -> int:
-        return len(self.train) + len(self.valid)
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """One generation: every file of it, and all that its bits depend on. Says nothing of time or of what came before."""
+    """One generation: every file of it, and all that its bits depend on. Says nothing of time or of what came before.
+
+    Attributes:
+        config: the settings, with what was chosen from the log filled in.
+        environment: what bits depend on besides the data and the settings.
+        chosen: the settings that were chosen from the log, by name; see docs/decisions/0007.
+        integers: of `user` and `item` those whose ids are given back as integers.
+        users, items: the parts of the vocabularies that have an id, in the order of keys.
+        shards: every shard's files.
+        aggregate: the served model.
+    """
 
     config: EraserConfig
     environment: dict[str, str | int]
-    users: FileRef
-    items: FileRef
+    chosen: tuple[str, ...]
+    integers: tuple[str, ...]
+    users: tuple[FileRef, ...]
+    items: tuple[FileRef, ...]
     shards: tuple[ShardRecord, ...]
     aggregate: FileRef
+
+    @property
+    def guarantee(self) -> str:
+        """What every receipt of this generation may claim: the first of these that is true.
+
+        `exact-given-partition` where the places of interactions were learned, `exact-given-settings` where a setting was chosen
+        from the log, else `exact`.
+        """
+        return self.config.guarantee_given(self.chosen)
 
     def files(self) -> list[FileRef]:
         """All files that this generation needs, itself not among them."""
         parts = [ref for record in self.shards for ref in (record.interactions, record.submodel, *record.checkpoints)]
-        return [self.users, self.items, *parts, self.aggregate]
+        return [*self.users, *self.items, *parts, self.aggregate]
 
     @property
     def n_interactions(self) -> int:
@@ -122,12 +136,14 @@ class Manifest:
     def from_json(cls, text: bytes) -> Manifest:
         fields: dict[str, Any] = json.loads(text)
         if fields["format"] != _FORMAT:
-            raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}")
+            raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}: train again, with another storage path")
         return cls(
             config_from(fields["config"]),
             fields["environment"],
-            FileRef(**fields["users"]),
-            FileRef(**fields["items"]),
+            tuple(fields["chosen"]),
+            tuple(fields["integers"]),
+            tuple(FileRef(**ref) for ref in fields["users"]),
+            tuple(FileRef(**ref) for ref in fields["items"]),
             tuple(
                 ShardRecord(
                     ShardId(record["shard"]),
@@ -135,7 +151,7 @@ class Manifest:
                     FileRef(**record["submodel"]),
                     record["n_train"],
                     record["n_valid"],
-                    tuple(FileRef(**ref) for ref in record.get("checkpoints", ())),  # older ones have none
+                    tuple(FileRef(**ref) for ref in record["checkpoints"]),
                 )
                 for record in fields["shards"]
             ),
@@ -165,30 +181,70 @@ class Store:
 
     # ---- what is stored ------------------------------------------------------------------------------------------------
 
-    def write_vocabulary(self, vocabulary: Vocabulary, keys: np.ndarray | None = None) -> FileRef:
-        present = [raw for raw in vocabulary.ids if raw is not None]
-        kind = pa.int64() if all(isinstance(raw, int) for raw in present) else pa.string()
-        columns = {"id": pa.array(vocabulary.ids, kind)}
-        if keys is not None:
-            columns["key"] = pa.array(keys, pa.uint64())
-        return self._write(f"vocabulary/{vocabulary.kind}s", "parquet", _to_parquet(pa.table(columns)))
+    def write_vocabulary(
+        self, vocabulary: Vocabulary, before: Vocabulary | None = None, refs: Sequence[FileRef] = ()
+    ) -> tuple[FileRef, ...]:
+        """Write the parts of a vocabulary; those that it shares with the one before are there already.
 
-    def read_vocabulary(self, ref: FileRef, kind: str) -> Vocabulary:
-        return Vocabulary(kind, tuple(self._read_parquet(ref, ["id"])["id"].to_pylist()))
+        Args:
+            vocabulary: to be kept.
+            before: a vocabulary that is kept here.
+            refs: its files.
+        """
+        known = {} if before is None else dict(zip(_kept_parts(before), refs, strict=True))
+        written = []
+        for number in _kept_parts(vocabulary):
+            part = vocabulary.parts[number]
+            if before is not None and number in known and part is before.parts[number]:
+                written.append(known[number])
+            else:
+                written.append(self._write(f"vocabulary/{vocabulary.kind}s-{number:02d}", "parquet", part_bytes(part)))
+        return tuple(written)
 
-    def read_item_keys(self, ref: FileRef) -> np.ndarray:
-        """(I,) uint64, the keyed hash of every item's id."""
-        return np.asarray(self._read_parquet(ref, ["key"])["key"].to_numpy())
+    def read_vocabulary(
+        self, refs: Sequence[FileRef], kind: str, manifest: Manifest, before: Mapping[FileRef, Part] = MappingProxyType({})
+    ) -> Vocabulary:
+        """The vocabulary of one kind.
+
+        Args:
+            refs: its files.
+            kind: `user` or `item`.
+            manifest: the generation's.
+            before: parts that have been read already.
+        """
+        parts = [Part.empty()] * PARTS
+        for ref in refs:
+            parts[int(ref.path.split("-")[1])] = before[ref] if ref in before else self.read_part(ref)
+        return Vocabulary(kind, seeds.secret(manifest.config.seed, "ids"), tuple(parts), kind in manifest.integers)
+
+    def read_part(self, ref: FileRef) -> Part:
+        """One part of a vocabulary.
+
+        Raises:
+            StoreError: it cannot be read, or is none.
+        """
+        try:
+            table = self._read_parquet(ref, ["key", "id"]).combine_chunks()
+            ids = table["id"].cast(pa.string())
+            return Part(table["key"].to_numpy(), ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+        except (KeyError, ValueError) as error:  # Arrow's own errors are ValueErrors
+            raise StoreError(ref.path, f"is no part of a vocabulary ({error})") from error
 
     def write_shard_data(self, shard: ShardId, data: ShardData) -> FileRef:
-        return self._write(f"shards/{shard}/interactions", "parquet", shard_data_bytes(data))
+        return self._write(f"shards/{shard}/interactions", "safetensors", shard_data_bytes(data))
 
     def read_shard_data(self, ref: FileRef) -> ShardData:
-        table = self._read_parquet(ref, ["user", "item", "held_out"])
-        users, items, held = (table[name].to_numpy() for name in ("user", "item", "held_out"))
-        return ShardData(Interactions(users[~held], items[~held]), Interactions(users[held], items[held]))
+        try:
+            arrays = load_tensors(self.read(ref))
+            train, valid = (
+                Interactions(np.repeat(np.arange(len(counts), dtype=np.int32), counts), items)
+                for counts, items in ((arrays["train"], arrays["train_items"]), (arrays["valid"], arrays["valid_items"]))
+            )
+            return ShardData(arrays["user_keys"], arrays["item_keys"], train, valid)
+        except (SafetensorError, KeyError, ValueError, IndexError) as error:
+            raise StoreError(ref.path, f"is not a file of interactions ({error})") from error
 
-    def write_submodel(self, shard: ShardId, submodel: Embeddings) -> FileRef:
+    def write_submodel(self, shard: ShardId, submodel: KeyedEmbeddings) -> FileRef:
         return self._write(f"shards/{shard}/submodel", "safetensors", embeddings_bytes(submodel))
 
     def write_checkpoint(self, shard: ShardId, state: TrainingState) -> FileRef:
@@ -200,12 +256,12 @@ class Store:
         except (SafetensorError, KeyError) as error:
             raise StoreError(ref.path, f"is not a checkpoint ({error})") from error
 
-    def write_aggregate(self, aggregate: Embeddings) -> FileRef:
+    def write_aggregate(self, aggregate: KeyedEmbeddings) -> FileRef:
         return self._write("aggregate/aggregate", "safetensors", embeddings_bytes(aggregate))
 
-    def read_embeddings(self, ref: FileRef) -> Embeddings:
+    def read_embeddings(self, ref: FileRef) -> KeyedEmbeddings:
         try:
-            return Embeddings(**load_tensors(self.read(ref)))
+            return KeyedEmbeddings(**load_tensors(self.read(ref)))
         except (SafetensorError, TypeError) as error:
             raise StoreError(ref.path, f"is not a file of embeddings ({error})") from error
 
@@ -225,14 +281,28 @@ class Store:
     # ---- whose it is ---------------------------------------------------------------------------------------------------
 
     def owner(self) -> str | None:
-        """The name of the ledger that the files here belong to; None where nobody claimed them."""
+        """The name of the ledger that the files here belong to; None where nobody claimed them.
+
+        Raises:
+            StoreError: an earlier version made what is here.
+        """
         try:
             with self._fs.open_input_file(f"{self._root}/{_OWNER}") as stream:
                 return str(json.loads(stream.read())["ledger"])
         except FileNotFoundError:
+            self._refuse_former()
             return None
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(_OWNER, f"cannot be read ({error})") from error
+
+    def _refuse_former(self) -> None:
+        """What an earlier version made must not be taken for nobody's, and swept."""
+        if self._fs.get_file_info(f"{self._root}/{_FORMER_OWNER}").type == fs.FileType.File:
+            raise StoreError(
+                _FORMER_OWNER,
+                f"this storage path is of format 1, this version reads format {_FORMAT}: train again from the log, with "
+                "another storage path, and delete this one",
+            )
 
     def claim(self, ledger: str) -> None:
         """Say to which ledger the files here belong: another one's would take them for leftovers."""
@@ -304,13 +374,20 @@ class Store:
         return sorted(os.path.relpath(info.path, self._root) for info in infos if info.type == fs.FileType.File)
 
     def delete(self, path: str) -> None:
-        """Delete a file; one that is gone already is no error, so that a purge can be repeated."""
+        """Delete a file; one that is gone already is no error, so that a purge can be repeated.
+
+        A folder of this store's that has become empty goes too: it would say that there was a shard of its name.
+        """
         try:
             self._fs.delete_file(f"{self._root}/{path}")
         except FileNotFoundError:
-            return
+            pass
         except OSError as error:
             raise StoreError(path, f"cannot be deleted ({error}): check the permissions") from error
+        if self.local_folder is not None:
+            for folder in list(PurePath(path).parents)[:-1]:
+                with suppress(OSError):  # there is something in it, or it is gone
+                    (self.local_folder / folder).rmdir()
 
     def _write(self, stem: str, suffix: str, content: bytes) -> FileRef:
         digest = hashlib.sha256(content).hexdigest()
@@ -342,7 +419,7 @@ def manifest_ref(digest: str) -> FileRef:
     return FileRef(f"generations/{digest}.json", digest)
 
 
-def embeddings_bytes(embeddings: Embeddings) -> bytes:
+def embeddings_bytes(embeddings: KeyedEmbeddings) -> bytes:
     """The file of a submodel or an aggregate: same vectors, same bytes."""
     return _to_safetensors(embeddings.arrays())
 
@@ -352,12 +429,24 @@ def checkpoint_bytes(state: TrainingState) -> bytes:
     return _to_safetensors(state.arrays())
 
 
+def part_bytes(part: Part) -> bytes:
+    """The file of one part of a vocabulary: same ids, same bytes."""
+    return _to_parquet(pa.table({"key": part.keys, "id": part.ids}))
+
+
 def shard_data_bytes(data: ShardData) -> bytes:
     """The file of a shard's interactions: same pairs, same bytes."""
-    held_out = np.repeat([False, True], [len(data.train), len(data.valid)])
-    users = np.concatenate([data.train.users, data.valid.users])
-    items = np.concatenate([data.train.items, data.valid.items])
-    return _to_parquet(pa.table({"user": users, "item": items, "held_out": held_out}))
+    counts = {
+        name: np.bincount(part.users, minlength=len(data.user_keys)).astype(np.int32)
+        for name, part in (("train", data.train), ("valid", data.valid))
+    }
+    items = {"train_items": data.train.items, "valid_items": data.valid.items}
+    return _to_safetensors({"user_keys": data.user_keys, "item_keys": data.item_keys, **counts, **items})
+
+
+def _kept_parts(vocabulary: Vocabulary) -> list[int]:
+    """The numbers of the parts that have a file: those with an id."""
+    return [number for number, part in enumerate(vocabulary.parts) if len(part)]
 
 
 def _to_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
@@ -373,10 +462,9 @@ def _to_parquet(table: pa.Table) -> bytes:
 def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
     """Whole or not at all; if durable, there after the power went: the ledger points only to what the disk has."""
     new_folders = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
     try:
-        with partial.open("wb") as stream:
+        with _opened(partial) as stream:
             stream.write(content)
             if durable:
                 stream.flush()
@@ -392,3 +480,13 @@ def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """A new file; its folder is made, and made again where a deletion of its last file took it away meanwhile."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return file.open("wb")
+    except FileNotFoundError:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("wb")

@@ -9,7 +9,6 @@ beside the vectors so that a copy can be told from the one that is served.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.data.keyed import places_of
+from ray_eraser.data.vocabulary import Vocabulary, id_column
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import InputError
 from ray_eraser.ids import Generation, RawId
 
@@ -50,7 +50,7 @@ class Vectors:
     @classmethod
     def of(
         cls,
-        model: Embeddings,
+        model: KeyedEmbeddings,
         users: Vocabulary,
         items: Vocabulary,
         generation: Generation,
@@ -58,8 +58,8 @@ class Vectors:
         serving: str,
     ) -> Vectors:
         """A model's vectors by raw ids; what has no id any more is left out."""
-        user_ids, users_UD = _named(users, model.user_rows, model.users)
-        item_ids, items_ID = _named(items, model.item_rows, model.items)
+        user_ids, users_UD = _named(users, model.user_keys, model.users)
+        item_ids, items_ID = _named(items, model.item_keys, model.items)
         return cls(generation, digest, serving, user_ids, users_UD, item_ids, items_ID)
 
     def about(self) -> dict[str, Any]:
@@ -85,19 +85,14 @@ class Vectors:
             folder.mkdir(parents=True, exist_ok=True)
             files[3].unlink(missing_ok=True)  # until all is written, nothing says what the others are
             np.savez(files[0], users=self.users, items=self.items)
-            pq.write_table(_column(self.user_ids), files[1])
-            pq.write_table(_column(self.item_ids), files[2])
+            pq.write_table(pa.table({"id": id_column(self.user_ids)}), files[1])
+            pq.write_table(pa.table({"id": id_column(self.item_ids)}), files[2])
             files[3].write_text(json.dumps(self.about(), indent=1) + "\n", "utf-8")
         except OSError as error:
             raise InputError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
         return files
 
 
-def _named(vocabulary: Vocabulary, rows: np.ndarray, vectors: np.ndarray) -> tuple[tuple[RawId, ...], np.ndarray]:
-    ids = vocabulary.raw(rows)
-    return tuple(raw for raw in ids if raw is not None), vectors[np.array([raw is not None for raw in ids], bool)]
-
-
-def _column(ids: Sequence[RawId]) -> pa.Table:
-    kind = pa.int64() if ids and all(isinstance(raw, int) for raw in ids) else pa.string()
-    return pa.table({"id": pa.array(list(ids), kind)})
+def _named(vocabulary: Vocabulary, keys: np.ndarray, vectors: np.ndarray) -> tuple[tuple[RawId, ...], np.ndarray]:
+    rows = places_of(keys, vocabulary.keys)
+    return tuple(vocabulary.raw(rows[rows >= 0])), vectors[rows >= 0]

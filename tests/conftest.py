@@ -17,11 +17,19 @@ from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 
-# The same examples in every run: a change must not be refused by luck. `make search` draws others each time. How long an example
-# takes says something about the machine only.
+# The same examples in every run, so that no change is refused by luck; `make fuzz` draws others each time. No deadlines: how
+# long an example takes says something about the machine only.
 settings.register_profile("fixed", deadline=None, derandomize=True)
-settings.register_profile("search", deadline=None, print_blob=True)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("RAY_ERASER_EXAMPLES", "fixed"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Secrets of idempotency keys go to a folder of the run, also those of processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +77,14 @@ def tiny_config() -> EraserConfig:
     """Three shards of a small generated log."""
     return config_from(
         {
-            "data": {"synthetic_users": 60, "synthetic_items": 40, "synthetic_per_user": 8, "synthetic_communities": 3},
+            "data": {
+                "synthetic_users": 60,
+                "synthetic_items": 40,
+                "synthetic_per_user": 8,
+                "synthetic_communities": 3,
+                "test_share": 0.2,
+                "valid_share": 0.1,
+            },
             "partition": {"n_shards": 3},
             "model": {"width": 8, "epochs": 3, "alpha0": 0.3},
             "runtime": {"timeout_seconds": 60},

@@ -54,6 +54,7 @@ def options() -> Iterator[dict[str, set[str]]]:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # where dataclasses look for their annotations
             spec.loader.exec_module(module)
             command = typer.main.get_command(cli.app_of(getattr(module, file.stem)))
             found[file.stem] = {name for parameter in command.params for name in parameter.opts} | {"--help"}

@@ -18,6 +18,10 @@ from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.seeds import derive
 
+WITHOUT_CHOICE = 0.3
+"""The weight of unobserved pairs where nothing that is stored depends on it, so that none was chosen: for the users of an
+excision, which is served for seconds."""
+
 if TYPE_CHECKING:
     from ray_eraser.aggregation.foldin import FoldIn
 
@@ -97,7 +101,8 @@ def folding(model: Embeddings, config: EraserConfig) -> FoldIn:
     from ray_eraser.aggregation.foldin import FoldIn
 
     als = config.als_settings
-    return FoldIn(model.item_rows, np.ascontiguousarray(model.items), als.known_alpha0, als.reg)
+    alpha0 = als.known_alpha0 if config.needs_alpha0 else WITHOUT_CHOICE
+    return FoldIn(model.item_rows, np.ascontiguousarray(model.items), alpha0, als.reg)
 
 
 def with_users(model: Embeddings, interactions: Interactions, config: EraserConfig) -> Embeddings:
@@ -157,4 +162,5 @@ def _swept(model: Embeddings, interactions: Interactions, config: EraserConfig, 
 
     items = np.ascontiguousarray(model.items)
     als = config.als_settings
-    return sweep(model.item_rows, items, interactions, als.known_alpha0, als.reg, sweeps)
+    alpha0 = als.known_alpha0 if config.needs_alpha0 else WITHOUT_CHOICE
+    return sweep(model.item_rows, items, interactions, alpha0, als.reg, sweeps)

@@ -182,8 +182,8 @@ def _slopes_of(loss: LossName, w0: float, seed: int) -> Slopes:
     if loss == "wmf":
         return lambda users_BD, items_ID, observed_BI: non_sampling_loss(users_BD, items_ID, observed_BI, w0)[1:]
 
+    from ray_eraser.kernels.sampling import draw_triplets
     from ray_eraser.models.bpr import bpr_slopes
-    from ray_eraser.training.sampling import draw_triplets
 
     drawn, sequence = 0, derive(seed, "triplets")
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.kernels.ridge import Ridge
 from ray_eraser.models.wmf_als import base_of, half_sweep, ridge_of
-from ray_eraser.training.ridge import Ridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class FoldIn:
     """Items on which users are solved.
 
     Attributes:
-        item_rows: (I',) int32, ascending vocabulary rows of the items that have a vector.
+        item_rows: (I',) int32, ascending rows of the items that have a vector.
         items: (I', D) float32.
         alpha0: weight of an unobserved pair against 1 for an observed one.
         reg: ridge, scaled by each user's degree.
@@ -50,9 +50,22 @@ class FoldIn:
         known = self.item_rows.take(places, mode="clip") == interactions.items if len(self.item_rows) else places < 0
         user_rows, degrees = np.unique(interactions.users[known], return_counts=True)
         starts = np.concatenate([[0], np.cumsum(degrees)])
-        ridge_U = ridge_of(degrees, len(self.items), self.alpha0, self.reg)
-        users = self._ridge.solve(starts, places[known], ridge_U)
+        users = self._solve(starts, places[known])
         return Embeddings(user_rows.astype(np.int32), users, self.item_rows, self.items)
+
+    def user(self, places: np.ndarray) -> np.ndarray | None:
+        """The vector of one user, (D,), the same as `users` gives; None without an item.
+
+        Args:
+            places: ascending places of the user's items among those that have a vector.
+        """
+        if not len(places):
+            return None
+        # Of the kind that `users` has: for another, the regressions would be compiled again.
+        return np.asarray(self._solve(np.array([0, len(places)]), places.astype(np.int64))[0])
+
+    def _solve(self, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return self._ridge.solve(starts, places, ridge_of(np.diff(starts), len(self.items), self.alpha0, self.reg))
 
 
 def sweep(

@@ -18,19 +18,30 @@ Precision = type[np.float64] | type[np.float32]
 _GATHERED = 1024
 """Rows that are multiplied at a time: copies of so many stay in a processor's cache."""
 
-_Key = tuple[Embeddings, Embeddings, Precision]
+_Name = tuple[int, int]
+_Key = tuple[_Name, _Name, Precision]
 
 
 class Grams:
-    """The blocks of the Gram matrices of some submodels, each made once. A block lives no longer than both of its submodels."""
+    """The blocks of the Gram matrices of some submodels, each made once. A block lives no longer than both of its submodels.
+
+    A submodel is told by its two tables of vectors, whatever rows its ids have just now: a block does not depend on them. So
+    two submodels must not share both tables, unless they are one.
+    """
 
     def __init__(self) -> None:
         self._blocks: dict[_Key, tuple[np.ndarray | None, np.ndarray | None]] = {}
+        self._tables: dict[_Name, tuple[np.ndarray, np.ndarray]] = {}  # held, so that no other tables take over a name
 
     def keep(self, submodels: Iterable[Embeddings]) -> None:
         """Forget the blocks of all others."""
-        kept = set(submodels)
-        self._blocks = {key: block for key, block in self._blocks.items() if kept.issuperset(key[:2])}
+        self._tables = {_name(submodel): (submodel.users, submodel.items) for submodel in submodels}
+        self._blocks = {key: block for key, block in self._blocks.items() if self._tables.keys() >= set(key[:2])}
+
+    def _key(self, left: Embeddings, right: Embeddings, precision: Precision) -> _Key:
+        for submodel in (left, right):
+            self._tables.setdefault(_name(submodel), (submodel.users, submodel.items))
+        return _name(left), _name(right), precision
 
     def of(self, submodels: Sequence[Embeddings]) -> tuple[np.ndarray, np.ndarray]:
         """P'P and Q'Q, both (KD, KD) float64, with P the users' tables side by side, Q the items', absent rows zero."""
@@ -42,7 +53,7 @@ class Grams:
         shards of whole users, the blocks on the diagonal, (K, D, D).
         """
         for l, right in enumerate(submodels):
-            missing = [left for left in submodels[l:] if (left, right, precision) not in self._blocks]
+            missing = [left for left in submodels[l:] if self._key(left, right, precision) not in self._blocks]
             if missing:
                 self._multiply(missing, right, precision)
         return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
@@ -52,7 +63,7 @@ class Grams:
 
         def multiply(first: int, last: int) -> None:
             for left in lefts[first:last]:
-                self._blocks[left, right, precision] = (
+                self._blocks[self._key(left, right, precision)] = (
                     users.block(left.user_rows, left.users, precision),
                     items.block(left.item_rows, left.items, precision),
                 )
@@ -66,13 +77,13 @@ class Grams:
         for l, right in enumerate(submodels):
             for k, left in enumerate(submodels[l:], l):
                 users, items = (_block_of(side, ends, k, l) for side in sides)
-                self._blocks.setdefault((left, right, precision), (users, items))
+                self._blocks.setdefault(self._key(left, right, precision), (users, items))
 
     def _side(self, submodels: Sequence[Embeddings], side: int, precision: Precision) -> np.ndarray:
         """Of the users (0) or of the items (1)."""
         widths = [submodel.width for submodel in submodels]
         pairs = [(k, l) for l in range(len(submodels)) for k in range(l, len(submodels))]
-        blocks = {(k, l): self._blocks[submodels[k], submodels[l], precision][side] for k, l in pairs}
+        blocks = {(k, l): self._blocks[self._key(submodels[k], submodels[l], precision)][side] for k, l in pairs}
         if len(set(widths)) == 1 and all(block is None for (k, l), block in blocks.items() if k != l):
             nothing = np.zeros((widths[0], widths[0]), precision)
             return np.stack([nothing if (own := blocks[k, k]) is None else own for k in range(len(submodels))])
@@ -85,8 +96,12 @@ class Grams:
         return gram
 
 
+def _name(submodel: Embeddings) -> _Name:
+    return id(submodel.users), id(submodel.items)
+
+
 class _Table:
-    """One submodel's vectors, by vocabulary row."""
+    """One submodel's vectors, by row."""
 
     def __init__(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         self._places = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)

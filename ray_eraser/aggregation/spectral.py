@@ -17,7 +17,7 @@ from scipy import linalg
 from ray_eraser.aggregation.grams import Grams, dense, times
 from ray_eraser.determinism import in_parts
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.training.kernels import compiled
+from ray_eraser.kernels.compiled import compiled
 
 _EXACT_UP_TO = 256
 """Stacked width KD from which on the eigensolver's cubic cost is avoided by a block Krylov space."""

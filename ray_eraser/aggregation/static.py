@@ -66,7 +66,7 @@ def static_weights(submodels: Sequence[Embeddings], interactions: Interactions, 
 
 def ranking_weights(submodels: Sequence[Embeddings], interactions: Interactions, seed: int) -> np.ndarray:
     """The weights under the loss of BPR, where `static_weights` has that of WMF; its sum is set to 1 for the same reason."""
-    from ray_eraser.training.sampling import draw_triplets
+    from ray_eraser.kernels.sampling import draw_triplets
 
     compact = interactions.compact()
     triplets_n3 = draw_triplets(compact.matrix(), min(len(interactions), _MOST_TRIPLETS), seed)

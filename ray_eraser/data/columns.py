@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_eraser.config import DataConfig
 from ray_eraser.errors import DataFileError
-
-_LONGEST_ID = 1000  # a longer one is a broken quote or a wrong column
-_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+from ray_eraser.ids import id_problem
 
 Fail = Callable[[int, str], DataFileError]
 """(row, problem) -> the error that names the row's line."""
@@ -26,17 +23,28 @@ Fail = Callable[[int, str], DataFileError]
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """A column of ids: the distinct ones, int64 or string, and for every row the position of its own among them."""
+    """A column of ids: the distinct ones, and for every row the position of its own among them.
+
+    Attributes:
+        distinct: Arrow strings.
+        codes: (n,) int32.
+        integers: whether the column's type is one of integers, whatever its values look like.
+    """
 
     distinct: Any
     codes: np.ndarray
+    integers: bool = False
 
     def take(self, chosen: np.ndarray) -> Ids:
-        return Ids(self.distinct, self.codes[chosen])
+        return Ids(self.distinct, self.codes[chosen], self.integers)
 
     def used(self) -> np.ndarray:
         """Ascending positions of the ids that a row has."""
         return np.flatnonzero(np.bincount(self.codes, minlength=len(self.distinct)))
+
+    def present(self) -> Any:
+        """The ids that a row has, each once, as Arrow strings."""
+        return self.distinct.take(pa.array(self.used()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +129,7 @@ def check_trainable(source: str, n_train: int) -> None:
 
 
 def concatenated(logs: Sequence[Log]) -> Log:
-    """The rows of several files, one after the other. Integers become strings where another file has strings."""
+    """The rows of several files, one after the other."""
     ratings = [log.ratings for log in logs if log.ratings is not None]
     return Log(
         _concatenated([log.users for log in logs]),
@@ -131,46 +139,22 @@ def concatenated(logs: Sequence[Log]) -> Log:
 
 
 def _concatenated(columns: Sequence[Ids]) -> Ids:
-    whole = in_one_array([column.distinct for column in columns]).dictionary_encode()
+    whole = pa.concat_arrays([column.distinct for column in columns]).dictionary_encode()
     starts = np.cumsum([0, *(len(column.distinct) for column in columns[:-1])])
     places = np.concatenate([column.codes + start for column, start in zip(columns, starts, strict=True)])
-    return Ids(whole.dictionary, whole.indices.to_numpy()[places])
-
-
-def in_one_array(arrays: Sequence[Any]) -> Any:
-    """Arrays of ids one after the other: integers if all are, else strings."""
-    integers = all(pa.types.is_int64(array.type) for array in arrays)
-    return pa.concat_arrays([array if integers else array.cast(pa.string()) for array in arrays])
+    return Ids(whole.dictionary, whole.indices.to_numpy()[places], all(column.integers for column in columns))
 
 
 def checked_ids(column: Any, kind: str, fail: Fail) -> Ids:
+    """A column of strings or of integers as ids, which are text."""
     encoded = column.dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    ids = Ids(encoded.dictionary, encoded.indices.to_numpy())
-    if pa.types.is_string(ids.distinct.type):
-        problems = {code: problem for code, raw in enumerate(ids.distinct.to_pylist()) if (problem := _problem(raw))}
+    integers = pa.types.is_integer(encoded.dictionary.type)
+    ids = Ids(encoded.dictionary.cast(pa.string()), encoded.indices.to_numpy(), bool(integers))
+    if not integers:
+        problems = {code: problem for code, raw in enumerate(ids.distinct.to_pylist()) if (problem := id_problem(raw))}
         if problems:
             row = int(np.flatnonzero(np.isin(ids.codes, list(problems)))[0])
             raise fail(row, f"the {kind} id {problems[int(ids.codes[row])]}")
     return ids
-
-
-def _problem(raw: str) -> str | None:
-    if not raw.strip():
-        return "is empty"
-    if "\0" in raw:
-        return "holds a NUL byte"
-    if len(raw) > _LONGEST_ID:
-        return f"has {len(raw)} characters, more than {_LONGEST_ID}: is the column or a quote wrong?"
-    return None
-
-
-def canonical_integers(ids: Any) -> bool:
-    if not pc.all(pc.match_substring_regex(ids, _CANONICAL_INTEGER), min_count=0).as_py():
-        return False
-    try:
-        ids.cast(pa.int64())
-    except pa.ArrowInvalid:  # nineteen digits may be beyond 64 bits
-        return False
-    return True

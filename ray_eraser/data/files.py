@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -32,7 +33,6 @@ from ray_eraser.data.columns import (
     Fail,
     Ids,
     Log,
-    canonical_integers,
     check_something_left,
     check_trainable,
     checked_ids,
@@ -45,9 +45,8 @@ from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.parquet import parquet_columns, read_parquet
 from ray_eraser.data.splits import split
 from ray_eraser.data.synthetic import synthetic
-from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.data.vocabulary import Vocabulary, id_column
 from ray_eraser.errors import DataFileError
-from ray_eraser.ids import RawId
 
 SYNTHETIC = "synthetic"
 """The source that stands for the generated log."""
@@ -66,13 +65,14 @@ _BLOCK = 1 << 24  # pyarrow wants every row to fit into a block
 def read_dataset(source: str, config: DataConfig, seed: int) -> Dataset:
     """The log at `source`, checked, numbered, and split if it comes without a split.
 
-    Ids are integers where all ids of their kind are written as integers, else strings. Repeated pairs are merged; a pair that
-    stands in several sets stays in the first of train, valid, test. What is held out depends on the ids and the seed alone.
+    Ids are text; those from columns of integers (Parquet) are given back as integers. Repeated pairs are merged; a pair that
+    stands in several sets stays in the first of train, valid, test. Rows are in the order of the ids' keys (`Vocabulary`), and
+    what is held out depends on the ids and the seed alone.
 
     Args:
         source: a file or folder of one of `KNOWN_KINDS`, or the word `synthetic`.
         config: columns, the lowest rating to keep, shares to hold out, and the size of the generated log.
-        seed: keys the hash that splits, and generates the synthetic log.
+        seed: keys the hash that orders and splits, and generates the synthetic log.
 
     Raises:
         DataFileError: names the file, the line where there is one, and what is wrong.
@@ -124,7 +124,7 @@ def write_dataset(dataset: Dataset, folder: Path, config: DataConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Whoever reads the folder before all of it is new must not take it for a dataset.
     (folder / _MANIFEST).unlink(missing_ok=True)
-    users, items = pa.array(dataset.users.ids), pa.array(dataset.items.ids)
+    users, items = _column(dataset.users), _column(dataset.items)
     counts: dict[str, int] = {}
     for name in _SETS:
         pairs: Interactions = getattr(dataset, name)
@@ -141,6 +141,11 @@ def write_dataset(dataset: Dataset, folder: Path, config: DataConfig) -> None:
         "min_rating": config.min_rating,
     }
     _replace(folder / _MANIFEST, lambda part: part.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8"))
+
+
+def _column(vocabulary: Vocabulary) -> Any:
+    """Its ids by row, as integers where they are to be given back as such."""
+    return id_column(vocabulary.ids) if vocabulary.integers else vocabulary.texts
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -162,12 +167,12 @@ def _trainable(source: str, dataset: Dataset) -> Dataset:
 
 def _read_folder(folder: Path, config: DataConfig, seed: int) -> Dataset:
     if (folder / _MANIFEST).exists():
-        return _read_prepared(folder, config)
+        return _read_prepared(folder, config, seed)
     texts = _texts(folder)
     if texts["train"] is not None:
         _refuse_min_rating(texts["train"], config)
         logs = {name: _read_user_lines(path) for name, path in texts.items() if path is not None}
-        dataset = _dataset(folder.resolve().name, logs)
+        dataset = _dataset(folder.resolve().name, logs, seed)
         return split(dataset, config, seed, test=set(logs) == {"train"}, valid="valid" not in logs)
     if len(parts := _parquet_parts(folder)) > 1:
         log = concatenated([_read_log(part, config) for part in parts])
@@ -218,7 +223,7 @@ def _split(path: Path, name: str, log: Log, config: DataConfig, seed: int) -> Da
     kept, n_below = rated(log, config)
     highest = 0.0 if log.ratings is None else float(log.ratings.max(initial=0.0))
     check_something_left(str(path), config, len(log), n_below, highest)
-    return split(_dataset(name, {"train": kept}, below_rating=n_below), config, seed, test=True, valid=True)
+    return split(_dataset(name, {"train": kept}, seed, below_rating=n_below), config, seed, test=True, valid=True)
 
 
 def _read_log(path: Path, config: DataConfig) -> Log:
@@ -396,7 +401,7 @@ class _Table:
         return DataFileError(str(self.path), problem)
 
 
-def _read_prepared(folder: Path, config: DataConfig) -> Dataset:
+def _read_prepared(folder: Path, config: DataConfig, seed: int) -> Dataset:
     file = folder / _MANIFEST
     try:
         manifest = json.loads(file.read_text("utf-8"))
@@ -419,7 +424,7 @@ def _read_prepared(folder: Path, config: DataConfig) -> Dataset:
         if missing:
             raise DataFileError(str(path), f"has no column {', '.join(sorted(missing))}: prepare it again")
         logs[key] = read_parquet(path, columns)
-    dataset = _dataset(name, logs, merged=merged, below_rating=below_rating, keep_types=True)
+    dataset = _dataset(name, logs, seed, merged=merged, below_rating=below_rating)
     for key, count in expected.items():
         if len(getattr(dataset, key)) != count:
             problem = f"{_MANIFEST} says {count} {key}, the files hold {len(getattr(dataset, key))}: prepare it again"
@@ -450,10 +455,10 @@ def _rating(text: str) -> float:
     return value if math.isfinite(value) and value >= 0 else math.nan
 
 
-def _dataset(name: str, logs: dict[str, Log], *, merged: int = 0, below_rating: int = 0, keep_types: bool = False) -> Dataset:
+def _dataset(name: str, logs: dict[str, Log], seed: int, *, merged: int = 0, below_rating: int = 0) -> Dataset:
     """Number the ids of all files together; a pair stays in the first set that has it."""
-    users, user_rows = _numbered("user", [log.users for log in logs.values()], keep_types=keep_types)
-    items, item_rows = _numbered("item", [log.items for log in logs.values()], keep_types=keep_types)
+    users, user_rows = _numbered("user", [log.users for log in logs.values()], seed)
+    items, item_rows = _numbered("item", [log.items for log in logs.values()], seed)
     sets = dict.fromkeys(_SETS, Interactions.none())
     seen = Interactions.none()
     for key, rows_of_users, rows_of_items in zip(logs, user_rows, item_rows, strict=True):
@@ -463,23 +468,15 @@ def _dataset(name: str, logs: dict[str, Log], *, merged: int = 0, below_rating: 
     return Dataset(name, users, items, **sets, merged=merged, below_rating=below_rating)
 
 
-def _numbered(kind: str, columns: list[Ids], *, keep_types: bool) -> tuple[Vocabulary, list[np.ndarray]]:
-    """(the vocabulary of all ids that a row has, the vocabulary row of every row of every column).
-
-    Args:
-        kind: `user` or `item`.
-        columns: one a file.
-        keep_types: strings stay strings even if all are written as integers.
-    """
+def _numbered(kind: str, columns: list[Ids], seed: int) -> tuple[Vocabulary, list[np.ndarray]]:
+    """(the vocabulary of all ids that a row has, the vocabulary row of every row of every column)."""
     used = [column.used() for column in columns]
-    distinct = [column.distinct.take(pa.array(positions)) for column, positions in zip(columns, used, strict=True)]
-    integers = all(pa.types.is_int64(ids.type) or (not keep_types and canonical_integers(ids)) for ids in distinct)
-    raw: list[list[RawId]] = [ids.cast(pa.int64() if integers else pa.string()).to_pylist() for ids in distinct]
-    vocabulary = Vocabulary.of(kind, (raw_id for ids in raw for raw_id in ids))
-    row_of = {raw_id: row for row, raw_id in enumerate(vocabulary.ids)}
+    present = [column.present() for column in columns]
+    texts = pc.unique(pa.concat_arrays(present))
+    vocabulary = Vocabulary.of_texts(kind, texts, seed, integers=all(column.integers for column in columns))
     rows = []
-    for column, positions, ids in zip(columns, used, raw, strict=True):
+    for column, positions, ids in zip(columns, used, present, strict=True):
         row_of_code = np.zeros(len(column.distinct), np.int64)
-        row_of_code[positions] = [row_of[raw_id] for raw_id in ids]
+        row_of_code[positions] = pc.index_in(ids, value_set=vocabulary.texts).to_numpy()
         rows.append(row_of_code[column.codes])
     return vocabulary, rows

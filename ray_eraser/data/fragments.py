@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_eraser.config import DataConfig
-from ray_eraser.data.columns import Ids, Log, canonical_integers, concatenated, in_one_array, wanted_columns
+from ray_eraser.data.columns import Ids, Log, concatenated, wanted_columns
 from ray_eraser.data.files import parquet_parts, readable
+from ray_eraser.data.keyed import places_of
 from ray_eraser.data.parquet import parquet_columns, read_parquet, sound_parquet
+from ray_eraser.data.vocabulary import Vocabulary, hash_texts
 from ray_eraser.errors import DataFileError
 
 _ROWS = 1 << 21
@@ -89,48 +90,72 @@ def read_fragment(fragment: Fragment, config: DataConfig) -> Log:
     return concatenated(logs)
 
 
-def distinct_ids(column: Ids) -> Any:
-    """The ids that a row has, each once, in no order: int64 if all are written as integers, else strings."""
-    ids = column.distinct.take(pa.array(column.used()))
-    return ids.cast(pa.int64()) if pa.types.is_int64(ids.type) or canonical_integers(ids) else ids
+@dataclass(frozen=True, eq=False)
+class KeyedIds:
+    """Distinct ids in the order of their keys.
+
+    Attributes:
+        keys: (n,) uint64, ascending.
+        ids: (n,) Arrow strings.
+        integers: whether they are from columns of integers.
+    """
+
+    keys: np.ndarray
+    ids: Any
+    integers: bool
 
 
-def merged_ids(fragments: Iterable[Any]) -> Any:
-    """The distinct ids of all fragments, in the order and of the kind of `Vocabulary.of`; `distinct_ids` gives those of one."""
-    whole: Any = pa.array([], pa.int64())
-    waiting: list[Any] = []
-    for ids in fragments:
-        waiting.append(ids)
+def keyed_ids(column: Ids, secret: bytes) -> KeyedIds:
+    """The ids that a row has, each once; `secret` keys their hash."""
+    ids = column.present()
+    keys = hash_texts(ids, secret)
+    order = np.argsort(keys)
+    return KeyedIds(keys[order], ids.take(pa.array(order)), column.integers)
+
+
+def merged_ids(kind: str, secret: bytes, fragments: Iterable[KeyedIds]) -> Vocabulary:
+    """The vocabulary of the ids of all fragments.
+
+    Raises:
+        InputError: two different ids have the same key.
+    """
+    whole = Vocabulary.of_keys(kind, secret, np.empty(0, np.uint64), pa.array([], pa.string()), integers=True)
+    waiting: list[KeyedIds] = []
+    integers = True
+
+    def together() -> Vocabulary:
+        keys = np.concatenate([whole.keys, *(some.keys for some in waiting)])
+        texts = pa.concat_arrays([whole.texts, *(some.ids for some in waiting)])
+        return Vocabulary.of_keys(kind, secret, keys, texts, integers=integers)
+
+    for some in fragments:
+        waiting.append(some)
+        integers = integers and some.integers
         # Seldom enough to cost little, often enough that ids which stand in every fragment take up no room for each.
-        if sum(map(len, waiting)) > max(_ROWS, len(whole)):
-            whole, waiting = _sorted(in_one_array([whole, *waiting])), []
-    return _sorted(in_one_array([whole, *waiting]))
+        if sum(len(one.keys) for one in waiting) > max(_ROWS, len(whole)):
+            whole, waiting = together(), []
+    return together()
 
 
-def _sorted(ids: Any) -> Any:
-    distinct = pc.unique(ids)
-    return distinct.take(pc.sort_indices(distinct))  # strings by their bytes
-
-
-def rows_of(column: Ids, vocabulary: Any, fragment: Fragment) -> np.ndarray:
-    """The vocabulary row of every row's id, (n,) int32.
+def rows_of(column: Ids, keys: np.ndarray, secret: bytes, fragment: Fragment) -> np.ndarray:
+    """The row of every row's id, (n,) int32.
 
     Args:
         column: of the fragment.
-        vocabulary: what `merged_ids` gave for all fragments.
+        keys: ascending, of all fragments' ids.
+        secret: keys the hash.
         fragment: for the error.
 
     Raises:
-        DataFileError: an id is none of the vocabulary, so the files are others than those that it was made from.
+        DataFileError: an id has no such key, so the files are others than those that the keys were made from.
     """
-    used = column.used()
-    rows = pc.index_in(column.distinct.take(pa.array(used)).cast(vocabulary.type), value_set=vocabulary)
-    if rows.null_count:
+    rows = places_of(hash_texts(column.present(), secret), keys)
+    if (rows < 0).any():
         raise DataFileError(
-            str(fragment.stretches[0].path), "was changed while the log was read: begin anew when it is complete"
+            str(fragment.stretches[0].path), "was changed while the log was read: begin again when it is complete"
         )
     row_of_code = np.zeros(len(column.distinct), np.int32)
-    row_of_code[used] = rows.to_numpy()
+    row_of_code[column.used()] = rows
     return np.asarray(row_of_code[column.codes])
 
 

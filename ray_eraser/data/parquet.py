@@ -70,12 +70,7 @@ def _id_column(path: Path, column: Any, name: str) -> Any:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise DataFileError(
-                str(path), f"column {name!r} holds integers beyond 64 bits, signed: write them as strings"
-            ) from error
+        return column
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         return column.cast(pa.string())
     raise DataFileError(str(path), f"column {name!r} is {column.type}: ids must be integers or strings")

@@ -14,7 +14,19 @@ import numpy as np
 from ray_eraser.config import DataConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.seeds import derive, mix, secret, uniform
+from ray_eraser.seeds import derive, mix, uniform
+
+
+def is_held(user_keys: np.ndarray, item_keys: np.ndarray, share: float, salt: int) -> np.ndarray:
+    """Mask (n,) of the pairs that are held out, given the keys of their ids. See `hold_out`."""
+    return np.asarray(uniform(mix(mix(user_keys, salt), item_keys)) < share)
+
+
+def set_of(user_keys: np.ndarray, item_keys: np.ndarray, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (n,) of the pairs that belong to the test set and to the validation set of a log that has them, by their keys."""
+    test = is_held(user_keys, item_keys, config.test_share, derive(seed, "split", "test"))
+    valid = is_held(user_keys, item_keys, config.valid_share, derive(seed, "split", "valid"))
+    return test, valid & ~test
 
 
 def hold_out(
@@ -24,13 +36,12 @@ def hold_out(
 
     Args:
         interactions: the pairs to divide.
-        user_keys: uint64 key of every user row, as `Vocabulary.keys` gives them.
+        user_keys: uint64 key of every user row, as `Vocabulary.keys` has them.
         item_keys: the same for the item rows.
         share: 0 holds nothing.
         salt: another salt holds other pairs.
     """
-    pair_keys = mix(mix(user_keys[interactions.users], salt), item_keys[interactions.items])
-    held = uniform(pair_keys) < share
+    held = is_held(user_keys[interactions.users], item_keys[interactions.items], share, salt)
     return interactions.take(~held), interactions.take(held)
 
 
@@ -48,10 +59,12 @@ def hold_out_set(
 
 
 def split(dataset: Dataset, config: DataConfig, seed: int, *, test: bool, valid: bool) -> Dataset:
-    """The same log with a test set, a validation set or both held out of its training set; the others stay as they are."""
+    """The same log with a test set, a validation set or both held out of its training set; the others stay as they are.
+
+    `seed` is the one that the vocabularies' keys are made with.
+    """
     # User 7 and item 7 have one key; `hold_out` mixes users and items differently, so that does no harm.
-    key = secret(seed, "ids")
-    user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
+    user_keys, item_keys = dataset.users.keys, dataset.items.keys
     if test:
         train, held = hold_out_set("test", dataset.train, user_keys, item_keys, config, seed)
         dataset = replace(dataset, train=train, test=held)

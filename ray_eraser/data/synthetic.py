@@ -14,7 +14,6 @@ from ray_eraser.config import DataConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.splits import split
-from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.seeds import derive
 
 FIRST_USER, FIRST_ITEM = 1000, 1
@@ -40,14 +39,8 @@ def synthetic(config: DataConfig, seed: int) -> Dataset:
     items = _Items.of(I, C, generator)
     wanted_U = _wanted(U, config.synthetic_per_user, I, generator)
     drawn = _drawn(items, community_U, wanted_U, generator).compact()  # an item that nobody drew is no part of the log
-    dataset = Dataset(
-        name="synthetic",
-        users=Vocabulary.of("user", (drawn.user_rows + FIRST_USER).tolist()),
-        items=Vocabulary.of("item", (drawn.item_rows + FIRST_ITEM).tolist()),
-        train=drawn.interactions,
-        valid=Interactions.none(),
-        test=Interactions.none(),
-    )
+    raw = (drawn.user_rows + FIRST_USER)[drawn.interactions.users], (drawn.item_rows + FIRST_ITEM)[drawn.interactions.items]
+    dataset = Dataset.of_pairs("synthetic", zip(*(ids.tolist() for ids in raw), strict=True), seed)
     return split(dataset, config, seed, test=True, valid=True)
 
 

@@ -1,120 +1,278 @@
-"""From raw ids to rows and back."""
+"""From raw ids to keys and back.
+
+An id is text. Its key is a keyed 64-bit hash of that text, and everything that a deployment stores and computes is in the order
+of keys: the place of an id depends on no other id, on no order of coming, and on nothing that was there before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from ray_eraser.errors import RequestError, UnknownIdError, shortened
-from ray_eraser.ids import RawId
-from ray_eraser.seeds import hash_ids
+from ray_eraser.errors import InputError, RequestError, UnknownIdError
+from ray_eraser.ids import RawId, id_problem, id_text
+from ray_eraser.seeds import hash_ids, secret
+
+PARTS = 32
+"""In how many parts the ids of one kind are kept, by the highest bits of their keys: what one id changes is one part. A fixed
+number, because one that followed the number of ids would tell of ids that are gone."""
+
+_SHIFT = np.uint64(64 - 5)
+_EDGES = np.arange(1, PARTS, dtype=np.uint64) << _SHIFT
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The ids of one kind whose keys begin with the same five bits.
+
+    Attributes:
+        keys: (n,) uint64, ascending.
+        ids: (n,) Arrow strings, in the order of the keys.
+    """
+
+    keys: np.ndarray
+    ids: Any
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def empty(cls) -> Part:
+        return cls(np.empty(0, np.uint64), pa.array([], pa.string()))
+
+
+def part_of(key: int) -> int:
+    """The number of the part that a key belongs to."""
+    return int(np.uint64(key) >> _SHIFT)
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The ids of one kind (users or items), all integers or all strings; an id's row is its position.
+    """The ids of one kind (users or items). Values are frozen; a changed vocabulary shares the parts that did not change.
 
-    A new vocabulary is sorted by id, so rows do not depend on the order of the log. Erasing an id leaves a tombstone (None):
-    the other rows keep their numbers.
+    Where rows are needed, an id's row is its position in the order of keys.
+
+    Attributes:
+        kind: `user` or `item`.
+        secret: keys the hash; see `seeds.secret`.
+        parts: `PARTS` of them, in order.
+        integers: whether ids are given back as integers where they are written as such. That follows from where the ids come
+            from (a column of integers), never from how other ids look.
     """
 
     kind: str
-    ids: tuple[RawId | None, ...]
+    secret: bytes = field(repr=False)
+    parts: tuple[Part, ...] = field(repr=False)
+    integers: bool = False
 
     @classmethod
-    def of(cls, kind: str, ids: Iterable[RawId]) -> Vocabulary:
-        """Distinct ids in ascending order; integers by value, strings by their UTF-8 bytes."""
-        distinct = set(ids)
-        integers = [raw for raw in distinct if isinstance(raw, int)]
-        if len(integers) == len(distinct):
-            return cls(kind, tuple(sorted(integers)))
-        strings: list[str] = sorted({str(raw) for raw in distinct}, key=str.encode)
-        return cls(kind, tuple(strings))
+    def of(cls, kind: str, ids: Iterable[RawId], seed: int = 0) -> Vocabulary:
+        """The vocabulary of some ids, repeated ones once. `integers` where all are given as integers.
+
+        Args:
+            kind: `user` or `item`.
+            ids: in any order.
+            seed: the root seed, whose hash gives the keys.
+
+        Raises:
+            InputError: one cannot be an id, or two have the same key.
+        """
+        given = list(ids)
+        for raw in given:
+            if problem := id_problem(raw):
+                raise InputError(f"the {kind} id {problem}")
+        texts = list(dict.fromkeys(map(id_text, given)))
+        integers = bool(given) and not any(isinstance(raw, str) for raw in given)
+        return cls.of_texts(kind, pa.array(texts, pa.string()), seed, integers=integers)
+
+    @classmethod
+    def of_texts(cls, kind: str, texts: Any, seed: int, *, integers: bool) -> Vocabulary:
+        """The same from distinct, checked ids as Arrow strings."""
+        key = secret(seed, "ids")
+        return cls.of_keys(kind, key, hash_texts(texts, key), texts, integers=integers)
+
+    @classmethod
+    def of_keys(cls, kind: str, key: bytes, keys: np.ndarray, texts: Any, *, integers: bool) -> Vocabulary:
+        """The same from ids and their keys, in any order; an id may come several times.
+
+        Raises:
+            InputError: two different ids have the same key.
+        """
+        order = np.argsort(keys, kind="stable")
+        keys, texts = keys[order], texts.take(pa.array(order))
+        repeated = np.flatnonzero(keys[1:] == keys[:-1])
+        if len(repeated):
+            same = pc.equal(texts.take(pa.array(repeated)), texts.take(pa.array(repeated + 1)))
+            if not pc.all(same, min_count=0).as_py():
+                raise _collision(kind)
+            first = np.ones(len(keys), bool)
+            first[repeated + 1] = False
+            keys, texts = keys[first], texts.take(pa.array(np.flatnonzero(first)))
+        ends = np.searchsorted(keys, _EDGES)
+        bounds = [0, *ends.tolist(), len(keys)]
+        parts = [Part(keys[a:b].copy(), texts.slice(a, b - a)) for a, b in pairwise(bounds)]
+        return cls(kind, key, tuple(parts), integers)
+
+    @classmethod
+    def empty(cls, kind: str, seed: int = 0, *, integers: bool = False) -> Vocabulary:
+        return cls(kind, secret(seed, "ids"), (Part.empty(),) * PARTS, integers)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return sum(map(len, self.parts))
 
-    @cached_property
-    def _rows(self) -> dict[RawId, int]:
-        return {raw: row for row, raw in enumerate(self.ids) if raw is not None}
+    # ---- one id --------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _integers(self) -> bool:
-        return all(isinstance(raw, int) for raw in self.ids if raw is not None)
+    def key_of(self, raw: RawId) -> int:
+        """The key that an id has, or would have, here.
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no id is left."""
-        return not self._rows
+        Raises:
+            ValueError: it cannot be an id.
+        """
+        return int(hash_ids([id_text(raw).encode()], self.secret)[0])
+
+    def find(self, raw: RawId) -> int | None:
+        """The key of an id that is here; None where it is not, or cannot be an id."""
+        if id_problem(raw):
+            return None
+        text = id_text(raw)
+        key = self.key_of(text)
+        return key if self._text_of(key) == text else None
 
     def __contains__(self, raw: RawId) -> bool:
-        return self.parsed(raw) in self._rows
+        return self.find(raw) is not None
 
-    def row(self, raw: RawId) -> int:
-        """The row of an id; "12" finds 12 where ids are integers.
+    def key(self, raw: RawId) -> int:
+        """The key of an id that is here.
 
         Raises:
             UnknownIdError: the id was never here or has been erased.
         """
-        row = self._rows.get(self.parsed(raw))
-        if row is None:
+        key = self.find(raw)
+        if key is None:
             raise UnknownIdError(self.kind, str(raw))
-        return row
+        return key
 
-    def raw(self, rows: Sequence[int] | np.ndarray) -> list[RawId | None]:
-        """The ids of rows; None for a tombstone."""
-        return [self.ids[int(row)] for row in rows]
+    def row(self, raw: RawId) -> int:
+        """The row of an id: its position in the order of keys. Raises as `key`."""
+        return int(np.searchsorted(self.keys, np.uint64(self.key(raw))))
 
-    def tombstones(self) -> np.ndarray:
-        """Rows whose id was erased, ascending."""
-        return np.array([row for row, raw in enumerate(self.ids) if raw is None], np.int32)
+    def _text_of(self, key: int) -> str | None:
+        part = self.parts[part_of(key)]
+        place = int(np.searchsorted(part.keys, np.uint64(key)))
+        found = place < len(part) and int(part.keys[place]) == key
+        return str(part.ids[place].as_py()) if found else None
 
-    def without(self, rows: Iterable[int]) -> Vocabulary:
-        """The same rows with tombstones for the ids of these."""
-        gone = {int(row) for row in rows}
-        return Vocabulary(self.kind, tuple(None if row in gone else raw for row, raw in enumerate(self.ids)))
+    # ---- many ids ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(n,) uint64, ascending: the key of every id, by row."""
+        return np.concatenate([part.keys for part in self.parts])
+
+    @cached_property
+    def texts(self) -> Any:
+        """(n,) Arrow strings, by row."""
+        return pa.concat_arrays([part.ids for part in self.parts])
+
+    @property
+    def ids(self) -> tuple[RawId, ...]:
+        """Every id as it is given back, by row."""
+        return tuple(self._given_back(text) for text in self.texts.to_pylist())
+
+    def raw(self, rows: Sequence[int] | np.ndarray) -> list[RawId]:
+        """The ids of rows, as they are given back."""
+        wanted = self.texts.take(pa.array(np.asarray(rows, np.int64)))
+        return [self._given_back(text) for text in wanted.to_pylist()]
+
+    def raw_of(self, keys: np.ndarray) -> list[RawId]:
+        """The ids of keys that are here, as they are given back."""
+        texts = [self._text_of(int(key)) for key in keys]
+        return [self._given_back(text) for text in texts if text is not None]
+
+    def _given_back(self, text: str) -> RawId:
+        return int(text) if self.integers and is_canonical_integer(text) else text
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """Mask (n,) of the keys that are here."""
+        found = np.zeros(len(keys), bool)
+        places = (keys >> _SHIFT).astype(np.int64)
+        for number in np.unique(places):
+            found |= (places == number) & np.isin(keys, self.parts[number].keys)
+        return found
+
+    def without(self, keys: np.ndarray) -> Vocabulary:
+        """The same without the ids of these keys."""
+        parts = list(self.parts)
+        for number in np.unique(keys >> _SHIFT).astype(np.int64).tolist():
+            part = parts[number]
+            kept = ~np.isin(part.keys, keys)
+            if not kept.all():
+                parts[number] = Part(part.keys[kept], part.ids.filter(pa.array(kept)))
+        return replace(self, parts=tuple(parts))
+
+    def only(self, keys: np.ndarray) -> Vocabulary:
+        """The same with nothing but the ids of these keys."""
+        return self.without(self.keys[~np.isin(self.keys, keys)])
 
     def extended(self, ids: Iterable[RawId]) -> Vocabulary:
-        """The same rows, and after them one for each id that is new, in the order in which they come.
+        """The same and these ids; those that are here already are passed over.
 
         Raises:
-            RequestError: an id is not of the kind of those that are here, integers or strings.
+            RequestError: an id has the key of another one.
         """
-        new: dict[RawId, None] = {}
-        present: Vocabulary = self
-        for raw in ids:
-            if present.is_empty:  # the first that comes says of which kind the ids are
-                present = Vocabulary(self.kind, (raw,))
-            if raw not in self:
-                new[present.checked(raw)] = None
-        return Vocabulary(self.kind, self.ids + tuple(new)) if new else self
+        new: dict[int, str] = {}
+        for text in dict.fromkeys(map(id_text, ids)):
+            key = self.key_of(text)
+            present = new.get(key, self._text_of(key))
+            if present not in (None, text):
+                raise RequestError(str(_collision(self.kind)))
+            if present is None:
+                new[key] = text
+        parts = list(self.parts)
+        for number in sorted({part_of(key) for key in new}):
+            part = parts[number]
+            added = {key: text for key, text in new.items() if part_of(key) == number}
+            keys = np.concatenate([part.keys, np.array(list(added), np.uint64)])
+            texts = pa.concat_arrays([part.ids, pa.array(list(added.values()), pa.string())])
+            order = np.argsort(keys)
+            parts[number] = Part(keys[order], texts.take(pa.array(order)))
+        return replace(self, parts=tuple(parts))
 
-    def checked(self, raw: RawId) -> RawId:
-        """An id as it stands, or would stand, here: an integer where all are integers, else a string.
+    def under(self, seed: int) -> Vocabulary:
+        """The same ids with the keys of another root seed."""
+        if secret(seed, "ids") == self.secret:
+            return self
+        return Vocabulary.of_texts(self.kind, self.texts, seed, integers=self.integers)
 
-        Raises:
-            RequestError: it is no integer of 64 bits, where all are.
-        """
-        parsed = self.parsed(raw)
-        if self._integers and not self.is_empty and not (isinstance(parsed, int) and -(2**63) <= parsed < 2**63):
-            raise RequestError(
-                f"{self.kind} {shortened(raw)} is no integer of 64 bits, as the {self.kind} ids of this deployment are"
-            )
-        return parsed
 
-    def keys(self, key: bytes) -> np.ndarray:
-        """Keyed 64-bit hash of every id, (n,) uint64; 0 for tombstones. Depends on the raw id, never on its row."""
-        hashed = hash_ids([str(raw).encode() for raw in self.ids], key)
-        hashed[self.tombstones()] = 0  # the hash of an erased id would still betray it to whoever has the key
-        return hashed
+def hash_texts(texts: Any, key: bytes) -> np.ndarray:
+    """The key of every id, (n,) uint64, of Arrow strings."""
+    return hash_ids([text.encode() for text in texts.to_pylist()], key)
 
-    def parsed(self, raw: RawId) -> RawId:
-        """An id as it would stand here."""
-        if self._integers and isinstance(raw, str):
-            # Only as the id is written: "1_0", "+10" and " 10" are read as 10 by int(), and would hit another user.
-            # What is longer than any integer of 64 bits is none, and int() refuses thousands of digits.
-            return int(raw) if len(raw) <= 20 and raw.removeprefix("-").isdecimal() and str(int(raw)) == raw else raw
-        return raw if self._integers else str(raw)
+
+def is_canonical_integer(text: str) -> bool:
+    """Whether text is how an integer of 64 bits, signed or not, is written: "7" and "-12", not "07", "+7", "7.0" or " 7"."""
+    digits = text.removeprefix("-")
+    is_written_so = digits.isascii() and digits.isdigit() and len(digits) <= 20 and str(int(text)) == text
+    return is_written_so and -(2**63) <= int(text) < 2**64
+
+
+def id_column(ids: Sequence[RawId]) -> Any:
+    """Ids as an Arrow array: of integers where all of them are and one type holds them, else of strings."""
+    if ids and all(isinstance(raw, int) for raw in ids):
+        for integers in (pa.int64(), pa.uint64()):
+            with suppress(OverflowError):
+                return pa.array(ids, integers)
+    return pa.array(list(map(str, ids)), pa.string())
+
+
+def _collision(kind: str) -> InputError:
+    return InputError(f"two {kind} ids have the same 64-bit key under this root seed: train with another `seed`")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ray_eraser.config import ModelSettings
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import places_of
 from ray_eraser.embeddings import Embeddings
 
 START_LENGTH = 0.1
@@ -36,7 +37,7 @@ class Table:
     """What training keeps of one side, users or items: by name one array with an entry for each row.
 
     Attributes:
-        rows: (R,) int32, ascending vocabulary rows.
+        rows: (R,) int32, ascending rows of the shard; where it is stored, (R,) uint64 keys.
         columns: arrays (R, ...), such as the vectors and an optimiser's accumulators.
     """
 
@@ -56,6 +57,10 @@ class Table:
         for name, column in merged.columns.items():
             column[here] = before[name]
         return merged
+
+    def renamed(self, names: np.ndarray) -> Table:
+        """The same, with what stands at its rows in `names` in their place."""
+        return Table(names[self.rows], self.columns)
 
     def copy(self) -> Table:
         return Table(self.rows, {name: column.copy() for name, column in self.columns.items()})
@@ -88,6 +93,24 @@ class TrainingState:
     def after(self, before: TrainingState) -> TrainingState:
         """The beginning of a stage: everything as in this state, which is fresh, unless `before` has it already."""
         return TrainingState(self.users.after(before.users), self.items.after(before.items), before.stages)
+
+    def renamed(self, user_keys: np.ndarray, item_keys: np.ndarray) -> TrainingState:
+        """The same with keys for rows, as it is stored."""
+        return TrainingState(self.users.renamed(user_keys), self.items.renamed(item_keys), self.stages)
+
+    def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> TrainingState:
+        """A stored state in rows of ascending keys.
+
+        Raises:
+            KeyError: it knows an id that is not among them.
+        """
+        sides = []
+        for table, keys in ((self.users, user_keys), (self.items, item_keys)):
+            rows = places_of(table.rows.astype(np.uint64), keys)
+            if (rows < 0).any():
+                raise KeyError("it knows an id that the shard does not")
+            sides.append(Table(rows, table.columns))
+        return TrainingState(sides[0], sides[1], self.stages)
 
     def copy(self) -> TrainingState:
         """The same, for training to go on with this one in place."""

@@ -13,10 +13,10 @@ import numpy as np
 from ray_eraser.config import BprConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.kernels.compiled import compiled, prefetch
+from ray_eraser.kernels.sampling import draw_triplets
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.seeds import derive, normal_rows
-from ray_eraser.training.kernels import compiled, prefetch
-from ray_eraser.training.sampling import draw_triplets
 
 _START_SCALE = 0.01
 """Deviation of every coordinate at the start; the loss is flat at zero, where all scores are equal."""

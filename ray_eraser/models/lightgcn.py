@@ -13,11 +13,11 @@ from scipy import sparse
 from ray_eraser.config import LightGcnConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.kernels.compiled import compiled
+from ray_eraser.kernels.sampling import draw_triplets
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.models.bpr import bpr_slopes, user_start
 from ray_eraser.seeds import derive
-from ray_eraser.training.kernels import compiled
-from ray_eraser.training.sampling import draw_triplets
 
 _START_SCALE = 0.1
 """Deviation of every coordinate at the start, as in the authors' code."""

@@ -20,7 +20,7 @@ from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.evaluation import evaluate
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
-from ray_eraser.training.stopping import EarlyStopping
+from ray_eraser.models.stopping import EarlyStopping
 
 _START_SCALE = 0.01
 """Deviation of every coordinate at the start, as in the authors' code."""

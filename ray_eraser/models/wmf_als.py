@@ -14,8 +14,8 @@ from scipy import sparse
 from ray_eraser.config import WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.kernels.ridge import Ridge
 from ray_eraser.models.base import START_LENGTH, BaseModel, Start, Table, TrainingState
-from ray_eraser.training.ridge import Ridge
 
 
 class WmfAls(BaseModel):

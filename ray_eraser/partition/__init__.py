@@ -12,6 +12,7 @@ import numpy as np
 
 from ray_eraser.config import PartitionConfig, PartitionSettings, extension
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData, places_of
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.partition import balanced, communities, hashed, transport
 from ray_eraser.partition.assignment import Partition
@@ -98,43 +99,55 @@ def place(
     return _main_shards(interactions.users, partition, user_keys).take(valid.users)
 
 
-def place_learned(
-    new: Interactions,
-    shards: Sequence[Interactions],
-    user_keys: np.ndarray,
-    item_keys: np.ndarray,
-    config: PartitionSettings,
-    seed: int,
-) -> np.ndarray:
-    """The shards that interactions go to which come when the partition is made already, (n_new,) int16.
+def place_learned(new: KeyedPairs, shards: Sequence[ShardData], config: PartitionSettings, seed: int) -> list[KeyedPairs]:
+    """What every shard gains of interactions that come when the partition is made already.
 
     What is not learned places a pair where it would have put it at first. `item_based` sends it to the shard that owns most
     of the item's interactions, the other learned kinds to the one that owns most of the user's (ties: the lowest shard); a user
-    or item that no shard knows goes to the shard that has the fewest interactions by then.
+    or item that no shard knows goes to the shard that has the fewest interactions by then, those with the lowest key first.
 
     Args:
         new: pairs that no shard has.
-        shards: what each shard learns from, in order.
-        user_keys: (U,) uint64, keyed hash of the raw id by row.
-        item_keys: (I,) uint64, the same for items.
+        shards: what each shard has, in order.
         config: what `divide` was given.
         seed: what `divide` was given.
     """
+    pairs, user_keys, item_keys = new.compact()
     if not config.is_learned:
-        return divide(new, user_keys, item_keys, config, seed).owners
-    of_items = config.follows_items
-    owners = np.repeat(np.arange(len(shards), dtype=np.int16), [len(shard) for shard in shards])
-    known = np.concatenate([shard.items if of_items else shard.users for shard in shards])
-    rows = new.items if of_items else new.users
-    shard_of = np.full(int(rows.max(initial=-1)) + 1, -1, np.int16)
-    present, main = _most_owned(known, owners, len(shards))
-    inside = present < len(shard_of)
-    shard_of[present[inside]] = main[inside]
-    sizes = np.array([len(shard) for shard in shards]) + np.bincount(shard_of[rows][shard_of[rows] >= 0], minlength=len(shards))
-    for row, count in zip(*np.unique(rows[shard_of[rows] < 0], return_counts=True), strict=True):
-        shard_of[row] = np.argmin(sizes)
-        sizes[shard_of[row]] += count
-    return np.asarray(shard_of[rows])
+        owners = divide(pairs, user_keys, item_keys, config, seed).owners
+    elif config.follows_items:
+        owners = _homes(item_keys, np.bincount(pairs.items), [(data.item_keys, data.train.items) for data in shards])[
+            pairs.items
+        ]
+    else:
+        owners = _homes(user_keys, np.bincount(pairs.users), [(data.user_keys, data.train.users) for data in shards])[
+            pairs.users
+        ]
+    return [KeyedPairs.in_keys(pairs.take(owners == shard), user_keys, item_keys) for shard in range(len(shards))]
+
+
+def _homes(keys: np.ndarray, wanted: np.ndarray, shards: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The shard that each key's interactions go to, (n,) int16.
+
+    Args:
+        keys: (n,) ascending, of users or of items.
+        wanted: (n,) how many interactions of each come.
+        shards: of each the keys of its rows, and the row of every interaction that it learns from.
+    """
+    owned = np.zeros((len(shards), len(keys)), np.int64)
+    for shard, (known, rows) in enumerate(shards):
+        places = places_of(keys, known)
+        counts = np.bincount(rows, minlength=len(known))
+        owned[shard, places >= 0] = counts[places[places >= 0]]
+    homes = owned.argmax(axis=0).astype(np.int16)
+    is_known = owned.any(axis=0)
+    sizes = np.array([len(rows) for _, rows in shards]) + np.bincount(
+        homes[is_known], weights=wanted[is_known], minlength=len(shards)
+    ).astype(np.int64)
+    for place in np.flatnonzero(~is_known):
+        homes[place] = np.argmin(sizes)
+        sizes[homes[place]] += wanted[place]
+    return np.asarray(homes)
 
 
 def _main_shards(rows: np.ndarray, partition: Partition, keys: np.ndarray) -> np.ndarray:

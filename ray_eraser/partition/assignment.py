@@ -5,7 +5,9 @@ K shards, n interactions, U users, D embedding width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,13 @@ class Partition:
     def of_shard(self, interactions: Interactions, shard: ShardId) -> Interactions:
         """The part of the divided interactions that a shard owns."""
         return interactions.take(self.owners == shard)
+
+
+def capacity_of(slack: float, load: int, n_shards: int) -> int:
+    """What a shard may take: `slack` times the mean load, rounded up. The slack counts as it is written: in binary fractions,
+    1.1 times 50 is a little more than 55.
+    """
+    return math.ceil(Fraction(str(slack)) * load / n_shards)
 
 
 def balance_of(sizes: np.ndarray) -> float:

@@ -11,7 +11,6 @@ to a nearer unit still, and then the light one would have fit after all.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from scipy.spatial.distance import cdist
 from ray_eraser.config import PartitionConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.partition.assignment import Partition
+from ray_eraser.partition.assignment import Partition, capacity_of
 from ray_eraser.seeds import derive
 
 log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def _settle(factors: list[Factor], weights: np.ndarray | None, config: Partition
     n_units = len(factors[0].of_unit)
     load = n_units if weights is None else int(weights.sum())
     # The paper leaves the capacity open; its code takes 1.2 times the mean: PartitionConfig.slack.
-    capacity = math.ceil(config.slack * load / config.n_shards)
+    capacity = capacity_of(config.slack, load, config.n_shards)
     # With fewer units than shards the last shards stay empty.
     n_anchors = min(n_units, config.n_shards)
     chosen = np.random.default_rng(derive(seed, "partition", "anchors")).choice(n_units, n_anchors, replace=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 from collections import deque
 
 import numpy as np
@@ -20,7 +19,7 @@ from scipy import sparse
 from ray_eraser.config import PartitionConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.partition.assignment import Partition
+from ray_eraser.partition.assignment import Partition, capacity_of
 from ray_eraser.partition.balanced import unit_weights, vectors_of, whole_units
 from ray_eraser.seeds import derive
 
@@ -45,7 +44,7 @@ def label_propagation(interactions: Interactions, config: PartitionConfig, seed:
     compact = interactions.compact()
     users = compact.interactions.users
     weights = unit_weights(users, config)
-    capacity = math.ceil(config.slack * int(weights.sum()) / config.n_shards)
+    capacity = capacity_of(config.slack, int(weights.sum()), config.n_shards)
     graph = similarity_graph(compact.matrix(), config.neighbours)
     labels = dealt_out(weights, config.n_shards, derive(seed, "partition", "labels"))
     settled, iteration = False, 0

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 from ray_eraser.config import PartitionConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.partition.assignment import Partition
+from ray_eraser.partition.assignment import Partition, capacity_of
 from ray_eraser.partition.balanced import unit_weights, vectors_of, walk_down
 from ray_eraser.seeds import derive
 
@@ -44,7 +44,7 @@ def transport(interactions: Interactions, embeddings: Embeddings, config: Partit
     users = compact.interactions.users
     users_nD = vectors_of(embeddings.user_rows, embeddings.users, compact.user_rows)
     weights = unit_weights(users, config)
-    capacity = math.ceil(config.slack * int(weights.sum()) / config.n_shards)
+    capacity = capacity_of(config.slack, int(weights.sum()), config.n_shards)
     # With fewer users than shards the last shards stay empty.
     n_anchors = min(len(users_nD), config.n_shards)
     mass, columns = weights / weights.sum(), np.full(n_anchors, 1 / n_anchors)

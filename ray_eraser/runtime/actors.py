@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from ray_eraser.logs import named_safely
 from ray_eraser.runtime.metrics import DeploymentMetrics
 from ray_eraser.runtime.pool import RayShardPool
 from ray_eraser.runtime.processes import AggregatorProcess, ShardProcess
+from ray_eraser.status import Progress, Status
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
 from ray_eraser.vectors import Vectors
@@ -163,13 +165,14 @@ class CoordinatorService:
         return self._opened().vectors()
 
     @ray.method(concurrency_group="reads")
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> Progress:
         return self._opened().progress()
 
     @ray.method(concurrency_group="reads")
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Status:
         opened = self._opened()
-        return opened.describe() | cast(RayShardPool, opened.pool).describe() | {"last_error": self._last_error}
+        nodes, notices = cast(RayShardPool, opened.pool).describe()
+        return replace(opened.describe(), nodes=nodes, notices=notices, last_error=self._last_error)
 
     @ray.method(concurrency_group="work")
     def close(self) -> None:

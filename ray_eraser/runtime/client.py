@@ -7,19 +7,24 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+import numpy as np
 import ray
 
 from ray_eraser.config import EraserConfig, only_here
 from ray_eraser.coordinator import FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import ConfigError, DeploymentError, RequestError, SetAsideError, WaitTimeoutError
-from ray_eraser.ids import RawId, RequestId
+from ray_eraser.ids import RawId, RequestId, checked_id
 from ray_eraser.runtime.actors import CoordinatorActor
 from ray_eraser.runtime.pool import translated
 from ray_eraser.runtime.session import NAMESPACE, ensure_ray
+from ray_eraser.status import Progress, Status
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.unlearning.work import Learning
 from ray_eraser.vectors import Vectors
+
+OnProgress = Callable[[Progress], None]
 
 _CALL_SECONDS = 120.0
 _START_SECONDS = 300.0
@@ -92,9 +97,11 @@ class Client:
         """Raw ids of the `n` best items that the user has not seen, best first. Answered while shards retrain.
 
         Raises:
+            InvalidIdError: the user id cannot be one.
             UnknownIdError: the user was never here or has been erased.
+            InputError: `n` is less than 1.
         """
-        return cast(list[RawId], self._get(self._actor.recommend.remote(user_id, n)))
+        return cast(list[RawId], self._get(self._actor.recommend.remote(checked_id("user", user_id), n)))
 
     def unlearn(
         self,
@@ -105,7 +112,7 @@ class Client:
         idempotency_key: str | None = None,
         priority: int = 0,
     ) -> Ticket:
-        """Have a user, an item, or (user id, item id) pairs forgotten.
+        """Have a user, an item, or (user id, item id) pairs forgotten. An array with two columns is pairs as well.
 
         On return the request is recorded and nothing that is served depends on the data; retraining follows, by the plan or,
         with a priority above 0, at once.
@@ -113,7 +120,7 @@ class Client:
         Raises:
             RequestError, UnknownIdError, QueueFullError: it cannot be accepted; nothing was changed.
         """
-        request = UnlearningRequest(user_id, item_id, None if pairs is None else tuple((u, i) for u, i in pairs))
+        request = UnlearningRequest(user_id, item_id, _listed(pairs))
         submission = Submission(request, idempotency_key, priority)  # refuses what no key or priority can be
         return Ticket(self, self._get(self._actor.submit.remote(request, submission.idempotency_key, submission.priority)))
 
@@ -127,12 +134,13 @@ class Client:
         return [answer if isinstance(answer, Refusal) else Ticket(self, answer) for answer in answers]
 
     def learn(self, pairs: Sequence[tuple[RawId, RawId]], *, idempotency_key: str | None = None) -> Ticket:
-        """Have (user id, item id) pairs learned from: the shards that they go to are trained anew, by the plan.
+        """Have (user id, item id) pairs learned from: the shards that they go to are trained again, by the plan.
 
         Raises:
             RequestError, QueueFullError: they cannot be accepted; nothing was changed.
         """
-        return Ticket(self, self._get(self._actor.learn.remote(list(pairs), idempotency_key), _MANY_SECONDS))
+        named = Learning(_listed(pairs)).named  # refuses what no id can be
+        return Ticket(self, self._get(self._actor.learn.remote(named, idempotency_key), _MANY_SECONDS))
 
     def repartition(self, *changes: str, idempotency_key: str | None = None) -> Ticket:
         """Have everything made from scratch on what remains, with settings changed (`section.key=value`) if any are given.
@@ -161,9 +169,13 @@ class Client:
         """The receipt of a request; None while it is unfinished."""
         return cast("Receipt | None", self._get(self._actor.receipt.remote(request_id)))
 
-    def describe(self) -> dict[str, Any]:
-        """Generation, guarantee, shards and requests, in plain values."""
-        return cast(dict[str, Any], self._get(self._actor.describe.remote()))
+    def describe(self) -> Status:
+        """Where the deployment stands: generation, guarantee, shards, requests, nodes.
+
+        Raises:
+            DeploymentError: nothing has been trained yet.
+        """
+        return cast(Status, self._get(self._actor.describe.remote()))
 
     def erasures(self, limit: int = 100, *, finished: bool = False) -> list[dict[str, Any]]:
         """Finished erasures, the newest first, or unfinished ones, the oldest first, in plain values that name no ids."""
@@ -176,15 +188,15 @@ class Client:
         """
         return cast(Vectors, self._get(self._actor.vectors.remote(), _MANY_SECONDS))
 
-    def progress(self) -> dict[str, Any]:
-        """What is being trained: `stage`, `done`, `total`, `note`."""
-        return cast(dict[str, Any], self._get(self._actor.progress.remote()))
+    def progress(self) -> Progress:
+        """What is being trained."""
+        return cast(Progress, self._get(self._actor.progress.remote()))
 
-    def fit(self, dataset: Dataset, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> FitReport:
+    def fit(self, dataset: Dataset, on_progress: OnProgress = lambda _: None) -> FitReport:
         """Train a new deployment; `on_progress` hears of it about five times a second."""
         return self._trained(self._actor.fit.remote(dataset), on_progress)
 
-    def fit_log(self, source: str, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> FitReport:
+    def fit_log(self, source: str, on_progress: OnProgress = lambda _: None) -> FitReport:
         """Train a new deployment from a log of Parquet files that need not fit into memory; see `Coordinator.fit_log`.
 
         Args:
@@ -193,7 +205,7 @@ class Client:
         """
         return self._trained(self._actor.fit_log.remote(source), on_progress)
 
-    def _trained(self, result: Any, on_progress: Callable[[dict[str, Any]], None]) -> FitReport:
+    def _trained(self, result: Any, on_progress: OnProgress) -> FitReport:
         while not ray.wait([result], timeout=0.2)[0]:
             on_progress(self.progress())
         return cast(FitReport, self._get(result))
@@ -221,6 +233,11 @@ class Client:
     def _get(self, reference: Any, timeout: float | None = None) -> Any:
         with translated(f"deployment {self.deployment!r}"):
             return ray.get(reference, timeout=self._timeout if timeout is None else timeout)
+
+
+def _listed(pairs: Any) -> Any:
+    """The rows of an array as pairs; anything else is left for the request to check."""
+    return pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
 
 
 def connect(deployment: str = "default", *, address: str | None = None, timeout: float = _CALL_SECONDS) -> Client:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from ray_eraser.shard import Trained
+from ray_eraser.status import Status
 from ray_eraser.unlearning.receipt import Receipt
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 3_600, 6 * 3_600, 86_400, 7 * 86_400, 30 * 86_400)
@@ -83,19 +84,18 @@ class DeploymentMetrics:
         self._deployment = deployment
         self._made = {name: _declared(metric) for name, metric in METRICS.items()}
 
-    def described(self, described: Mapping[str, Any]) -> None:
+    def described(self, status: Status) -> None:
         """What `Coordinator.describe` says now."""
-        for state, count in described["requests"].items():
+        for state, count in status.requests.items():
             self._set("eraser_requests", count, state=state)
-        waiting = sum(described["requests"][state] for state in ("received", "excised", "routed"))
-        self._set("eraser_backlog", waiting)
-        self._set("eraser_oldest_pending_seconds", described["oldest_pending_seconds"])
-        self._set("eraser_overdue", described["overdue"])
-        self._set("eraser_set_aside", len(described["set_aside"]))
-        self._set("eraser_predicted_seconds", described["predicted_seconds"])
-        self._set("eraser_generation", described["generation"])
-        self._set("eraser_interactions", described["n_interactions"])
-        self._set("eraser_excised_shards", sum(shard["excised"] for shard in described["shards"]))
+        self._set("eraser_backlog", sum(status.requests[state] for state in ("received", "excised", "routed")))
+        self._set("eraser_oldest_pending_seconds", status.oldest_pending_seconds)
+        self._set("eraser_overdue", status.overdue)
+        self._set("eraser_set_aside", len(status.set_aside))
+        self._set("eraser_predicted_seconds", status.predicted_seconds)
+        self._set("eraser_generation", status.generation)
+        self._set("eraser_interactions", status.n_interactions)
+        self._set("eraser_excised_shards", sum(shard.excised for shard in status.shards))
 
     def finished(self, receipts: Iterable[Receipt]) -> None:
         """Requests that were carried out."""

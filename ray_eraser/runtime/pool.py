@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig, RuntimeConfig
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import PoolError, RayEraserError, UnexpectedError
 from ray_eraser.ids import ShardId
 from ray_eraser.pool import OnDone
@@ -190,9 +190,9 @@ class RayShardPool:
         with translated("the aggregator"):
             return cast(Aggregated, ray.get(self._aggregator().aggregate.remote(order), timeout=self._timeout))
 
-    def excise(self, order: AggregationOrder) -> Embeddings:
+    def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
         with translated("the aggregator of excisions"):
-            return cast(Embeddings, ray.get(self._excisor().excise.remote(order), timeout=self._timeout))
+            return cast(KeyedEmbeddings, ray.get(self._excisor().excise.remote(order), timeout=self._timeout))
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return self._tasks.run(calls)
@@ -214,16 +214,16 @@ class RayShardPool:
             ray.kill(actor)
         self._actors.clear()
 
-    def describe(self) -> dict[str, Any]:
-        """Which processes are on which node, and what an operator should know. Asks no process."""
+    def describe(self) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+        """(the roles of the processes on every node, notices for an operator). Asks no process."""
         held: dict[str, list[str]] = {}
         for role, node in sorted(self._nodes.items()):
             held.setdefault(node, []).append(role)
         try:
-            notices = list(self._placement.notices)
+            notices = self._placement.notices
         except PoolError as error:
-            notices = [str(error)]  # what is served goes on
-        return {"nodes": held, "notices": notices}
+            notices = (str(error),)  # what is served goes on
+        return held, notices
 
     def processes(self) -> dict[str, str]:
         """By shard, the process that it is in, of those that have answered. Waits for none: one may be training for hours.

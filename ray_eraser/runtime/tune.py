@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import InputError, RayEraserError, one_line
 from ray_eraser.ids import ShardId
 from ray_eraser.models import make_model
@@ -107,9 +107,9 @@ class TrialShardPool:
         with translated("the aggregator"):
             return cast(Aggregated, ray.get(self._workers[0].aggregate.remote(order), timeout=self._timeout))
 
-    def excise(self, order: AggregationOrder) -> Embeddings:
+    def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
         with translated("the aggregator of excisions"):
-            return cast(Embeddings, ray.get(self._workers[-1].excise.remote(order), timeout=self._timeout))
+            return cast(KeyedEmbeddings, ray.get(self._workers[-1].excise.remote(order), timeout=self._timeout))
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         numbered = {index: partial(_run, call=call) for index, call in enumerate(calls)}
@@ -231,12 +231,11 @@ def _trial(
     folder = Path(scratch) / str(tune.get_context().get_trial_id())
     try:
         seconds = config.runtime.timeout_seconds
-        if not config.is_settled:
-            config = config.settled(_asked(shared.alpha0.remote(config), seconds))
-        partition: Partition = _asked(shared.partition.remote(config), seconds)
+        settled = config if config.is_settled else config.settled(_asked(shared.alpha0.remote(config), seconds))
+        partition: Partition = _asked(shared.partition.remote(settled), seconds)
         budgets = epoch_budgets(config, stop_early=sweep.stop_early)
         row = empty_row(key, label, config)
-        for figures in measured(config, dataset, partition, drawn, sweep.mix, budgets, _make_pool, str(folder)):
+        for figures in measured(settled, dataset, partition, drawn, sweep.mix, budgets, _make_pool, str(folder)):
             tune.report({**row, **figures})
     except RayEraserError as error:
         tune.report({**empty_row(key, label, config), "state": "failed", "error": one_line(str(error))})
@@ -378,7 +377,7 @@ def _claim(sweep: Sweep, dataset: Dataset, folder: Path) -> None:
 
 def _tuner(sweep: Sweep, dataset: Dataset, folder: Path, trainable: Any, search: Any, recorder: _Recorder) -> Any:
     experiment = folder / "tune"
-    # The file that names the experiment comes first, the state of its trials seconds later: killed between, it begins anew.
+    # The file that names the experiment comes first, the state of its trials seconds later: killed between, it begins again.
     if tune.Tuner.can_restore(str(experiment)) and list(experiment.glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(experiment), trainable, restart_errored=True)
         # Callbacks are stored with the experiment; this run's recorder takes the place of the stored one.

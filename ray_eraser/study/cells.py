@@ -22,6 +22,7 @@ from ray_eraser.config import EraserConfig, load_config
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
+from ray_eraser.errors import DataFileError
 from ray_eraser.evaluation import evaluate
 from ray_eraser.ids import RawId, ShardId
 from ray_eraser.pool import LocalShardPool, OnDone
@@ -58,6 +59,18 @@ class Cell:
     def config(self) -> EraserConfig:
         """The settings: the preset's, the model's, then the cell's own."""
         return load_config(None, [*MODELS[self.model], *self.changes], [self.method])
+
+    def dataset(self) -> Dataset:
+        """The log, with the test set that quality is read from.
+
+        Raises:
+            DataFileError: it cannot be read, or has no test set.
+        """
+        config = self.config()
+        dataset = read_dataset(self.data, config.data, config.seed)
+        if not len(dataset.test):
+            raise DataFileError(self.data, "no test set: set data.test_share=0.2, or give a log that comes with one")
+        return dataset
 
     def within(self, epochs: int) -> Cell:
         """The same cell with no more epochs than a budget allows."""
@@ -139,16 +152,21 @@ class TimedPool(LocalShardPool):
 
 
 def measure(cell: Cell) -> Result:
-    """Train, evaluate on the test set, and erase the cell's number of random interactions one by one."""
+    """Train, evaluate on the test set, and erase the cell's number of random interactions one by one.
+
+    Raises:
+        DataFileError: see `Cell.dataset`.
+    """
     config = cell.config()
-    dataset = read_dataset(cell.data, config.data, config.seed)
+    dataset = cell.dataset()
     with tempfile.TemporaryDirectory() as folder:
         coordinator = Coordinator("cell", folder, partial(TimedPool, folder), config)
         report = coordinator.fit(dataset)
         pool = coordinator.pool
         assert isinstance(pool, TimedPool)
         first = (pool.shards, pool.aggregation)
-        quality = evaluate(coordinator.served_model(), dataset.train, dataset.test)
+        model = coordinator.served_model().in_rows(dataset.users.keys, dataset.items.keys)
+        quality = evaluate(model, dataset.train, dataset.test)
         pool.shards, pool.aggregation, pool.touched = 0.0, 0.0, 0
         for pair in _random_pairs(dataset, cell.requests, config.seed):
             coordinator.submit(UnlearningRequest(pairs=(pair,)))
@@ -175,5 +193,4 @@ def measure(cell: Cell) -> Result:
 def _random_pairs(dataset: Dataset, n: int, seed: int) -> list[tuple[RawId, RawId]]:
     rng = np.random.default_rng(seeds.derive(seed, "study", "requests"))
     chosen = dataset.train.take(np.sort(rng.choice(len(dataset.train), n, replace=False)))
-    users, items = dataset.users.raw(chosen.users), dataset.items.raw(chosen.items)
-    return [(user, item) for user, item in zip(users, items, strict=True) if user is not None and item is not None]
+    return list(zip(dataset.users.raw(chosen.users), dataset.items.raw(chosen.items), strict=True))

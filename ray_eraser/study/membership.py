@@ -5,9 +5,9 @@ deployment's, in the same order, and equal a deployment's bit for bit. Erased is
 compared are
 
 - `before`: the model that saw the erased pairs,
-- `unlearned`: the owning shards trained anew on what remains, in the partition that was there,
+- `unlearned`: the owning shards trained again on what remains, in the partition that was there,
 - `oracle`: everything from the beginning on a log that never had the pairs, alpha0 and a learned partition included,
-- `broken`: the owning shards trained on from the weights that saw the pairs, and `stale`: the old submodels aggregated anew,
+- `broken`: the owning shards trained on from the weights that saw the pairs, and `stale`: the old submodels aggregated again,
   without any training. They show what the attacks would notice.
 
 Unlearning and oracle repeated with other seeds say how much an AUC moves by chance.
@@ -24,17 +24,18 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_eraser import seeds
-from ray_eraser.aggregation import aggregate, with_users
+from ray_eraser.aggregator import aggregate_of, folded_in
 from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig, WmfAdagradConfig, WmfAlsConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData
+from ray_eraser.data.vocabulary import hash_texts
 from ray_eraser.determinism import deterministic
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.errors import ConfigError
 from ray_eraser.ids import ShardId
-from ray_eraser.partition import divide, place
-from ray_eraser.store import ShardData
+from ray_eraser.prepare import prepare
 from ray_eraser.study.attack import (
     Against,
     Auc,
@@ -49,10 +50,7 @@ from ray_eraser.study.attack import (
     fit_classifier,
     signals,
 )
-from ray_eraser.training.pretrain import pretrain
-from ray_eraser.training.slices import slices_of_users
 from ray_eraser.training.submodel import train_submodel
-from ray_eraser.training.weights import choose_alpha0
 
 AttackName = Literal["threshold", "shadow", "score drop", "rank drop", "list entry"]
 """`threshold` and `shadow` ask one version, the others compare what is served before and after. Of those exact unlearning is no
@@ -149,53 +147,67 @@ class AttackReport:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What a deployment would consist of, in memory.
+    """What a deployment would consist of, in memory, beside the log that was given: its rows are what pairs are named by.
 
     Attributes:
         config: with what was left open chosen.
-        item_keys: (I,) keyed hash of every item's id.
-        user_slices: (U,) every user's slice.
+        user_keys, item_keys: (U,) and (I,) uint64, the key that the id of each row of the log has under the root seed. They
+            ascend only where the log is numbered for this seed.
         shards: every shard's data.
         submodels: and submodel.
         model: the aggregate, with its users.
     """
 
     config: EraserConfig
+    user_keys: np.ndarray
     item_keys: np.ndarray
-    user_slices: np.ndarray
     shards: tuple[ShardData, ...]
-    submodels: tuple[Embeddings, ...]
-    model: Embeddings
+    submodels: tuple[KeyedEmbeddings, ...]
+    model: KeyedEmbeddings
+
+    def keyed(self, pairs: Interactions) -> KeyedPairs:
+        """Pairs of the log by the keys that they have here."""
+        return KeyedPairs.in_keys(pairs, self.user_keys, self.item_keys)
+
+    @property
+    def served(self) -> Embeddings:
+        """The model in the rows of the log."""
+        user_rows, item_rows = _rows_of(self.model.user_keys, self.user_keys), _rows_of(self.model.item_keys, self.item_keys)
+        by_user, by_item = np.argsort(user_rows), np.argsort(item_rows)
+        return Embeddings(user_rows[by_user], self.model.users[by_user], item_rows[by_item], self.model.items[by_item])
 
     @property
     def seen(self) -> Interactions:
-        """What nobody is recommended, because they have it."""
-        return Interactions.union([part for data in self.shards for part in (data.train, data.valid)])
+        """What nobody is recommended, because they have it, in the rows of the log."""
+        parts = [
+            Interactions.of(
+                _rows_of(data.user_keys, self.user_keys)[data.pairs.users],
+                _rows_of(data.item_keys, self.item_keys)[data.pairs.items],
+            )
+            for data in self.shards
+        ]
+        return Interactions.union(parts)
+
+
+def _rows_of(keys: np.ndarray, key_of_row: np.ndarray) -> np.ndarray:
+    """The row of every key, (n,) int32, given the keys of all rows in any order."""
+    order = np.argsort(key_of_row)
+    return order[np.searchsorted(key_of_row, keys, sorter=order)].astype(np.int32)
 
 
 def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
     """As `Coordinator.fit` does."""
+    ready = prepare(dataset, config, compute)
     key = seeds.secret(config.seed, "ids")
-    user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
-    if not config.is_settled:
-        config = config.settled(choose_alpha0(dataset.train, user_keys, item_keys, config, compute))
-    settings = config.partition
-    embeddings = compute.run([partial(pretrain, dataset.train, item_keys, config)])[0] if settings.is_learned else None
-    partition = divide(dataset.train, user_keys, item_keys, settings, config.seed, embeddings)
-    held_owners = place(dataset.valid, dataset.train, partition, user_keys, item_keys, settings, config.seed)
-    shards = [
-        ShardData(partition.of_shard(dataset.train, ShardId(k)), dataset.valid.take(held_owners == k))
-        for k in range(settings.n_shards)
-    ]
-    slices_U = slices_of_users(dataset.users, np.arange(len(dataset.users)), config)
-    return _trained(config, item_keys, slices_U, shards, {}, compute)
+    user_keys, item_keys = hash_texts(dataset.users.texts, key), hash_texts(dataset.items.texts, key)
+    return _trained(ready.config, user_keys, item_keys, ready.shards, {}, compute)
 
 
 def unlearn(before: Learned, erased: Interactions, compute: Compute) -> Learned:
     """As `Coordinator.process_pending` does: the owning shards from scratch on what remains, the others as they are."""
-    shards = [data.without(erased) for data in before.shards]
+    shards = _without_pairs(before, erased)
     kept = {k: before.submodels[k] for k, data in enumerate(shards) if len(data) == len(before.shards[k])}
-    return _trained(before.config, before.item_keys, before.user_slices, shards, kept, compute)
+    return _trained(before.config, before.user_keys, before.item_keys, shards, kept, compute)
 
 
 def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: Compute) -> Learned:
@@ -203,53 +215,58 @@ def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: C
 
     For calibration. All else is done rightly: the aggregation and the fold-in see only what remains.
     """
-    shards = [data.without(erased) for data in before.shards]
+    shards = _without_pairs(before, erased)
     calls = [
-        partial(_trained_on, submodel, data.train, before.config, epochs, ShardId(k))
+        partial(_trained_on, submodel, data, before.config, epochs, ShardId(k))
         for k, (submodel, data) in enumerate(zip(before.submodels, shards, strict=True))
     ]
-    return _trained(before.config, before.item_keys, before.user_slices, shards, dict(enumerate(compute.run(calls))), compute)
+    made = dict(enumerate(compute.run(calls)))
+    return _trained(before.config, before.user_keys, before.item_keys, shards, made, compute)
+
+
+def _without_pairs(before: Learned, erased: Interactions) -> tuple[ShardData, ...]:
+    return tuple(data.without(before.keyed(erased)) for data in before.shards)
 
 
 def _trained(
     config: EraserConfig,
+    user_keys: np.ndarray,
     item_keys: np.ndarray,
-    slices_U: np.ndarray,
-    shards: list[ShardData],
-    kept: Mapping[int, Embeddings],
+    shards: tuple[ShardData, ...],
+    kept: Mapping[int, KeyedEmbeddings],
     compute: Compute,
 ) -> Learned:
     """The submodels that are not kept, and the aggregate."""
     missing = [k for k in range(len(shards)) if k not in kept]
-    calls = [
-        partial(train_submodel, shards[k].train, shards[k].valid, item_keys, config, ShardId(k), slices_U) for k in missing
-    ]
+    calls = [partial(train_submodel, shards[k], config, ShardId(k)) for k in missing]
     made = {**kept, **dict(zip(missing, compute.run(calls), strict=True))}
     submodels = tuple(made[k] for k in range(len(shards)))
-    remaining = Interactions.union([data.train for data in shards])
-    (model,) = compute.run([partial(_served, submodels, remaining, config)])
-    return Learned(config, item_keys, slices_U, tuple(shards), submodels, model)
+    (model,) = compute.run([partial(_served, submodels, shards, config)])
+    return Learned(config, user_keys, item_keys, shards, submodels, model)
 
 
-def _served(submodels: Sequence[Embeddings], remaining: Interactions, config: EraserConfig) -> Embeddings:
-    return with_users(aggregate(submodels, remaining, config), remaining, config)
+def _served(submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardData], config: EraserConfig) -> KeyedEmbeddings:
+    return folded_in(aggregate_of(submodels, shards, config), shards, config)
 
 
-def _trained_on(old: Embeddings, remaining: Interactions, config: EraserConfig, epochs: int, shard: ShardId) -> Embeddings:
+def _trained_on(
+    old: KeyedEmbeddings, remaining: ShardData, config: EraserConfig, epochs: int, shard: ShardId
+) -> KeyedEmbeddings:
     """A submodel that starts where the old one ended. WMF is trained on; of other models the old vectors are kept.
 
     Without epochs nothing is done but to leave out the users and items that have nothing left.
     """
-    compact = remaining.compact()
-    users = old.users[np.searchsorted(old.user_rows, compact.user_rows)]
-    items = old.items[np.searchsorted(old.item_rows, compact.item_rows)]
+    compact = remaining.train.compact()
+    user_keys, item_keys = remaining.user_keys[compact.user_rows], remaining.item_keys[compact.item_rows]
+    users = old.users[np.searchsorted(old.user_keys, user_keys)]
+    items = old.items[np.searchsorted(old.item_keys, item_keys)]
     with deterministic(config.runtime.threads):
         if epochs and isinstance(config.model, WmfAlsConfig):
             users, items = _als_on(items, compact.interactions, config.model, epochs)
         elif epochs and isinstance(config.model, WmfAdagradConfig):
             seed = seeds.derive(config.seed, "shard", shard, "attack")
             users, items = _adagrad_on(users, items, compact.interactions, config.model, epochs, seed)
-    return Embeddings(compact.user_rows, users, compact.item_rows, items)
+    return KeyedEmbeddings(user_keys, users, item_keys, items)
 
 
 def _als_on(items_ID: np.ndarray, pairs: Interactions, config: WmfAlsConfig, epochs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -313,17 +330,8 @@ def attack_study(
     if not comparisons:
         raise ConfigError("attack share", f"{plan.share:g} erases {len(erased)} pairs, too few to compare: erase more")
     remaining = _without(dataset, erased)
-    before = learn(dataset, config, compute)
-    on_done("before")
-    unlearned = unlearn(before, erased, compute)
-    on_done("unlearned")
-    oracle = learn(remaining, config, compute)
-    on_done("oracle")
-    broken = unlearn_badly(before, erased, max(1, round(plan.warm_share * config.model.epochs)), compute)
-    stale = unlearn_badly(before, erased, 0, compute)
-    on_done("broken")
-
-    versions = {"before": before, "unlearned": unlearned, "oracle": oracle, "broken": broken, "stale": stale}
+    versions = _versions(dataset, remaining, erased, config, plan, compute, on_done)
+    before, oracle = versions["before"], versions["oracle"]
     asked = {name: _asked(learned, probe, compute) for name, learned in versions.items()}
     others = []
     for number in range(plan.other_seeds):
@@ -345,7 +353,7 @@ def attack_study(
         guarantee=config.guarantee,
         alpha0=before.config.als_settings.known_alpha0,
         oracle_alpha0=oracle.config.als_settings.known_alpha0,
-        same_bits=unlearned.model.same_bits(oracle.model),
+        same_bits=versions["unlearned"].model.same_bits(oracle.model),
         popularity={
             against: auc(popularity_I[pairs.members.items], popularity_I[pairs.others.items]).value
             for against, pairs in comparisons.items()
@@ -358,6 +366,28 @@ def attack_study(
     )
 
 
+def _versions(
+    dataset: Dataset,
+    remaining: Dataset,
+    erased: Interactions,
+    config: EraserConfig,
+    plan: StudyPlan,
+    compute: Compute,
+    on_done: Callable[[str], None],
+) -> dict[str, Learned]:
+    """The models that are attacked, by name."""
+    before = learn(dataset, config, compute)
+    on_done("before")
+    unlearned = unlearn(before, erased, compute)
+    on_done("unlearned")
+    oracle = learn(remaining, config, compute)
+    on_done("oracle")
+    broken = unlearn_badly(before, erased, max(1, round(plan.warm_share * config.model.epochs)), compute)
+    stale = unlearn_badly(before, erased, 0, compute)
+    on_done("broken")
+    return {"before": before, "unlearned": unlearned, "oracle": oracle, "broken": broken, "stale": stale}
+
+
 def _without(dataset: Dataset, erased: Interactions) -> Dataset:
     """The log as it would be if the erased pairs had never been in it."""
     return replace(dataset, train=dataset.train.without(erased), valid=dataset.valid.without(erased))
@@ -365,7 +395,7 @@ def _without(dataset: Dataset, erased: Interactions) -> Dataset:
 
 def _asked(learned: Learned, probe: Probe, compute: Compute) -> Signals:
     config = learned.config
-    call = partial(signals, learned.model, probe, learned.seen, config.als_settings, config.runtime.threads)
+    call = partial(signals, learned.served, probe, learned.seen, config.als_settings, config.runtime.threads)
     return compute.run([call])[0]
 
 

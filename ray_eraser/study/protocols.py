@@ -21,7 +21,6 @@ import numpy as np
 from ray_eraser import seeds
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.evaluation import evaluate
@@ -56,6 +55,10 @@ class Protocol:
         """The preset."""
         return self.cell.method
 
+    def dataset(self) -> Dataset:
+        """See `Cell.dataset`."""
+        return self.cell.dataset()
+
     def key(self) -> str:
         """Names the protocol's run in a file of results."""
         named = [self.cell.key(), self.who, self.share, self.batches]
@@ -79,10 +82,14 @@ class Protocol:
 
 
 def run_protocol(protocol: Protocol) -> dict[str, Any]:
-    """Train, erase, and report in one flat row: quality before and after on those who stay, its spread, seconds, shards."""
+    """Train, erase, and report in one flat row: quality before and after on those who stay, its spread, seconds, shards.
+
+    Raises:
+        DataFileError: the log has no test set.
+    """
     cell = protocol.cell
     config = cell.config()
-    dataset = read_dataset(cell.data, config.data, config.seed)
+    dataset = protocol.dataset()
     gone = chosen_users(dataset, protocol.who, protocol.share, config.seed)
     stay = dataset.test.take(~np.isin(dataset.test.users, gone))
     with tempfile.TemporaryDirectory() as folder:
@@ -90,17 +97,17 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         coordinator.fit(dataset)
         pool = coordinator.pool
         assert isinstance(pool, TimedPool)
-        before = evaluate(coordinator.served_model(), dataset.train, stay)
+        keys = dataset.users.keys, dataset.items.keys
+        before = evaluate(coordinator.served_model().in_rows(*keys), dataset.train, stay)
         pool.shards, pool.aggregation, pool.touched = 0.0, 0.0, 0
         started = time.perf_counter()
         for batch in np.array_split(gone, protocol.batches):
             for raw in dataset.users.raw(batch):
-                assert raw is not None
                 coordinator.submit(UnlearningRequest(user_id=raw))
             coordinator.process_pending()
         seconds = time.perf_counter() - started
-        model = coordinator.served_model()
-        shards = [data.train for _, data in sorted(coordinator.shard_data().items())]
+        model = coordinator.served_model().in_rows(*keys)
+        shards = [data.in_rows_of(*keys)[0] for _, data in sorted(coordinator.shard_data().items())]
         coordinator.close()
     n = cutoff(Path(cell.data).name)
     train = dataset.train.take(~np.isin(dataset.train.users, gone))

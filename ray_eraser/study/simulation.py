@@ -190,9 +190,9 @@ class LogDivision:
     def __init__(self, dataset: Dataset, config: PartitionConfig, seed: int) -> None:
         if config.is_learned:
             raise ConfigError("partition.kind", f"{config.kind} is learned: a log can be divided here by hashed or random only")
-        key = seeds.secret(seed, "ids")
-        train = dataset.train
-        partition = divide(train, dataset.users.keys(key), dataset.items.keys(key), config, seed)
+        log = dataset.under(seed)
+        train = log.train
+        partition = divide(train, log.users.keys, log.items.keys, config, seed)
         self.sizes = tuple(partition.sizes().tolist())
         self._pair_owners = partition.owners
         self._by_user = _shards_of(train.users, partition.owners, config.n_shards)

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,15 +23,13 @@ from ray_eraser import seeds
 from ray_eraser.config import EraserConfig, UnlearningConfig, WmfAlsConfig, changed, config_from
 from ray_eraser.coordinator import Coordinator, MakePool
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData, all_keys
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import ConfigError, InputError
 from ray_eraser.evaluation import evaluate
-from ray_eraser.partition import Partition, divide
-from ray_eraser.store import ShardData
+from ray_eraser.partition import Partition
+from ray_eraser.prepare import divided, keyed, pretrained, settle
 from ray_eraser.study.simulation import KINDS
-from ray_eraser.training.pretrain import pretrain
-from ray_eraser.training.weights import choose_alpha0
 from ray_eraser.unlearning.request import UnlearningRequest
 
 _T = TypeVar("_T")
@@ -42,6 +40,8 @@ QUALITY = "ndcg@10"
 """What is to be high: NDCG@10 on the validation set."""
 COSTS = ("restore_seconds", "touched")
 """What is to be low."""
+LEVELS = ("exact", "exact-given-settings", "exact-given-partition")
+"""Guarantees, the strongest first."""
 
 DEFAULT_OVER = (
     "partition.n_shards=5,10,20,50",
@@ -194,7 +194,8 @@ class Sweep:
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """What must be the same for a sweep to go on where it was."""
-        data = hashlib.sha256(dataset.train.codes().tobytes() + dataset.valid.codes().tobytes()).hexdigest()
+        named = (dataset.users.keys, dataset.items.keys, dataset.train.codes(), dataset.valid.codes())
+        data = hashlib.sha256(b"".join(array.tobytes() for array in named)).hexdigest()
         return {
             "data": data,
             "settings": self.base.model_dump(mode="json", exclude={"unlearning": True, "runtime": {"timeout_seconds"}}),
@@ -214,8 +215,8 @@ def for_sweeping(dataset: Dataset) -> Dataset:
         InputError: it has no validation set.
     """
     if not len(dataset.valid):
-        raise InputError(f"{dataset.name} has no validation interactions to compare trials by: set data.valid_share above 0")
-    return replace(dataset, test=Interactions.none())
+        raise InputError(f"{dataset.name}: no validation set to compare trials by: set data.valid_share=0.1")
+    return dataset.learned()
 
 
 # ---- what trials share -----------------------------------------------------------------------------------------------------
@@ -245,24 +246,22 @@ def partition_key(config: EraserConfig) -> str:
     return json.dumps([config.seed, config.partition.model_dump(mode="json"), needs], sort_keys=True)
 
 
-def _keys(dataset: Dataset, config: EraserConfig) -> tuple[np.ndarray, np.ndarray]:
-    key = seeds.secret(config.seed, "ids")
-    return dataset.users.keys(key), dataset.items.keys(key)
-
-
 def shared_alpha0(dataset: Dataset, config: EraserConfig) -> float:
-    """What `Coordinator.fit` would choose."""
-    return choose_alpha0(dataset.train, *_keys(dataset, config), config, _Here())
+    """What `Coordinator.fit` would choose, for settings that leave it open."""
+    log = keyed(dataset, config)
+    settled, _ = settle(config, log.train.of_users, len(log.train), log.users.keys, log.items.keys, _Here())
+    assert settled.own_alpha0 is not None, "it has just been chosen"
+    return settled.own_alpha0
 
 
-def shared_embeddings(dataset: Dataset, config: EraserConfig) -> Embeddings:
-    """What `Coordinator.fit` would learn a partition from, with settled settings."""
-    return pretrain(dataset.train, _keys(dataset, config)[1], config)
+def shared_embeddings(dataset: Dataset, config: EraserConfig) -> Embeddings | None:
+    """What `Coordinator.fit` would learn a partition from, with settled settings; None where that takes no embeddings."""
+    return pretrained(keyed(dataset, config), config, _Here())
 
 
 def shared_partition(dataset: Dataset, config: EraserConfig, embeddings: Embeddings | None) -> Partition:
     """What `Coordinator.fit` would divide by, with settled settings."""
-    return divide(dataset.train, *_keys(dataset, config), config.partition, config.seed, embeddings)
+    return divided(keyed(dataset, config), config, embeddings)
 
 
 # ---- one trial -------------------------------------------------------------------------------------------------------------
@@ -295,16 +294,15 @@ def draw_requests(dataset: Dataset, mix: Mapping[str, float], n: int, seed: int)
                 raise InputError(f"{dataset.name} has too few interactions for {n} requests: ask for fewer with --requests")
             if kind == "user":
                 row = int(rng.choice(remaining.user_rows()))
-                request = UnlearningRequest(user_id=dataset.users.ids[row])
+                request = UnlearningRequest(user_id=dataset.users.raw([row])[0])
                 gone = remaining.of_users(np.array([row]))
             elif kind == "item":
                 row = int(rng.choice(remaining.item_rows()))
-                request = UnlearningRequest(item_id=dataset.items.ids[row])
+                request = UnlearningRequest(item_id=dataset.items.raw([row])[0])
                 gone = remaining.of_items(np.array([row]))
             else:
                 gone = remaining.take(np.array([rng.integers(len(remaining))]))
-                user, item = dataset.users.ids[int(gone.users[0])], dataset.items.ids[int(gone.items[0])]
-                assert user is not None and item is not None, "a log that was just read has no tombstones"  # noqa: PT018
+                (user,), (item,) = dataset.users.raw(gone.users), dataset.items.raw(gone.items)
                 request = UnlearningRequest(pairs=((user, item),))
             remaining = remaining.without(gone)
             drawn.append(Drawn(request, share / count))
@@ -313,10 +311,8 @@ def draw_requests(dataset: Dataset, mix: Mapping[str, float], n: int, seed: int)
 
 def touched_per_request(shards: Sequence[ShardData], mix: Mapping[str, float]) -> float:
     """How many shards a request touches in the mean over all users, items and interactions, by their shares. Not a sample."""
-    held = [Interactions.union([shard.train, shard.valid]) for shard in shards]
-    whole = Interactions.union(held)
-    of_users = sum(len(shard.user_rows()) for shard in held) / max(1, len(whole.user_rows()))
-    of_items = sum(len(shard.item_rows()) for shard in held) / max(1, len(whole.item_rows()))
+    users, items = [shard.user_keys for shard in shards], [shard.item_keys for shard in shards]
+    of_users, of_items = (sum(map(len, keys)) / max(1, len(all_keys(keys))) for keys in (users, items))
     per_kind = {"user": of_users, "item": of_items, "pairs": 1.0}
     return sum(mix.get(kind, 0.0) * per_kind[kind] for kind in KINDS) / sum(mix.values())
 
@@ -365,11 +361,11 @@ def measured(
         try:
             coordinator.pool.warm()
             report = coordinator.fit(dataset, partition)
-            quality = evaluate(coordinator.served_model(), dataset.train, dataset.valid, (10,))
+            model = coordinator.served_model().in_rows(dataset.users.keys, dataset.items.keys)
+            quality = evaluate(model, dataset.train, dataset.valid, (10,))
             cost += len(dataset.train) * epochs
             row = {
                 "state": "finished" if last else "running",
-                "level": report.guarantee,
                 "epochs": epochs,
                 QUALITY: quality[QUALITY],
                 "recall@10": quality["recall@10"],
@@ -403,7 +399,13 @@ _FIGURES = ("touched", "forget_seconds", "train_seconds", "balance", "shards_per
 
 
 def empty_row(key: str, label: str, config: EraserConfig) -> Row:
-    """A row of the results with nothing measured; what `measured` gives is put over it."""
+    """A row of the results with nothing measured; what `measured` gives is put over it.
+
+    Args:
+        key: names the trial in a file of results.
+        label: names it for people.
+        config: the settings as they were asked for: what they leave open is open in `chosen.toml`, and counts in the level.
+    """
     return {
         "key": key,
         "trial": label,
@@ -434,6 +436,22 @@ def finished(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["state"] == "finished"]
 
 
+def at_least(rows: Sequence[Row], level: str) -> list[Row]:
+    """The rows of a guarantee, or of a stronger one.
+
+    Raises:
+        InputError: no finished trial has it.
+    """
+    found = [row for row in rows if LEVELS.index(row["level"]) <= LEVELS.index(level)]
+    if finished(rows) and not finished(found):
+        claimed = " or ".join(sorted({row["level"] for row in finished(rows)}, key=LEVELS.index))
+        raise InputError(
+            f"no finished trial is {level}, they are {claimed}: ask for less with --level, or sweep partitions that are not "
+            "learned, with model.alpha0 (or aggregation.foldin_alpha0) set to a number"
+        )
+    return found
+
+
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """The finished rows that no other beats, being as good in quality and both costs and better in one. Best quality first."""
     candidates = finished(rows)
@@ -454,7 +472,7 @@ def choose(rows: Sequence[Row], how: Choice) -> Row:
     """One row of a front.
 
     `quality`: the best. `fastest`: restored soonest. `knee`: nearest to the best of every objective at once, each from 0, the
-    best of the front, to 1, the worst, the costs by their logarithms. Equals: `exact` first.
+    best of the front, to 1, the worst, the costs by their logarithms. Equals: the stronger guarantee first.
 
     Raises:
         InputError: there is none to choose from.
@@ -466,17 +484,20 @@ def choose(rows: Sequence[Row], how: Choice) -> Row:
     span = losses.max(axis=0) - losses.min(axis=0)
     distances = np.linalg.norm((losses - losses.min(axis=0)) / np.where(span > 0, span, 1), axis=1)
     rank = {"quality": losses[:, 0], "fastest": losses[:, 1], "knee": distances}[how]
-    order = sorted(range(len(front)), key=lambda n: (rank[n], front[n]["level"] != "exact", front[n]["trial"]))
+    order = sorted(range(len(front)), key=lambda n: (rank[n], LEVELS.index(front[n]["level"]), front[n]["trial"]))
     return front[order[0]]
 
 
 def chosen_toml(row: Row, how: Choice, name: str) -> str:
     """The settings of a row as `jobs/train.py --config` takes them."""
     config = config_from(json.loads(row["settings"]))
+    held_out = config.data.test_share + config.data.valid_share > 0
     said = (
         f"# Chosen by {how} of the sweep {name}: validation NDCG@10 {row[QUALITY]:.4f}, restored in "
         f"{row['restore_seconds']:.2f} s, {row['touched']:.2f} shards touched, {row['level']}.\n"
     )
+    if held_out:
+        said += "# Holds out as much as the sweep did. To learn from the whole log, set both shares of [data] to 0.\n"
     return said + config.to_toml()
 
 

@@ -1,10 +1,10 @@
 """SISA's slices (Bourtoule et al. 2021): a shard's users in ordered parts, one more of which each stage trains on.
 
 A checkpoint after every stage but the last lets an erasure begin again before the first slice that held what goes. The units
-are users, and a user's slice is a keyed hash of the raw id: nothing that comes or goes moves anybody else, and a user's pairs
+are users, and a user's slice is a keyed hash of the id: nothing that comes or goes moves anybody else, and a user's pairs
 are all in one slice.
 
-R slices, U users of the vocabulary. Slices and stages are numbered from 0.
+R slices, U users of the shard. Slices and stages are numbered from 0.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import numpy as np
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.ids import ShardId
-from ray_eraser.seeds import derive, secret
+from ray_eraser.seeds import derive, mix
 
 
-def slices_of_users(users: Vocabulary, rows: np.ndarray, config: EraserConfig) -> np.ndarray:
-    """(U,) the slice of the users in these rows, by their raw ids; 0 for others, whom nobody asked about."""
-    slices_U = np.zeros(len(users), np.int32)
-    asked = Vocabulary(users.kind, tuple(users.raw(rows)))
-    slices_U[rows] = asked.keys(secret(config.seed, "slices")) % np.uint64(config.training.slices)
-    return slices_U
+def slices_of_keys(user_keys: np.ndarray, config: EraserConfig) -> np.ndarray:
+    """(U,) int32, the slice of every user, by the keys of their ids."""
+    salt = derive(config.seed, "slices")
+    return np.asarray(mix(user_keys, salt) % np.uint64(config.training.slices), np.int32)
 
 
-def first_affected(changed: Interactions, slices_U: np.ndarray, config: EraserConfig) -> int:
-    """The first stage that comes out differently once these pairs are erased or added, and with it all after it.
+def first_affected(changed_keys: np.ndarray, config: EraserConfig) -> int:
+    """The first stage that comes out differently once pairs of these users are erased or added, and with it all after it.
 
     That is the first slice that holds any of them, be it held out. Where nothing changes it is the last stage: the submodel is
     not had from a checkpoint without it.
+
+    Args:
+        changed_keys: (n,) uint64, the users' keys.
+        config: `training.slices` and `seed` count.
     """
-    return int(slices_U[changed.users].min(initial=config.training.slices - 1))
+    return int(slices_of_keys(changed_keys, config).min(initial=config.training.slices - 1))
 
 
 def up_to(interactions: Interactions, slices_U: np.ndarray, stage: int) -> Interactions:

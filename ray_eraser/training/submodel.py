@@ -13,59 +13,80 @@ from dataclasses import replace
 import numpy as np
 
 from ray_eraser.config import EraserConfig
-from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.determinism import deterministic
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import TrainingError
 from ray_eraser.ids import ShardId
 from ray_eraser.models import make_model
-from ray_eraser.models.base import UNTRAINED, Start, TrainingState
+from ray_eraser.models.base import UNTRAINED, BaseModel, Start, TrainingState
 from ray_eraser.seeds import derive, normal_rows
-from ray_eraser.training.slices import stage_epochs, stage_seed, up_to
+from ray_eraser.training.slices import slices_of_keys, stage_epochs, stage_seed, up_to
 
 
 def train_submodel(
-    train: Interactions,
-    valid: Interactions,
-    item_keys: np.ndarray,
+    data: ShardData,
     config: EraserConfig,
     shard: ShardId,
-    slices_U: np.ndarray | None = None,
     reached: TrainingState = UNTRAINED,
     keep: Callable[[TrainingState], None] = lambda _: None,
-) -> Embeddings:
+) -> KeyedEmbeddings:
     """A shard's submodel.
 
     Args:
-        train: the shard's remaining interactions.
-        valid: the shard's remaining held-out interactions, for early stopping.
-        item_keys: (I,) keyed hash of every item's raw id; gives each item one start in all shards.
-        config: `model`, `training`, `seed` and `runtime.threads` count.
+        data: the shard's remaining interactions; those held out are for early stopping alone.
+        config: `model`, `training`, `seed` and `runtime` count.
         shard: whose seeds to draw from.
-        slices_U: (U,) every user's slice; needed with more than one.
         reached: the state to go on from, after stages that saw nothing which has changed since; from scratch unless given.
         keep: hears of the state after every stage that is trained here but the last.
+
+    Both states are in the shard's rows: see `TrainingState.renamed`.
 
     Raises:
         TrainingError: it diverged.
     """
-    model, last, state = make_model(config.model), config.training.slices - 1, reached
-    assert slices_U is not None or not last, "with slices, training needs to know every user's"
+    train = data.train
+    if not len(train):
+        for stage in range(reached.stages, config.training.slices - 1):
+            keep(TrainingState(stages=stage + 1))
+        return KeyedEmbeddings.empty(config.model.width)
+    model = make_model(config.model)
     with deterministic(config.runtime.threads, config.runtime.cores):
-        for stage in range(reached.stages, config.training.slices):
-            seen, held = train, valid
-            if slices_U is not None and stage < last:
-                seen, held = up_to(train, slices_U, stage), up_to(valid, slices_U, stage)
-            if len(seen):
-                start = item_start(item_keys[seen.item_rows()], config)
-                state = model.train(state, seen, held, Start(stage_seed(config, shard, stage), start), stage_epochs(config))
-            state = replace(state, stages=stage + 1)
-            if stage < last:
-                keep(state)
-        submodel = model.embeddings(state, train) if len(train) else Embeddings.empty(config.model.width)
+        state = _trained(model, data, config, shard, reached, keep)
+        submodel = model.embeddings(state, train)
     if not (np.isfinite(submodel.users).all() and np.isfinite(submodel.items).all()):
-        raise TrainingError(shard, "vectors are not finite, it has diverged: lower model.lr or raise model.reg")
-    return submodel
+        raise TrainingError(shard, f"vectors are not finite, it has diverged: {_way_out(config)}")
+    return submodel.keyed(data.user_keys, data.item_keys)
+
+
+def _trained(
+    model: BaseModel,
+    data: ShardData,
+    config: EraserConfig,
+    shard: ShardId,
+    state: TrainingState,
+    keep: Callable[[TrainingState], None],
+) -> TrainingState:
+    """The state after the last stage."""
+    last = config.training.slices - 1
+    slices_U = slices_of_keys(data.user_keys, config) if last else None
+    for stage in range(state.stages, last + 1):
+        seen, held = data.train, data.valid
+        if slices_U is not None and stage < last:
+            seen, held = up_to(seen, slices_U, stage), up_to(held, slices_U, stage)
+        if len(seen):
+            start = item_start(data.item_keys[seen.item_rows()], config)
+            state = model.train(state, seen, held, Start(stage_seed(config, shard, stage), start), stage_epochs(config))
+        state = replace(state, stages=stage + 1)
+        if stage < last:
+            keep(state)
+    return state
+
+
+def _way_out(config: EraserConfig) -> str:
+    """Settings of the model that make its training calmer."""
+    ways = [f"{way} model.{name}" for way, name in (("lower", "lr"), ("raise", "reg")) if hasattr(config.model, name)]
+    return " or ".join(ways) or "choose other settings of the model"
 
 
 def item_start(keys: np.ndarray, config: EraserConfig) -> np.ndarray:

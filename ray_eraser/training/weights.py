@@ -32,27 +32,10 @@ _MOST_PAIRS = 1_000_000
 _MOST_USERS = 2_000
 
 
-def choose_alpha0(
-    train: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig, compute: Compute
-) -> float:
-    """The candidate with the best NDCG@10 on a tenth of the log, held out by keyed hash; the smaller one where two are equal.
-
-    Of logs with more than a million interactions a part of the users is learned from, and at most about two thousand users are
-    ranked for, all chosen by keyed hash.
-
-    Args:
-        train: all interactions that are learned from.
-        user_keys: (U,) keyed hash of every user's raw id.
-        item_keys: (I,) keyed hash of every item's raw id.
-        config: `model.width`, `seed` and `runtime.threads` count.
-        compute: where the candidates are tried.
-    """
-    rows = users_looked_at(len(train), user_keys, config)
-    return choose_alpha0_among(train.of_users(rows), user_keys, item_keys, config, compute)
-
-
 def users_looked_at(n_pairs: int, user_keys: np.ndarray, config: EraserConfig) -> np.ndarray:
-    """Ascending rows of the users whose pairs `choose_alpha0` looks at, of a log with so many pairs to learn from."""
+    """Ascending rows of the users whose pairs the choice is made from: all, or of a log with more than a million pairs to learn
+    from a part, by keyed hash.
+    """
     part = min(1.0, _MOST_PAIRS / max(1, n_pairs))
     return np.flatnonzero(seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "users"))) < part)
 
@@ -60,9 +43,20 @@ def users_looked_at(n_pairs: int, user_keys: np.ndarray, config: EraserConfig) -
 def choose_alpha0_among(
     looked_at: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig, compute: Compute
 ) -> float:
-    """As `choose_alpha0`, of the pairs of `users_looked_at`: for logs that are never in one place."""
+    """The candidate with the best NDCG@10 on a tenth of the pairs, held out by keyed hash; the smaller one where two are equal.
+
+    At most about two thousand users are ranked for, chosen by keyed hash.
+
+    Args:
+        looked_at: what is learned from of `users_looked_at`.
+        user_keys: (U,) key of every user's id, by row.
+        item_keys: (I,) key of every item's id, by row.
+        config: `model.width`, `seed` and `runtime.threads` count.
+        compute: where the candidates are tried.
+    """
     kept, held = hold_out(looked_at, user_keys, item_keys, _SHARE, seeds.derive(config.seed, "alpha0", "pairs"))
-    ranked = seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "ranked"))) < _MOST_USERS / len(user_keys)
+    drawn = seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "ranked")))
+    ranked = drawn < _MOST_USERS / max(1, len(user_keys))
     held = held.take(ranked[held.users])
     if not len(kept) or not len(held):
         return _WITHOUT_DATA

@@ -1,41 +1,38 @@
 """The proof: train everything again from what remains, and compare.
 
 An audit needs the store, the ledger's word on which generation is current, and a place to compute. It trusts neither the
-coordinator nor any file: what is stored must be what the remaining interactions, the recorded config and the seed give.
+coordinator nor any file: every stored byte must be what the remaining interactions, the recorded config and the seed give.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from ray_eraser import seeds
 from ray_eraser.aggregator import rebuild_aggregate
 from ray_eraser.compute import Compute
-from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
+from ray_eraser.data.vocabulary import Part, hash_texts, part_of
 from ray_eraser.determinism import environment
 from ray_eraser.errors import StoreError
-from ray_eraser.ids import Generation, RawId, ShardId
+from ray_eraser.ids import Generation, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.shard import rebuild_shard
-from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, manifest_ref, shard_data_bytes
+from ray_eraser.store import FileRef, Manifest, ShardRecord, Store, manifest_ref, part_bytes, shard_data_bytes
+from ray_eraser.unlearning.erased import NOTHING, UNSOUND, Erased, keyed_pairs, keys_of, ref_of
 from ray_eraser.unlearning.ledger import GenerationRow
 
+__all__ = ["AuditReport", "Erased", "audit"]
 
-@dataclass(frozen=True)
-class Erased:
-    """Raw ids and pairs that an audit is asked to look for."""
-
-    user_ids: tuple[RawId, ...] = ()
-    item_ids: tuple[RawId, ...] = ()
-    pairs: tuple[tuple[RawId, RawId], ...] = ()
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,17 @@ class AuditReport:
     Attributes:
         exact: nothing differs, nothing is left over, nothing erased was found.
         generation, digest: what was audited.
-        guarantee: the level that the generation claims.
-        compared: files whose content was computed anew.
-        mismatches: one line for each file that is not what it must be.
-        found_erased_pairs: interactions of erased users, of erased items, or asked for by name, that are in some file.
+        guarantee, chosen: the level that the generation claims, and the settings that were chosen from the log.
+        compared: files whose content was computed again.
+        mismatches: one line for each file that is not what it must be. No line names a user or an item.
+        found_erased_pairs: interactions that were asked for by name and are in some file, and ids that still are.
     """
 
     exact: bool
     generation: Generation
     digest: str
     guarantee: str
+    chosen: tuple[str, ...]
     compared: int
     mismatches: tuple[str, ...]
     found_erased_pairs: int
@@ -67,53 +65,172 @@ def audit(
     store: Store,
     published: GenerationRow,
     compute: Compute,
-    erased: Erased = Erased(),
+    erased: Erased = NOTHING,
     on_done: Callable[[str], None] = lambda _: None,
 ) -> AuditReport:
-    """Compare every file of the current generation with one computed anew, and look for what must not be there.
+    """Compare every file of the current generation with one computed again, and look for what must not be there.
 
     Args:
         store: the deployment's.
         published: the current generation, from the ledger.
         compute: where to train again: a pool (its shards are not asked), or `RayTasks`.
-        erased: ids and pairs to look for besides the tombstones.
+        erased: ids and pairs to look for by name.
         on_done: hears what was compared.
     """
     manifest = store.read_manifest(published.digest)
-    try:
-        users = store.read_vocabulary(manifest.users, "user")
-        items = store.read_vocabulary(manifest.items, "item")
-        shards = {record.shard: store.read_shard_data(record.interactions) for record in manifest.shards}
-    except StoreError as error:
-        # Without these nothing else can be computed.
-        return AuditReport(False, published.number, published.digest, manifest.config.guarantee, 0, (str(error),), 0)
-
-    mismatches = [
-        *_left_over(store, manifest, published.digest),
-        *_misplaced(manifest, shards, users, items),
-        *_miscounted(manifest, shards),
-        *_foreign_keys(store, manifest, items),
-    ]
-    compared, differing = _rebuilt(store, manifest, compute, on_done)
-    for record in manifest.shards:
-        compared += 1
-        if hashlib.sha256(shard_data_bytes(shards[record.shard])).hexdigest() != record.interactions.digest:
-            differing.append(f"{record.interactions.path}: interactions are not sorted and distinct")
+    stored = _Stored.read(store, manifest)
+    mismatches = [*_left_over(store, manifest, published.digest), *_misnamed(manifest, published.digest)]
+    if stored.is_whole(manifest):
+        mismatches += [*_misplaced(manifest, stored.shards), *_miscounted(manifest, stored.shards)]
+        for kind in ("user", "item"):
+            mismatches += _unmatched(manifest, stored, kind)
+    compared, differing = stored.compared, list(stored.problems.values())
+    if stored.can_be_trained(manifest):
+        n_rebuilt, of_vectors = _rebuilt(store, manifest, compute, on_done)
+        compared += n_rebuilt
+        differing += of_vectors
+    else:
+        mismatches.append("no submodel was trained again: the interactions are not what a deployment stores")
     mismatches += differing
     if differing and (here := environment(manifest.config.runtime.threads)) != manifest.environment:
         mismatches.append(f"made under {manifest.environment}, audited under {here}: audit where it was trained")
 
-    found = _found_tombstones(shards, users, items) + _found_by_name(store, users, items, erased)
+    found = _found_by_name(store, manifest, stored, erased) if erased else 0
     on_done("erased pairs")
     return AuditReport(
         not mismatches and not found,
         published.number,
         published.digest,
-        manifest.config.guarantee,
+        manifest.guarantee,
+        manifest.chosen,
         compared,
         tuple(mismatches),
         found,
     )
+
+
+# ---- what is stored besides vectors --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """The ids and the interactions of a generation, as far as they can be read.
+
+    Attributes:
+        parts: of each kind the parts of its vocabulary, by file.
+        shards: every shard's interactions.
+        problems: by file, why it cannot be read or that writing its content again gives another file.
+    """
+
+    parts: Mapping[str, Mapping[FileRef, Part]]
+    shards: Mapping[ShardId, ShardData]
+    problems: Mapping[FileRef, str]
+
+    @classmethod
+    def read(cls, store: Store, manifest: Manifest) -> _Stored:
+        secret = seeds.secret(manifest.config.seed, "ids")
+        problems: dict[FileRef, str] = {}
+
+        def checked(ref: FileRef, read: Callable[[FileRef], _T], again: Callable[[_T], bytes]) -> dict[FileRef, _T]:
+            value, problem = _checked(ref, read, again)
+            if problem:
+                problems[ref] = problem
+            return {} if value is None else {ref: value}
+
+        parts: dict[str, dict[FileRef, Part]] = {"user": {}, "item": {}}
+        for kind, refs in (("user", manifest.users), ("item", manifest.items)):
+            for ref in refs:
+                parts[kind] |= checked(ref, store.read_part, lambda part: part_bytes(_canonical_part(part, secret)))
+        found: dict[FileRef, ShardData] = {}
+        for record in manifest.shards:
+            found |= checked(record.interactions, store.read_shard_data, lambda data: shard_data_bytes(_canonical(data)))
+        shards = {record.shard: found[record.interactions] for record in manifest.shards if record.interactions in found}
+        return cls(parts, shards, problems)
+
+    @property
+    def compared(self) -> int:
+        """How many files could be read, and were written again."""
+        return len(self.parts["user"]) + len(self.parts["item"]) + len(self.shards)
+
+    def is_whole(self, manifest: Manifest) -> bool:
+        """Whether everything could be read."""
+        return self.compared == len(manifest.users) + len(manifest.items) + len(manifest.shards)
+
+    def can_be_trained(self, manifest: Manifest) -> bool:
+        """Whether all interactions are stored as a deployment stores them: of others, training could fail."""
+        sound = [record.shard in self.shards and record.interactions not in self.problems for record in manifest.shards]
+        return all(sound)
+
+
+def _checked(ref: FileRef, read: Callable[[FileRef], _T], again: Callable[[_T], bytes]) -> tuple[_T, str] | tuple[None, str]:
+    """(what a file holds, what is wrong with it): None where it cannot be read, no text where nothing is wrong.
+
+    Args:
+        ref: the file.
+        read: reads it.
+        again: the file that the ids or the pairs of such a value give.
+    """
+    try:
+        value = read(ref)
+        content = again(value)
+    except StoreError as error:
+        return None, str(error)
+    except UNSOUND:
+        return None, f"{ref.path}: is no file that a deployment writes"
+    problem = "writing its content again gives another file: it is not sorted and distinct, its keys are others, or it has more"
+    return value, "" if _has(ref, content) else f"{ref.path}: {problem}"
+
+
+def _canonical_part(part: Part, secret: bytes) -> Part:
+    """The part that the ids of one give: each once, in the order of keys."""
+    keys, first = np.unique(hash_texts(part.ids, secret), return_index=True)
+    return Part(keys, part.ids.take(pa.array(first)))
+
+
+def _canonical(data: ShardData) -> ShardData:
+    """The value that the pairs of one give: exactly their users and items have a row, in the order of keys."""
+    if len(data.train.common(data.valid)):
+        raise ValueError("a pair is learned from and held out")
+    train, valid = (data.keyed(part) for part in (data.train, data.valid))
+    as_keys = [KeyedPairs(part.users.astype(np.uint64), part.items.astype(np.uint64)) for part in (train, valid)]
+    return ShardData.none().with_learned(*as_keys)
+
+
+def _has(ref: FileRef, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == ref.digest
+
+
+def _unmatched(manifest: Manifest, stored: _Stored, kind: str) -> list[str]:
+    """Ids that no shard has an interaction of, keys that no id has, and ids in another part than theirs."""
+    problems = []
+    numbers = [_part_number(ref) for ref in stored.parts[kind]]
+    if numbers != sorted(set(numbers)):
+        problems.append(f"the manifest names the parts of the {kind}s' vocabulary twice or out of order")
+    keys_of = {record.interactions: getattr(stored.shards[record.shard], f"{kind}_keys") for record in manifest.shards}
+    present = all_keys(list(keys_of.values()))
+    for (ref, part), number in zip(stored.parts[kind].items(), numbers, strict=True):
+        keys = part.keys.astype(np.uint64)
+        if not len(keys):
+            problems.append(f"{ref.path}: has no id, so that there should be no such file")
+        elif {part_of(keys.min()), part_of(keys.max())} != {number}:
+            problems.append(f"{ref.path}: holds ids of another part")
+        if n_orphans := int((places_of(keys, present) < 0).sum()):
+            problems.append(f"{ref.path}: holds {_count(n_orphans, kind)} without any interaction")
+    named = all_keys([part.keys.astype(np.uint64) for part in stored.parts[kind].values()])
+    for ref, keys in keys_of.items():
+        if n_nameless := int((places_of(keys, named) < 0).sum()):
+            problems.append(f"{ref.path}: holds {_count(n_nameless, kind)} of whom no vocabulary has the id")
+    return problems
+
+
+def _part_number(ref: FileRef) -> int:
+    """The number in the name of a vocabulary's file; -1 where there is none."""
+    number = ref.path.rpartition("/")[2].split("-")[1:2]
+    return int(number[0]) if number and number[0].isascii() and number[0].isdigit() else -1
+
+
+def _count(n: int, kind: str) -> str:
+    return f"{n} {kind}{'' if n == 1 else 's'}"
 
 
 def _left_over(store: Store, manifest: Manifest, digest: str) -> list[str]:
@@ -122,22 +239,41 @@ def _left_over(store: Store, manifest: Manifest, digest: str) -> list[str]:
     return [f"{path}: left over, no part of the current generation" for path in store.files() if path not in wanted]
 
 
-def _misplaced(manifest: Manifest, shards: dict[ShardId, ShardData], users: Vocabulary, items: Vocabulary) -> list[str]:
-    """Shards that hold interactions which belong elsewhere, where the place can be computed from the ids."""
+def _misnamed(manifest: Manifest, digest: str) -> list[str]:
+    """Files that the manifest has under another name than theirs, and a manifest that is not written as one is."""
+    named = [(ref, f"vocabulary/users-{_part_number(ref):02d}", "parquet") for ref in manifest.users]
+    named += [(ref, f"vocabulary/items-{_part_number(ref):02d}", "parquet") for ref in manifest.items]
+    for number, record in enumerate(manifest.shards):
+        folder = f"shards/{number}"
+        named += [(record.interactions, f"{folder}/interactions", "safetensors")]
+        named += [(record.submodel, f"{folder}/submodel", "safetensors")]
+        named += [(ref, f"{folder}/checkpoint", "safetensors") for ref in record.checkpoints]
+    named.append((manifest.aggregate, "aggregate/aggregate", "safetensors"))
+    problems = [
+        f"{ref.path}: is not where such a file belongs"
+        for ref, stem, suffix in named
+        if ref.path != f"{stem}-{ref.digest}.{suffix}"
+    ]
+    if [record.shard for record in manifest.shards] != list(range(manifest.config.partition.n_shards)):
+        problems.append("the manifest does not name the shards that its settings ask for, in order")
+    if not _has(manifest_ref(digest), manifest.to_json()):
+        problems.append(f"{manifest_ref(digest).path}: is not written as a manifest is, or it has more")
+    return problems
+
+
+def _misplaced(manifest: Manifest, shards: Mapping[ShardId, ShardData]) -> list[str]:
+    """Shards that hold interactions which belong elsewhere, where the place follows from the ids."""
     config = manifest.config
     if config.partition.is_learned:
         return []
-    key = seeds.secret(config.seed, "ids")
-    user_keys, item_keys = users.keys(key), items.keys(key)
     return [
         f"shard {shard}: holds interactions of another shard"
         for shard, data in shards.items()
-        for part in (data.train, data.valid)
-        if (divide(part, user_keys, item_keys, config.partition, config.seed).owners != shard).any()
+        if (divide(data.pairs, data.user_keys, data.item_keys, config.partition, config.seed).owners != shard).any()
     ]
 
 
-def _miscounted(manifest: Manifest, shards: dict[ShardId, ShardData]) -> list[str]:
+def _miscounted(manifest: Manifest, shards: Mapping[ShardId, ShardData]) -> list[str]:
     """Shards whose numbers in the manifest are not those of their interactions, or of the settings."""
     n_checkpoints = manifest.config.training.slices - 1
     return [
@@ -152,15 +288,11 @@ def _miscounted(manifest: Manifest, shards: dict[ShardId, ShardData]) -> list[st
     ]
 
 
-def _foreign_keys(store: Store, manifest: Manifest, items: Vocabulary) -> list[str]:
-    """The items' keys, which all starts are drawn from, where they are not those of the ids: an erased id has none."""
-    keys = items.keys(seeds.secret(manifest.config.seed, "ids"))
-    same = np.array_equal(store.read_item_keys(manifest.items), keys)
-    return [] if same else [f"{manifest.items.path}: holds keys that its ids do not give"]
+# ---- vectors ---------------------------------------------------------------------------------------------------------------
 
 
 def _rebuilt(store: Store, manifest: Manifest, compute: Compute, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
-    """How many files of vectors were computed anew, and a line for each whose stored content differs."""
+    """How many files of vectors were computed again, and a line for each whose stored content differs."""
     rebuilt = compute.run([partial(_shard_digests, store.uri, record, manifest) for record in manifest.shards])
     pairs = [
         (ref, digest)
@@ -171,17 +303,16 @@ def _rebuilt(store: Store, manifest: Manifest, compute: Compute, on_done: Callab
     for ref, digest in pairs:
         on_done(ref.path)
         differing += _compared(store, ref, digest)
-    if not differing:
-        # Aggregated from the stored submodels, which are now known to be right.
-        (digest,) = compute.run([partial(_aggregate_digest, store.uri, manifest)])
-        on_done(manifest.aggregate.path)
-        differing += _compared(store, manifest.aggregate, digest)
-    return len(pairs) + 1, differing
+    if differing:
+        return len(pairs), differing
+    # Aggregated from the stored submodels, which are now known to be right.
+    (digest,) = compute.run([partial(_aggregate_digest, store.uri, manifest)])
+    on_done(manifest.aggregate.path)
+    return len(pairs) + 1, _compared(store, manifest.aggregate, digest)
 
 
 def _shard_digests(uri: str, record: ShardRecord, manifest: Manifest) -> list[str]:
-    contents = rebuild_shard(uri, record, manifest.users, manifest.items, manifest.config)
-    return [hashlib.sha256(content).hexdigest() for content in contents]
+    return [hashlib.sha256(content).hexdigest() for content in rebuild_shard(uri, record, manifest.config)]
 
 
 def _aggregate_digest(uri: str, manifest: Manifest) -> str:
@@ -196,32 +327,31 @@ def _compared(store: Store, ref: FileRef, digest: str) -> list[str]:
     return [] if digest == ref.digest else [f"{ref.path}: training again gives {digest}"]
 
 
-def _found_tombstones(shards: dict[ShardId, ShardData], users: Vocabulary, items: Vocabulary) -> int:
-    """Interactions that name an erased user or item."""
-    parts = [part for data in shards.values() for part in (data.train, data.valid)]
-    gone_users, gone_items = users.tombstones(), items.tombstones()
-    return sum(int((np.isin(part.users, gone_users) | np.isin(part.items, gone_items)).sum()) for part in parts)
+# ---- what was asked for by name --------------------------------------------------------------------------------------------
 
 
-def _found_by_name(store: Store, users: Vocabulary, items: Vocabulary, erased: Erased) -> int:
-    """Interactions asked for by raw id, in any file of interactions under the storage path, current or not."""
-    user_rows = [users.row(raw) for raw in erased.user_ids if raw in users]
-    item_rows = [items.row(raw) for raw in erased.item_ids if raw in items]
-    pairs = [(users.row(user), items.row(item)) for user, item in erased.pairs if user in users and item in items]
+def _found_by_name(store: Store, manifest: Manifest, stored: _Stored, erased: Erased) -> int:
+    """Interactions asked for by raw id, in any file of interactions under the storage path, current or not.
+
+    An id that is still in the vocabulary counts, too: it was not erased, even if its interactions are gone.
+    """
+    secret = seeds.secret(manifest.config.seed, "ids")
+    users, items = keys_of(erased.user_ids, secret), keys_of(erased.item_ids, secret)
+    pairs = keyed_pairs(erased.pairs, secret)
     found = 0
+    for kind, sought in (("user", users), ("item", items)):
+        found += sum(int(np.isin(part.keys, sought).sum()) for part in stored.parts[kind].values())
     for data in _every_file(store):
-        for part in (data.train, data.valid):
-            found += len(part.of_users(np.array(user_rows))) + len(part.of_items(np.array(item_rows)))
-            if pairs:
-                rows = np.array(pairs, np.int32)
-                found += len(part.common(Interactions.of(rows[:, 0], rows[:, 1])))
-    # An id that is still in the vocabulary was not erased, even if its interactions are gone.
-    return found + len(user_rows) + len(item_rows)
+        with suppress(*UNSOUND):  # left over, and named as such
+            found += len(data.pairs.of_users(np.flatnonzero(np.isin(data.user_keys, users))))
+            found += len(data.pairs.of_items(np.flatnonzero(np.isin(data.item_keys, items))))
+            found += int(data.has(pairs).sum())
+    return found
 
 
 def _every_file(store: Store) -> Iterator[ShardData]:
     for path in store.files():
-        if "/interactions-" in path and path.endswith(".parquet"):
+        if "/interactions-" in path and path.endswith(".safetensors"):
             # The current ones were read before: one that cannot be read is left over, and named as such.
             with suppress(StoreError):
-                yield store.read_shard_data(FileRef(path, path.rpartition("-")[2].removesuffix(".parquet")))
+                yield store.read_shard_data(ref_of(path))

@@ -1,7 +1,6 @@
-"""Checks receipts as an auditor does: with the store, the ledger's word on what is current, and nothing that is computed.
+"""Checks receipts as an auditor does: with the store and the ledger's word on which generation is current. Nothing is computed.
 
-What a receipt's checks can show, and what only training again can (that a submodel is what its interactions give), are two
-things; the latter is audit.py.
+A receipt's checks cannot show that a submodel is what its interactions give: only training again can, see `audit`.
 """
 
 from __future__ import annotations
@@ -12,22 +11,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser import seeds
+from ray_eraser.data.vocabulary import Part
 from ray_eraser.errors import InputError, StoreError
-from ray_eraser.ids import RawId
-from ray_eraser.store import FileRef, Manifest, Store, manifest_ref
+from ray_eraser.store import Manifest, Store, manifest_ref
+from ray_eraser.unlearning.erased import UNSOUND, keyed_pairs, keys_of, ref_of
 from ray_eraser.unlearning.ledger import GenerationRow
 from ray_eraser.unlearning.receipt import START, Head, Receipt, ShardChange, commitment, sealed, sealed_path
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.signing import PublicKey
 
+_INTERACTIONS = re.compile(r"shards/\d+/interactions-")
 _SALT = re.compile(r"([0-9a-f]{2})+")
 
 
@@ -64,7 +65,7 @@ def verify_receipt(
     digest: str | None = None,
     learned_at: Sequence[float] | None = None,
 ) -> list[Finding]:
-    """Every check of one receipt, those that could not be made among them.
+    """Every check of one receipt, including those that could not be made.
 
     Args:
         receipt: as the asker has it.
@@ -75,7 +76,7 @@ def verify_receipt(
         request: what the receipt is claimed to be about.
         chain: all receipts of the ledger, in their order.
         digest: the receipt's, as its file or someone else has it.
-        learned_at: when what the deployment learned later was handed in, from the ledger.
+        learned_at: when the data were handed in that the deployment learned later, from the ledger.
     """
     return [
         *_digest(receipt, digest),
@@ -93,7 +94,7 @@ def verify_receipt(
 def verify_chain(receipts: Sequence[Receipt], public_key: PublicKey | None = None) -> list[str]:
     """What is wrong with a chain of receipts, one line each, the first at fault first; empty where it is whole.
 
-    That receipts were cut off at the end shows only to whoever holds one of those, or knows the chain's head from a later time.
+    Receipts that were cut off at the end are missed only by somebody who holds one of those, or noted a later head.
 
     Args:
         receipts: in the ledger's order, from the first.
@@ -248,9 +249,12 @@ def _generation(receipt: Receipt, store: Store, published: GenerationRow | None,
         yield Finding(check, Outcome.FAILS, str(error))
         yield Finding(files, Outcome.UNCHECKED, "its manifest cannot be read")
         return
-    claimed = manifest.config.guarantee
-    if receipt.guarantee != claimed:
-        yield Finding(check, Outcome.FAILS, f"its guarantee is {claimed}")
+    if receipt.guarantee != manifest.guarantee:
+        yield Finding(check, Outcome.FAILS, f"its guarantee is {manifest.guarantee}")
+    elif receipt.chosen != manifest.chosen:
+        yield Finding(
+            check, Outcome.FAILS, f"the settings that were chosen from the log are {', '.join(manifest.chosen) or 'none'}"
+        )
     elif salt is None:
         yield Finding(check, Outcome.UNCHECKED, "the current one by its number; its digest is keyed: give the salt")
     else:
@@ -291,7 +295,7 @@ def _differing(receipt: Receipt, store: Store, manifest: Manifest, salt: str) ->
 def _before(receipt: Receipt) -> Finding:
     """Whether every file from before is among those that were deleted, or the same after; for that the salt is not needed.
 
-    What was in them nobody can say any more: they are gone, and other receipts name them under other salts.
+    Nobody can say any more what was in them: they are gone, and other receipts name them under other salts.
     """
     aggregate = ("the aggregate", "aggregate/aggregate", (receipt.aggregate_before,), (receipt.aggregate_after,))
     named = [aggregate, *(files for change in receipt.changes for files in _by_kind(change))]
@@ -325,7 +329,7 @@ def _purged(receipt: Receipt, store: Store, published: GenerationRow | None, sal
         with suppress(StoreError):
             manifest = store.read_manifest(published.digest)
             if {*there} <= {manifest_ref(published.digest).path, *(ref.path for ref in manifest.files())}:
-                # Who learns the same again gets the same files.
+                # Learning the same again gives the same files.
                 again = f"generation {published.number} has the same again, learned since or never erased"
                 return Finding(check, Outcome.UNCHECKED, f"{again}: {', '.join(there)}")
     return _finding(check, [f"{path} is there" for path in there], f"{len(purged)} files")
@@ -341,27 +345,8 @@ def _about(receipt: Receipt, salt: str | None, request: UnlearningRequest | None
         return Finding(check, Outcome.UNCHECKED, f"give {' and '.join(missing)}")
     if request.kind != receipt.kind:
         return Finding(check, Outcome.FAILS, f"it is about {receipt.kind}, not {request.kind}")
-    fits = any(commitment(spelled, salt) == receipt.commitment for spelled in _spellings(request))
+    fits = commitment(request, salt) == receipt.commitment
     return _finding(check, [] if fits else ["it is not about these ids, or the salt is another"], "these ids, under this salt")
-
-
-def _spellings(request: UnlearningRequest) -> Iterator[UnlearningRequest]:
-    """The request with its ids as they are, as integers and as text: whoever asked for 12 may have written 12 or "12"."""
-    if request.user_id is not None:
-        yield from (UnlearningRequest(user_id=user) for user in _spelled(request.user_id))
-    elif request.item_id is not None:
-        yield from (UnlearningRequest(item_id=item) for item in _spelled(request.item_id))
-    else:
-        pairs = request.pairs or ()
-        as_is = range(2)
-        for user_way, item_way in product(as_is, as_is):
-            yield UnlearningRequest(pairs=tuple((_spelled(user)[user_way], _spelled(item)[item_way]) for user, item in pairs))
-
-
-def _spelled(raw: RawId) -> tuple[RawId, RawId]:
-    """An id as an integer, where it is written like one, and as text."""
-    text = str(raw)
-    return int(text) if text.removeprefix("-").isdecimal() and str(int(text)) == text else text, text
 
 
 def _gone(
@@ -371,25 +356,19 @@ def _gone(
     request: UnlearningRequest | None,
     learned_at: Sequence[float] | None,
 ) -> Finding:
-    """Whether the ids are in no vocabulary, and no interactions name what was erased, in any file under the storage path."""
+    """Whether no vocabulary has the ids and no interactions have their keys, in any file under the storage path."""
     check = "the ids are gone"
     if request is None:
         return Finding(check, Outcome.UNCHECKED, "give the ids that were asked to be forgotten")
     if published is None:
         return Finding(check, Outcome.UNCHECKED, "nothing is published")
     try:
-        manifest = store.read_manifest(published.digest)
-        users, items = store.read_vocabulary(manifest.users, "user"), store.read_vocabulary(manifest.items, "item")
+        here, elsewhere = _holding(store, published, request)
     except StoreError as error:
         return Finding(check, Outcome.UNCHECKED, str(error))
-    current = {ref.path for ref in manifest.files()}
-    here: list[str] = []
-    elsewhere = list(_of_erased(store, users, items))
-    for path, found in _named(store, request, users, items):
-        (here if path in current else elsewhere).append(found)
     if not here or elsewhere:
         return _finding(check, here + elsewhere, "no file under the storage path has them")
-    # Whoever was erased may come again. No file says when a row of a vocabulary came; the ledger says whether any could since.
+    # Erased users may come again. No file says when somebody came; the ledger says whether anybody could have since.
     learned_since = None if learned_at is None else any(moment >= receipt.received_at for moment in learned_at)
     if learned_since or (learned_since is None and receipt.generation < published.number):
         since = f"learned again since generation {receipt.generation}, or never erased"
@@ -397,45 +376,55 @@ def _gone(
     return _finding(check, here + ([] if learned_since is None else ["nothing was learned since: it was never erased"]))
 
 
-def _named(store: Store, request: UnlearningRequest, users: Vocabulary, items: Vocabulary) -> Iterator[tuple[str, str]]:
-    """Files that hold what a request names, by path, and what they hold of it."""
-    for path, vocabulary in _vocabularies(store):
-        raw = request.user_id if vocabulary.kind == "user" else request.item_id
-        if raw is not None and raw in vocabulary:
-            yield path, f"the {vocabulary.kind} is in {path}"
-    rows = [(users.row(user), items.row(item)) for user, item in request.pairs or () if user in users and item in items]
-    pairs = Interactions.of(*np.array(rows, np.int32).reshape(-1, 2).T)
-    for path, interactions in _interactions(store) if rows else ():
-        if n_pairs := len(interactions.common(pairs)):
-            yield path, f"{path} holds {n_pairs} of the pairs"
+def _holding(store: Store, published: GenerationRow, request: UnlearningRequest) -> tuple[list[str], list[str]]:
+    """What files of the current generation hold of what a request names, and what others do.
 
-
-def _of_erased(store: Store, users: Vocabulary, items: Vocabulary) -> Iterator[str]:
-    """Files that hold interactions of rows that nobody has any more; right nowhere and at no time."""
-    gone_users, gone_items = users.tombstones(), items.tombstones()
-    for path, interactions in _interactions(store):
-        if np.isin(interactions.users, gone_users).any() or np.isin(interactions.items, gone_items).any():
-            yield f"{path} holds interactions of erased users or items"
-
-
-def _vocabularies(store: Store) -> Iterator[tuple[str, Vocabulary]]:
-    for path, kind in product(store.files(), ("user", "item")):
-        if path.startswith(f"vocabulary/{kind}s-"):
-            # The current ones were read before; another that cannot be read is none.
-            with suppress(StoreError):
-                yield path, store.read_vocabulary(_ref(path), kind)
-
-
-def _interactions(store: Store) -> Iterator[tuple[str, Interactions]]:
+    Raises:
+        StoreError: nothing is found, and one of the current files cannot be read.
+    """
+    manifest = store.read_manifest(published.digest)
+    current = {ref.path for ref in manifest.files()}
+    here: list[str] = []
+    elsewhere: list[str] = []
+    unread: list[StoreError] = []
     for path in store.files():
-        if "/interactions-" in path:
-            with suppress(StoreError):
-                data = store.read_shard_data(_ref(path))
-                yield path, Interactions.union([data.train, data.valid])
+        try:
+            found = _held(store, path, request, manifest)
+        except UNSOUND as error:
+            if path in current:  # another one that cannot be read is none
+                unread.append(
+                    error if isinstance(error, StoreError) else StoreError(path, "is no file that a deployment writes")
+                )
+            continue
+        if found:
+            (here if path in current else elsewhere).append(found)
+    if unread and not here and not elsewhere:
+        raise unread[0]
+    return here, elsewhere
 
 
-def _ref(path: str) -> FileRef:
-    return FileRef(path, path.rpartition("-")[2].partition(".")[0])
+def _held(store: Store, path: str, request: UnlearningRequest, manifest: Manifest) -> str:
+    """What a file holds of what a request names; nothing where it holds none of it.
+
+    Raises:
+        StoreError: it is a part of a vocabulary, or interactions, and cannot be read.
+    """
+    kind, raw = request.kind, request.user_id if request.user_id is not None else request.item_id
+    secret = seeds.secret(manifest.config.seed, "ids")
+    if raw is not None and path.startswith(f"vocabulary/{kind}s-"):
+        return f"the {kind} is in {path}" if _has_id(store.read_part(ref_of(path)), str(raw)) else ""
+    if _INTERACTIONS.match(path):
+        data = store.read_shard_data(ref_of(path))
+        if raw is None:
+            n_pairs = int(data.has(keyed_pairs(request.named_pairs, secret)).sum())
+            return f"{path} holds {n_pairs} of the pairs" if n_pairs else ""
+        keys = data.user_keys if kind == "user" else data.item_keys
+        return f"{path} holds interactions of the {kind}" if np.isin(keys_of([raw], secret), keys).any() else ""
+    return ""
+
+
+def _has_id(part: Part, text: str) -> bool:
+    return bool(pc.any(pc.equal(part.ids, text), min_count=0).as_py())
 
 
 def _finding(check: str, problems: list[str], detail: str = "") -> Finding:

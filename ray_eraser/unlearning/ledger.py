@@ -1,31 +1,23 @@
 """The record of everything that was promised: requests, generations, and who may write.
 
-A database through SQLAlchemy Core: SQLite by default, written through to the disk at every commit; PostgreSQL by URL. Every
-method is one transaction, and of all programs' transactions one runs at a time. What a finished request was about is no longer
-in it.
+Every method is one transaction of the database (database.py), and of all programs' transactions one runs at a time. What a
+finished request was about is no longer in it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import secrets
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Column, Connection, Float, Integer, MetaData, String, Table, Text, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection
 
 from ray_eraser.errors import (
     DeploymentError,
     IllegalTransitionError,
-    InputError,
-    LedgerError,
     QueueFullError,
     RequestError,
     StaleEpochError,
@@ -33,100 +25,19 @@ from ray_eraser.errors import (
 )
 from ray_eraser.ids import Epoch, Generation, RequestId
 from ray_eraser.store import Store
+from ray_eraser.unlearning.database import EPOCHS, GENERATIONS, REQUESTS, WORKS, Database
 from ray_eraser.unlearning.plan import Waiting
 from ray_eraser.unlearning.receipt import START, Head, Receipt, Signer, chained
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.unlearning.work import Learning, Work, work_from_json
 
-log = logging.getLogger(__name__)
-
-_FORMAT = "3"
-"""Of the tables and of what is in them. A ledger of another format is refused."""
-_OWN_FORMAT = f"format {_FORMAT}"
-
-_metadata = MetaData()
-
-_notes = Table(
-    "notes",
-    _metadata,
-    Column("name", String(64), primary_key=True),
-    Column("text", Text, nullable=False),
-)
-
-_epochs = Table(
-    "epochs",
-    _metadata,
-    Column("epoch", Integer, primary_key=True, autoincrement=True),
-    Column("started_at", Float, nullable=False),
-)
-_generations = Table(
-    "generations",
-    _metadata,
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    # Empty once the next one is finished: with the rest of the data at hand it would give away what was erased since.
-    Column("digest", String(64), nullable=False),
-    Column("published_at", Float, nullable=False),
-    # Files of the generation before that this one superseded, until they are deleted.
-    Column("to_purge", Text, nullable=False),
-)
-_requests = Table(
-    "requests",
-    _metadata,
-    Column("sequence", Integer, primary_key=True, autoincrement=True),
-    Column("request_id", String(64), nullable=False, unique=True),
-    # Of the idempotency key, which may name a user, only a keyed hash.
-    Column("key_hash", String(64), unique=True),
-    Column("kind", String(16), nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("priority", Integer, nullable=False),
-    Column("received_at", Float, nullable=False),
-    Column("excised_at", Float),
-    # How often its retraining failed, why the last time, and with which others it is tried again; null: with all new ones.
-    Column("attempts", Integer, nullable=False),
-    Column("reason", Text),
-    Column("party", Integer),
-    Column("generation", Integer),
-    Column("receipt", Text),
-    # The finished receipt's place in the chain.
-    Column("number", Integer, unique=True),
-)
-# Raw ids stand here while they are needed and nowhere afterwards; the salt likewise. In a table of its own, that stays small:
-# PostgreSQL can get rid of deleted rows only by writing a table anew.
-_works = Table(
-    "works",
-    _metadata,
-    Column("request_id", String(64), primary_key=True),
-    Column("payload", Text, nullable=False),
-    Column("salt", String(64)),
-)
-for _secret in (_works.c.payload, _works.c.salt, _generations.c.digest, _generations.c.to_purge):
-    # PostgreSQL's statistics would quote values of the column, and keep them when the rows are gone.
-    _uncounted: Any = sa.DDL(f"ALTER TABLE {_secret.table.name} ALTER COLUMN {_secret.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
-    event.listen(_secret.table, "after_create", _uncounted.execute_if(dialect="postgresql"))
-
-_rows = sa.select(_requests, _works.c.payload, _works.c.salt).outerjoin(_works, _works.c.request_id == _requests.c.request_id)
+_rows = sa.select(REQUESTS, WORKS.c.payload, WORKS.c.salt).outerjoin(WORKS, WORKS.c.request_id == REQUESTS.c.request_id)
 
 
 _FINAL = tuple(state for state in RequestState if state.is_final)
 
 WAITING = (RequestState.RECEIVED, RequestState.EXCISED, RequestState.ROUTED)
 """The states of what is still to be carried out without anybody's doing."""
-
-_WIPE_TRIES, _WIPE_SECONDS = 20, 0.05
-
-_TURN = 0x72617965726173  # any number that no other program of the same database locks
-
-# Who died or hangs in the middle of a transaction loses its turn before those who wait for theirs give up.
-_POSTGRESQL_SETTINGS = {"lock_timeout": "30s", "idle_in_transaction_session_timeout": "15s"}
-
-# For libpq, where the URL says nothing else: a server that is gone without a word is noticed in half a minute, not in hours.
-_LIBPQ_SETTINGS = {
-    "connect_timeout": "10",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "4",
-    "tcp_user_timeout": "30000",
-}
 
 
 @dataclass(frozen=True)
@@ -177,44 +88,15 @@ class GenerationRow:
     to_purge: tuple[str, ...]
 
 
-class Ledger:
-    """One deployment's ledger.
-
-    Raises:
-        InputError: the database cannot be opened, or is of another format.
-        LedgerError: from any method: the database failed. Nothing was changed.
-    """
-
-    def __init__(self, url: str | sa.URL) -> None:
-        try:
-            self._engine = _engine(sa.engine.make_url(url))
-            with self._engine.begin() as connection:
-                _take_turn(connection)
-                found = _format_of(connection)
-                if found is None:
-                    _metadata.create_all(connection)
-                    self._put_note(connection, "format", _FORMAT)
-        except (SQLAlchemyError, ImportError) as error:
-            raise InputError(
-                f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
-            ) from error
-        if found not in (None, _OWN_FORMAT):
-            self.close()
-            raise InputError(
-                f"ledger {_without_password(url)} has {found}, this version reads format {_FORMAT}: "
-                "use the version that made it, or another database"
-            )
-        self.name = self.noted("name", secrets.token_hex(16))
-
-    def close(self) -> None:
-        self._engine.dispose()
+class Ledger(Database):
+    """One deployment's ledger."""
 
     # ---- who may write -------------------------------------------------------------------------------------------------
 
     def begin_epoch(self, at: float) -> Epoch:
         """A new coordinator starts; all earlier ones may no longer publish."""
         with self._transaction() as connection:
-            inserted = connection.execute(_epochs.insert().values(started_at=at).returning(_epochs.c.epoch))
+            inserted = connection.execute(EPOCHS.insert().values(started_at=at).returning(EPOCHS.c.epoch))
             epoch = Epoch(inserted.scalar_one())
         self._wipe()  # a crash may have come between the end of a request and its wipe
         return epoch
@@ -226,7 +108,7 @@ class Ledger:
 
     @staticmethod
     def _newest_epoch(connection: Connection) -> Epoch:
-        return Epoch(connection.execute(sa.select(sa.func.max(_epochs.c.epoch))).scalar_one())
+        return Epoch(connection.execute(sa.select(sa.func.max(EPOCHS.c.epoch))).scalar_one())
 
     def _refuse_stale(self, connection: Connection, epoch: Epoch) -> None:
         """Within the transaction that writes: nobody can take over before it ends, as transactions take turns."""
@@ -234,32 +116,12 @@ class Ledger:
         if newest != epoch:
             raise StaleEpochError("the ledger", newest, epoch)
 
-    # ---- what is remembered beside them --------------------------------------------------------------------------------
-
-    def noted(self, name: str, first: str) -> str:
-        """What stands under a name; where nothing does, `first` is noted."""
-        with self._transaction() as connection:
-            found = connection.execute(sa.select(_notes.c.text).where(_notes.c.name == name)).scalar_one_or_none()
-            if found is None:
-                connection.execute(_notes.insert().values(name=name, text=first))
-            return first if found is None else str(found)
-
-    def note(self, name: str, text: str) -> None:
-        """Put something under a name, in place of what stands there."""
-        with self._transaction() as connection:
-            self._put_note(connection, name, text)
-
-    @staticmethod
-    def _put_note(connection: Connection, name: str, text: str) -> None:
-        connection.execute(_notes.delete().where(_notes.c.name == name))
-        connection.execute(_notes.insert().values(name=name, text=text))
-
     # ---- generations ---------------------------------------------------------------------------------------------------
 
     def current(self) -> GenerationRow | None:
         """The generation that is served; None before the first fit."""
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_generations).order_by(_generations.c.number.desc()).limit(1)).one_or_none()
+            row = connection.execute(sa.select(GENERATIONS).order_by(GENERATIONS.c.number.desc()).limit(1)).one_or_none()
         if row is None:
             return None
         return GenerationRow(Generation(row.number), row.digest, row.published_at, tuple(json.loads(row.to_purge)))
@@ -292,11 +154,11 @@ class Ledger:
                 "published_at": generation.published_at,
                 "to_purge": json.dumps(generation.to_purge),
             }
-            connection.execute(_generations.insert().values(**values))
+            connection.execute(GENERATIONS.insert().values(**values))
             for request_id in requests:
                 receipt = json.dumps(receipts[request_id].to_dict()) if request_id in receipts else None
-                named = _requests.c.request_id == request_id
-                connection.execute(_requests.update().where(named).values(generation=generation.number, receipt=receipt))
+                named = REQUESTS.c.request_id == request_id
+                connection.execute(REQUESTS.update().where(named).values(generation=generation.number, receipt=receipt))
             for name, text in notes.items():
                 self._put_note(connection, name, text)
 
@@ -326,7 +188,7 @@ class Ledger:
         """
         with self._transaction() as connection:
             self._refuse_stale(connection, epoch)
-            waiting = connection.execute(sa.select(sa.func.count()).where(_requests.c.state.not_in(_FINAL))).scalar_one()
+            waiting = connection.execute(sa.select(sa.func.count()).where(REQUESTS.c.state.not_in(_FINAL))).scalar_one()
             rows, n_new = [], 0
             for entry in entries:
                 known = self._recorded(connection, entry.key_hash, entry.work)
@@ -343,9 +205,9 @@ class Ledger:
                     "received_at": at,
                     "attempts": 0,
                 }
-                connection.execute(_requests.insert().values(**values))
+                connection.execute(REQUESTS.insert().values(**values))
                 secret = {"request_id": entry.request_id, "payload": entry.work.to_json(), "salt": entry.salt}
-                connection.execute(_works.insert().values(**secret))
+                connection.execute(WORKS.insert().values(**secret))
             if n_new and waiting + n_new > max_pending:
                 raise QueueFullError(waiting, n_new, max_pending)
             self._amend(connection, amended)
@@ -354,8 +216,8 @@ class Ledger:
     @staticmethod
     def _amend(connection: Connection, amended: Mapping[RequestId, Learning]) -> None:
         for request_id, learning in amended.items():
-            named = _works.c.request_id == request_id
-            connection.execute(_works.update().where(named).values(payload=learning.to_json()))
+            named = WORKS.c.request_id == request_id
+            connection.execute(WORKS.update().where(named).values(payload=learning.to_json()))
 
     def recorded(self, key_hash: str | None, work: Work) -> RequestRow | None:
         """The request that was submitted with this key before, finished or not; None where the key is new or not given.
@@ -366,11 +228,27 @@ class Ledger:
         with self._transaction() as connection:
             return self._recorded(connection, key_hash, work)
 
+    def recorded_among(self, asked: Sequence[tuple[str | None, Work]]) -> list[RequestRow | RequestError | None]:
+        """For each (key hash, work) what `recorded` gives or raises, from one reading."""
+        answers: list[RequestRow | RequestError | None] = []
+        with self._transaction() as connection:
+            for key_hash, work in asked:
+                try:
+                    answers.append(self._recorded(connection, key_hash, work))
+                except RequestError as error:
+                    answers.append(error)
+        return answers
+
+    def states(self, requests: Sequence[RequestId]) -> dict[RequestId, RequestState]:
+        """Where each of some recorded requests stands now, from one reading."""
+        with self._transaction() as connection:
+            return {request_id: self._request(connection, request_id).state for request_id in requests}
+
     @staticmethod
     def _recorded(connection: Connection, key_hash: str | None, work: Work) -> RequestRow | None:
         if key_hash is None:
             return None
-        found = connection.execute(_rows.where(_requests.c.key_hash == key_hash)).one_or_none()
+        found = connection.execute(_rows.where(REQUESTS.c.key_hash == key_hash)).one_or_none()
         if found is None:
             return None
         row = _request_row(found)
@@ -394,48 +272,46 @@ class Ledger:
     def _request(connection: Connection, request_id: RequestId) -> RequestRow:
         if not request_id.isprintable():  # not every database takes such text
             raise UnknownRequestError(request_id)
-        row = connection.execute(_rows.where(_requests.c.request_id == request_id)).one_or_none()
+        row = connection.execute(_rows.where(REQUESTS.c.request_id == request_id)).one_or_none()
         if row is None:
             raise UnknownRequestError(request_id)
         return _request_row(row)
 
     def unfinished(self, *states: RequestState, kind: str | None = None) -> list[RequestRow]:
         """All requests in these states, or in any that is not final, in the order in which they came; of one kind or of all."""
-        in_state = _requests.c.state.in_(states) if states else _requests.c.state.not_in(_FINAL)
-        chosen = (in_state,) if kind is None else (in_state, _requests.c.kind == kind)
+        in_state = REQUESTS.c.state.in_(states) if states else REQUESTS.c.state.not_in(_FINAL)
+        chosen = (in_state,) if kind is None else (in_state, REQUESTS.c.kind == kind)
         with self._transaction() as connection:
-            rows = connection.execute(_rows.where(*chosen).order_by(_requests.c.sequence)).all()
+            rows = connection.execute(_rows.where(*chosen).order_by(REQUESTS.c.sequence)).all()
         return [_request_row(row) for row in rows]
 
     def waiting(self) -> list[Waiting]:
         """When each request came that is to be carried out, and how urgent it is; without what it is about."""
-        columns = _requests.c.received_at, _requests.c.priority
-        chosen = _requests.c.state.in_(WAITING)
+        columns = REQUESTS.c.received_at, REQUESTS.c.priority
+        chosen = REQUESTS.c.state.in_(WAITING)
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(*columns).where(chosen).order_by(_requests.c.sequence)).all()
+            rows = connection.execute(sa.select(*columns).where(chosen).order_by(REQUESTS.c.sequence)).all()
         return [Waiting(row.received_at, row.priority) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Requests by state, every state named."""
         with self._transaction() as connection:
-            rows = connection.execute(
-                sa.select(_requests.c.state, sa.func.count().label("n")).group_by(_requests.c.state)
-            ).all()
+            rows = connection.execute(sa.select(REQUESTS.c.state, sa.func.count().label("n")).group_by(REQUESTS.c.state)).all()
         return {str(state): 0 for state in RequestState} | {row.state: row.n for row in rows}
 
     def erasures(self, limit: int, *, finished: bool) -> list[RequestRow]:
         """Finished erasures, the newest first, or unfinished ones, the oldest first; without what they are about."""
         untold = [sa.null().label(name) for name in ("payload", "salt")]
-        state, kind, sequence = _requests.c.state, _requests.c.kind, _requests.c.sequence
+        state, kind, sequence = REQUESTS.c.state, REQUESTS.c.kind, REQUESTS.c.sequence
         chosen = kind.in_(("user", "item", "pairs")) & (state.in_(_FINAL) if finished else state.not_in(_FINAL))
-        query = sa.select(_requests, *untold).where(chosen).order_by(sequence.desc() if finished else sequence).limit(limit)
+        query = sa.select(REQUESTS, *untold).where(chosen).order_by(sequence.desc() if finished else sequence).limit(limit)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return [_request_row(row) for row in rows]
 
     def newest_time(self) -> float | None:
         """The newest time of anything that was recorded; None where nothing was."""
-        columns = _epochs.c.started_at, _generations.c.published_at, _requests.c.received_at, _requests.c.excised_at
+        columns = EPOCHS.c.started_at, GENERATIONS.c.published_at, REQUESTS.c.received_at, REQUESTS.c.excised_at
         with self._transaction() as connection:
             newest = [connection.execute(sa.select(sa.func.max(column))).scalar_one() for column in columns]
         return max((float(at) for at in newest if at is not None), default=None)
@@ -467,7 +343,7 @@ class Ledger:
         """
         with self._transaction() as connection:
             self._amend(connection, amended)
-            last = connection.execute(sa.select(sa.func.max(_requests.c.party))).scalar_one() or 0
+            last = connection.execute(sa.select(sa.func.max(REQUESTS.c.party))).scalar_one() or 0
             halves = [requests[: len(requests) // 2], requests[len(requests) // 2 :]]
             for party, half in enumerate(halves, last + 1):
                 for request_id in half:
@@ -503,18 +379,18 @@ class Ledger:
             for request_id in done:
                 self._move_one(connection, request_id, RequestState.ROUTED, RequestState.DONE)
             for request_id in [*(receipt.request_id for receipt in links), *done]:
-                connection.execute(_works.delete().where(_works.c.request_id == request_id))
-            newest = sa.select(sa.func.max(_generations.c.number)).scalar_subquery()
-            connection.execute(_generations.update().values(to_purge="[]"))
-            connection.execute(_generations.update().where(_generations.c.number < newest).values(digest=""))
+                connection.execute(WORKS.delete().where(WORKS.c.request_id == request_id))
+            newest = sa.select(sa.func.max(GENERATIONS.c.number)).scalar_subquery()
+            connection.execute(GENERATIONS.update().values(to_purge="[]"))
+            connection.execute(GENERATIONS.update().where(GENERATIONS.c.number < newest).values(digest=""))
         self._wipe()
         return links
 
     @staticmethod
     def _head(connection: Connection) -> Head:
         """The newest receipt of the chain."""
-        finished = sa.select(_requests.c.receipt).where(_requests.c.number.is_not(None))
-        text = connection.execute(finished.order_by(_requests.c.number.desc()).limit(1)).scalar_one_or_none()
+        finished = sa.select(REQUESTS.c.receipt).where(REQUESTS.c.number.is_not(None))
+        text = connection.execute(finished.order_by(REQUESTS.c.number.desc()).limit(1)).scalar_one_or_none()
         if text is None:
             return START
         receipt = Receipt.from_dict(json.loads(text))
@@ -523,15 +399,15 @@ class Ledger:
     def receipts(self) -> list[Receipt]:
         """The receipts of all finished requests, in the order of their chain."""
         with self._transaction() as connection:
-            chosen = sa.select(_requests.c.receipt).where(_requests.c.number.is_not(None)).order_by(_requests.c.number)
+            chosen = sa.select(REQUESTS.c.receipt).where(REQUESTS.c.number.is_not(None)).order_by(REQUESTS.c.number)
             return [Receipt.from_dict(json.loads(text)) for text in connection.execute(chosen).scalars()]
 
     def record(self, since: float, until: float) -> list[RequestRow]:
         """All requests received in [since, until), finished or not, as they came; without what they are about."""
         untold = [sa.null().label(name) for name in ("payload", "salt")]
-        within = (_requests.c.received_at >= since) & (_requests.c.received_at < until)
+        within = (REQUESTS.c.received_at >= since) & (REQUESTS.c.received_at < until)
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(_requests, *untold).where(within).order_by(_requests.c.sequence)).all()
+            rows = connection.execute(sa.select(REQUESTS, *untold).where(within).order_by(REQUESTS.c.sequence)).all()
         return [_request_row(row) for row in rows]
 
     def _move(self, requests: Sequence[RequestId], source: RequestState, state: RequestState, **values: Any) -> None:
@@ -544,58 +420,12 @@ class Ledger:
         connection: Connection, request_id: RequestId, source: RequestState, state: RequestState, **values: Any
     ) -> None:
         """From the one state that this step starts at: several lead to some, and each has a step of its own."""
-        named = _requests.c.request_id == request_id
-        present = RequestState(connection.execute(sa.select(_requests.c.state).where(named)).scalar_one())
+        named = REQUESTS.c.request_id == request_id
+        present = RequestState(connection.execute(sa.select(REQUESTS.c.state).where(named)).scalar_one())
         if present is not source:
             raise IllegalTransitionError(request_id, present, state)
         present.check(request_id, state)
-        connection.execute(_requests.update().where(named).values(state=state, **values))
-
-    def _wipe(self) -> None:
-        """What was deleted or overwritten must not live on in the database's files.
-
-        SQLite zeroes pages as it frees them, and its write-ahead log is emptied. PostgreSQL keeps old rows until a table is
-        written anew; of its own write-ahead log and of backups see docs/decisions/0011.
-        """
-        wiped = self._wiped_sqlite if self._engine.dialect.name == "sqlite" else self._wiped_postgresql
-        if not wiped():
-            log.warning("the ledger could not be wiped yet, somebody reads it: the next request's end tries again")
-
-    def _wiped_sqlite(self) -> bool:
-        for _ in range(_WIPE_TRIES):
-            with closing(self._engine.raw_connection()) as connection:
-                busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
-                return True
-            time.sleep(_WIPE_SECONDS)
-        return False
-
-    def _wiped_postgresql(self) -> bool:
-        try:
-            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                # Not for long: whoever comes after waits behind it.
-                connection.exec_driver_sql(f"SET lock_timeout = '{_WIPE_TRIES * _WIPE_SECONDS}s'")
-                try:
-                    # A plain one leaves the bytes in the pages.
-                    connection.exec_driver_sql(f"VACUUM (FULL) {_works.name}, {_generations.name}")
-                finally:
-                    connection.exec_driver_sql(f"SET lock_timeout = '{_POSTGRESQL_SETTINGS['lock_timeout']}'")
-        except SQLAlchemyError:
-            return False
-        return True
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        committing = False
-        try:
-            with self._engine.begin() as connection:
-                _take_turn(connection)
-                yield connection
-                committing = True
-        except SQLAlchemyError as error:
-            if committing and isinstance(error, DBAPIError) and error.connection_invalidated:
-                raise LedgerError(_first_line(error), "whether it was recorded all the same is not known") from error
-            raise LedgerError(_first_line(error)) from error
+        connection.execute(REQUESTS.update().where(named).values(state=state, **values))
 
 
 def _request_row(row: Any) -> RequestRow:
@@ -614,80 +444,6 @@ def _request_row(row: Any) -> RequestRow:
         None if row.generation is None else Generation(row.generation),
         None if row.receipt is None else Receipt.from_dict(json.loads(row.receipt)),
     )
-
-
-def _format_of(connection: Connection) -> str | None:
-    """What the tables are that are there, for people; None where there are none yet."""
-    inspector = sa.inspect(connection)
-    there = [table.name for table in _metadata.tables.values() if inspector.has_table(table.name)]
-    if not there:
-        return None
-    strange = f"tables of its own ({', '.join(sorted(there))}) and no format"  # an older version's, or another program's
-    columns = {name: {column["name"] for column in inspector.get_columns(name)} for name in there}
-    if not set(_notes.columns.keys()) <= columns.get(_notes.name, set()):
-        return strange
-    noted = connection.execute(sa.select(_notes.c.text).where(_notes.c.name == "format")).scalar_one_or_none()
-    ours = all(columns.get(table.name) == set(table.columns.keys()) for table in _metadata.tables.values())
-    return strange if noted is None or (noted == _FORMAT and not ours) else f"format {noted}"
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "postgresql":
-        engine = sa.create_engine(url, hide_parameters=True)  # an error's text must not name users
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _set_up_sqlite)
-            event.listen(engine, "begin", _begin_immediate)
-        return engine
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")  # what SQLAlchemy takes by itself depends on its version
-    if url.get_driver_name().startswith("psycopg"):
-        url = url.set(query={**_LIBPQ_SETTINGS, **url.query})
-    # Read committed, whatever the server's default: each statement sees what was committed when it began. In a stricter level
-    # all would see what was committed when the transaction began to wait for its turn, and not another coordinator's epoch.
-    # Pre-ping: connections that died with the server are replaced when they are needed next.
-    engine = sa.create_engine(url, hide_parameters=True, isolation_level="READ COMMITTED", pool_pre_ping=True)
-    event.listen(engine, "connect", _set_up_postgresql)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin_immediate` says so
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=30000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_immediate(connection: Connection) -> None:
-    # A transaction that reads first and writes later would fail, instead of waiting, where two writers meet.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _set_up_postgresql(connection: Any, _record: Any) -> None:
-    with closing(connection.cursor()) as cursor:
-        for name, value in _POSTGRESQL_SETTINGS.items():
-            cursor.execute(f"SET {name} = '{value}'")
-        # A commit that does not wait for the disk is no promise; all other settings do, some for a standby's disk as well.
-        cursor.execute(
-            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-        )
-    connection.commit()
-
-
-def _take_turn(connection: Connection) -> None:
-    """One transaction at a time, from its first statement to its commit: on PostgreSQL what BEGIN IMMEDIATE is on SQLite."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TURN)))
-
-
-def _without_password(url: str | sa.URL) -> str:
-    try:
-        return sa.engine.make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        scheme, _, rest = str(url).partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}" if rest else scheme
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> sa.URL:

@@ -86,11 +86,6 @@ def oldest_pending_seconds(waiting: Sequence[Waiting], now: float) -> float:
     return max((now - request.received_at for request in waiting), default=0.0)
 
 
-def expected_shards(n_shards: int, n_units: int) -> float:
-    """How many of K equal shards a batch of requests touches on average, each of them about one shard: K (1 - (1 - 1/K)^n)."""
-    return n_shards * (1 - (1 - 1 / n_shards) ** n_units)
-
-
 # ---- what a run costs ------------------------------------------------------------------------------------------------------
 
 
@@ -128,10 +123,21 @@ KEPT_SHARDS, KEPT_RUNS = 200, 20
 
 
 class ShardRun(NamedTuple):
-    """A measured training of one shard."""
+    """A measured training of one shard.
+
+    Attributes:
+        interactions: about how many; see `of`.
+        seconds: that it took.
+    """
 
     interactions: int
     seconds: float
+
+    @classmethod
+    def of(cls, interactions: int, seconds: float) -> ShardRun:
+        """Remember a training. Sizes are kept to within a tenth: exact ones from before an erasure would say how much went."""
+        eighths = round(8 * math.log2(interactions)) if interactions else 0
+        return cls(round(2 ** (eighths / 8)) if interactions else 0, seconds)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ class Receipt:
     Attributes:
         request_id: the request's name.
         kind: `user`, `item` or `pairs`.
-        guarantee: `exact` or `exact-given-partition`.
+        guarantee: `exact`, `exact-given-settings` or `exact-given-partition`; see docs/decisions/0007.
+        chosen: the settings that were chosen from the log when it was first trained or re-partitioned, and are kept since.
         commitment: HMAC-SHA256 of the request under a salt that only the asker has: with the salt the asker can show what the
             receipt is about, without it nobody can guess.
         pairs_erased: interactions removed, held-out ones included.
@@ -92,6 +93,7 @@ class Receipt:
     request_id: RequestId
     kind: str
     guarantee: str
+    chosen: tuple[str, ...]
     commitment: str
     pairs_erased: int
     shards_touched: tuple[ShardId, ...]
@@ -142,7 +144,7 @@ class Receipt:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Receipt:
         changes = tuple(ShardChange.from_dict(change) for change in fields["changes"])
-        lists = {"shards_touched": tuple(fields["shards_touched"]), "purged": tuple(fields["purged"]), "changes": changes}
+        lists = {name: tuple(fields[name]) for name in ("chosen", "shards_touched", "purged")} | {"changes": changes}
         # Programs that rewrite JSON may make 12 of 12.0: the digest must not depend on it.
         times = {name: float(value) for name, value in fields.items() if name.endswith("_at")}
         return cls(**(fields | lists | times))

@@ -1,4 +1,4 @@
-"""The record of requests that a deployment keeps for whoever supervises it: one row each, and no user or item in it."""
+"""The record of requests that a deployment keeps for its supervisors: one row for each, and no user or item in it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class RecordRow:
-    """One request; what comes with the receipt is None until it is finished. Times are ISO 8601, UTC.
+    """One request. Fields that come with the receipt are None until the request is finished. Times are ISO 8601, UTC.
 
-    Of the receipt's digests of files there is none, not even as the asker's salt keys them: nobody who reads a record has the
-    salts. `digest` is the receipt's own, by which a receipt that an asker shows is known to be the one of the record.
+    The receipt's digests of files are left out, keyed as they are: readers of a record do not have the askers' salts. `digest`
+    is the receipt's own. It tells whether a receipt that an asker shows is the one in the record.
+
+    Attributes:
+        chosen: the settings that were chosen from the log; see docs/decisions/0007.
     """
 
     request_id: str
@@ -33,6 +36,7 @@ class RecordRow:
     seconds_to_restore: float | None = None
     seconds_to_purge: float | None = None
     guarantee: str | None = None
+    chosen: tuple[str, ...] | None = None
     shards: tuple[int, ...] | None = None
     pairs_erased: int | None = None
     generation: int | None = None
@@ -46,7 +50,7 @@ class RecordRow:
         receipt = row.receipt
         excised_at = None if row.excised_at is None else _iso(row.excised_at)
         begun = cls(row.request_id, row.kind, str(row.state), _iso(row.received_at), excised_at)
-        if receipt is None or not receipt.number:  # what is not finished has no place in the chain
+        if receipt is None or not receipt.number:  # an unfinished receipt has no place in the chain
             return begun
         return cls(
             begun.request_id,
@@ -58,6 +62,7 @@ class RecordRow:
             purged_at=_iso(receipt.purged_at),
             **{f"seconds_{name}": value for name, value in receipt.seconds.items()},
             guarantee=receipt.guarantee,
+            chosen=receipt.chosen,
             shards=receipt.shards_touched,
             pairs_erased=receipt.pairs_erased,
             generation=receipt.generation,
@@ -69,13 +74,14 @@ class RecordRow:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return asdict(self) | {"shards": None if self.shards is None else list(self.shards)}
+        lists = {name: getattr(self, name) for name in ("chosen", "shards")}
+        return asdict(self) | {name: None if value is None else list(value) for name, value in lists.items()}
 
 
 def to_csv(rows: Iterable[RecordRow]) -> str:
-    """One line a request under a header; shards with blanks between them, nothing where a value is None.
+    """A header and one line for each request. Lists have blanks between their values; None is an empty field.
 
-    A spreadsheet takes what begins like a formula for one: an apostrophe before it makes it text.
+    A spreadsheet would run a field that begins like a formula. An apostrophe before it makes it text.
     """
     stream = io.StringIO()
     writer = csv.writer(stream)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 import numpy as np
 
-from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData, places_of
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import IllegalTransitionError, RequestError, shortened
-from ray_eraser.ids import RawId, RequestId
+from ray_eraser.ids import RawId, RequestId, id_problem, id_text
 
-LONGEST_ID = 4096
-"""Bytes of a string id as UTF-8, bits of an integer one."""
 LONGEST_KEY = 200
 """Characters of an idempotency key."""
 _PRIORITIES = range(-(2**31), 2**31)
@@ -63,7 +62,7 @@ _NEXT = {
 
 @dataclass(frozen=True)
 class UnlearningRequest:
-    """A user, an item, or some interactions: exactly one of the three.
+    """A user, an item, or some interactions: exactly one of the three. Ids become text, so that 7 and "7" ask for the same.
 
     Raises:
         RequestError: none or several are given, or no pair, or what is none, or an id that cannot be one (`id_problem`).
@@ -78,7 +77,8 @@ class UnlearningRequest:
         if len(given) != 1:
             raise RequestError(f"give exactly one of user_id, item_id and pairs, got {' and '.join(given) or 'none'}")
         if self.pairs is None:
-            _check_id(given[0].removesuffix("_id"), getattr(self, given[0]))
+            (name,) = given
+            object.__setattr__(self, name, _checked_id(name.removesuffix("_id"), getattr(self, name)))
             return
         try:
             pairs = () if isinstance(self.pairs, str | bytes) else tuple(self.pairs)
@@ -89,15 +89,19 @@ class UnlearningRequest:
         for pair in pairs:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise RequestError(f"{shortened(pair)} is no pair: name each as (user id, item id)")
-            for kind, raw in zip(("user", "item"), pair, strict=True):
-                _check_id(kind, raw)
         # Lists, as JSON has them, become tuples: what the ledger gives back must equal what was asked.
-        object.__setattr__(self, "pairs", tuple((user, item) for user, item in pairs))
+        checked = tuple((_checked_id("user", user), _checked_id("item", item)) for user, item in pairs)
+        object.__setattr__(self, "pairs", checked)
 
     @property
     def kind(self) -> str:
         """`user`, `item` or `pairs`."""
         return "user" if self.user_id is not None else "item" if self.item_id is not None else "pairs"
+
+    @property
+    def named_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs as the text that their ids have become; none where a user or an item is asked for."""
+        return cast("tuple[tuple[str, str], ...]", self.pairs or ())
 
     def to_json(self) -> str:
         value = self.pairs if self.pairs is not None else self.user_id if self.user_id is not None else self.item_id
@@ -111,25 +115,11 @@ class UnlearningRequest:
         return cls(user_id=value) if kind == "user" else cls(item_id=value)
 
 
-def id_problem(raw: object) -> str | None:
-    """Why something cannot be an id, to follow 'the user id'; None where it can. No log that is learned from has such ids."""
-    if isinstance(raw, bool) or not isinstance(raw, int | str):
-        return f"{shortened(raw)} is a {type(raw).__name__}: give a string or an integer"
-    if isinstance(raw, int):
-        return None if raw.bit_length() <= LONGEST_ID else f"has {raw.bit_length()} bits, more than {LONGEST_ID}"
-    if "\0" in raw:
-        return f"{shortened(raw)} holds a NUL character"
-    try:
-        n_bytes = len(raw.encode())
-    except UnicodeEncodeError:
-        return f"{shortened(raw)} holds half a surrogate pair and is no text"
-    return None if n_bytes <= LONGEST_ID else f"{shortened(raw)} has {n_bytes} bytes as UTF-8, more than {LONGEST_ID}"
-
-
-def _check_id(kind: str, raw: object) -> None:
-    problem = id_problem(raw)
-    if problem is not None:
+def _checked_id(kind: str, raw: object) -> str:
+    """An id as the text that it is."""
+    if problem := id_problem(raw):
         raise RequestError(f"the {kind} id {problem}")
+    return id_text(cast(RawId, raw))
 
 
 @dataclass(frozen=True)
@@ -182,25 +172,28 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Target:
-    """A request in rows: whose ids go, and which interactions."""
+    """A request by keys: whose interactions go, or which. None and no pairs: nothing of it is here."""
 
-    user_rows: tuple[int, ...]
-    item_rows: tuple[int, ...]
-    pairs: Interactions
+    user: int | None
+    item: int | None
+    pairs: KeyedPairs
 
-    def of(self, interactions: Interactions) -> Interactions:
-        """The interactions, out of these, that the request is about."""
-        if self.user_rows:
-            return interactions.of_users(np.array(self.user_rows))
-        if self.item_rows:
-            return interactions.of_items(np.array(self.item_rows))
-        return interactions.common(self.pairs)
+    def of(self, data: ShardData) -> KeyedPairs:
+        """The interactions of a shard that the request is about, held out or not."""
+        if self.user is not None:
+            row = places_of(np.array([self.user], np.uint64), data.user_keys)
+            return data.keyed(data.pairs.of_users(row)) if row[0] >= 0 else KeyedPairs.none()
+        if self.item is not None:
+            row = places_of(np.array([self.item], np.uint64), data.item_keys)
+            return data.keyed(data.pairs.of_items(row)) if row[0] >= 0 else KeyedPairs.none()
+        return data.keyed(data.pairs.common(self.pairs.in_rows(data.user_keys, data.item_keys)))
 
 
 def resolve(request: UnlearningRequest, users: Vocabulary, items: Vocabulary) -> Target:
-    """The rows that a request means; ids that are not here are passed over, there is nothing of them to forget."""
-    user_rows = () if request.user_id is None or request.user_id not in users else (users.row(request.user_id),)
-    item_rows = () if request.item_id is None or request.item_id not in items else (items.row(request.item_id),)
-    known = [(users.row(user), items.row(item)) for user, item in request.pairs or () if user in users and item in items]
-    rows_n2 = np.array(known, np.int32).reshape(-1, 2)
-    return Target(user_rows, item_rows, Interactions.of(rows_n2[:, 0], rows_n2[:, 1]))
+    """The keys that a request means; ids that are not here are passed over, there is nothing of them to forget."""
+    found = [(users.find(user), items.find(item)) for user, item in request.named_pairs]
+    return Target(
+        None if request.user_id is None else users.find(request.user_id),
+        None if request.item_id is None else items.find(request.item_id),
+        KeyedPairs.of(list(dict.fromkeys((user, item) for user, item in found if user is not None and item is not None))),
+    )

@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_eraser.errors import DataFileError, RequestError, shortened
-from ray_eraser.ids import RawId
-from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest, id_problem, key_problem
+from ray_eraser.ids import RawId, id_problem
+from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest, key_problem
 
 MOST_AT_ONCE = 10_000
 """Requests that are taken from one file, where nothing else is said."""

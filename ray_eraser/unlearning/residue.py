@@ -1,7 +1,7 @@
 """The search for what a deployment leaves on disk of ids that were erased: in its store, its ledger, and logs.
 
-Every file is searched as bytes; besides, Parquet and the rows of a SQLite file are decoded, and gzip is unpacked, because what
-is compressed cannot be seen from outside. What cannot be decoded is named as such: it was not searched within.
+Every file is searched as bytes. Besides, Parquet, safetensors and the rows of a SQLite file are decoded, and gzip is unpacked,
+because compressed content cannot be seen from outside. Files that cannot be decoded are named: they were not searched within.
 
 When does a stretch of bytes stand for an id? By this rule:
 
@@ -13,10 +13,18 @@ When does a stretch of bytes stand for an id? By this rule:
   `the first is (42, 7)`), the user first.
 - A pair is found as a member of a list of pairs, or with one of its ids in quotes as any pair; where one of its ids is
   distinctive also as fields of a row, with a comma or a tab between them. Either id alone is no trace of it: both may remain.
-- In Parquet: cells that equal the id, in the columns that can hold it. A vocabulary holds ids of one kind, interactions hold
-  row numbers and no ids; in files of other makers `user...` columns are compared with users, `item...` columns with items, all
-  other columns of text with both, numbers only where the column's name ends with `id`. The keyed hashes beside the items' ids
-  are compared too: whoever knows the seed, which stands in the manifest, could tell an erased item by its hash.
+- In Parquet: cells that equal the id, in the columns that can hold it. The parts of a vocabulary hold ids of one kind. In files
+  of other makers `user...` columns are compared with users, `item...` columns with items, all other columns of text with both,
+  numbers only where the column's name ends with `id`.
+
+A deployment's files name ids by their *keys*, keyed hashes of 64 bits. Anyone who knows the seed, which stands in the manifest,
+could tell an erased id by its key. So the keys of the erased ids are looked for, too: in the `key` column of the vocabularies,
+and in every array of 64-bit numbers of interactions, submodels, checkpoints and the aggregate. Such a finding says `key`. Pairs
+are looked for by the keys of both ids, in interactions.
+
+An *orphan* is an id or a key that belongs to nobody any more: it is in one of these files, and no interaction of the generation
+has it. Orphans are looked for whether any id is given or not. They are counted and never named. Search when no batch is being
+carried out: ids that are being learned are written before their interactions.
 
 A PostgreSQL ledger is not a file and is not searched. The package keeps no temporary files of a deployment but the `.partial-`
 ones in the store, and there what a log becomes on its way into the shards (`ingest`); they are searched like all others.
@@ -29,7 +37,7 @@ import json
 import re
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -45,10 +53,12 @@ import sqlalchemy as sa
 from pyarrow import fs
 
 from ray_eraser import seeds
+from ray_eraser.config import EraserConfig
+from ray_eraser.data.keyed import KeyedPairs, all_keys, places_of
 from ray_eraser.errors import InputError, StoreError
 from ray_eraser.ids import RawId
-from ray_eraser.store import Store
-from ray_eraser.unlearning.audit import Erased
+from ray_eraser.store import Store, manifest_ref
+from ray_eraser.unlearning.erased import Erased, key_of
 
 DISTINCTIVE_TEXT, DISTINCTIVE_NUMBER = 6, 9
 """Characters from which on an id is looked for everywhere, not only where its place says what it is."""
@@ -61,28 +71,40 @@ _CELLS = 512
 
 _WORD = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz")
 _DIGITS = frozenset(b"0123456789")
-_VOCABULARY = re.compile(r"vocabulary/(user|item)s-")
+_IDS = re.compile(r"(?:vocabulary/(?=(?:user|item)s-)|pieces/(?=(?:user|item)-))(user|item)")
+"""Files of ids of one kind and their keys."""
+_KEYS = re.compile(r"pieces/(user|item)s")
+"""Files of nothing but the keys of one kind."""
 _INTERACTIONS = re.compile(r"shards/\d+/interactions-")
+_OF_IDS = ("column key", "user_keys", "item_keys", "users", "items")
+_WITHOUT_ORPHANS = re.compile(r"(vocabulary|shards|aggregate)/")
+_MANIFEST = re.compile(r"generations/([0-9a-f]{64})\.json")
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, by its format."""
 
 Target = tuple[str, int]
 """(`user`, `item` or `pair`, position in the list of them that was given)."""
 
+_ORPHAN: Target = ("orphan", -1)
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One of the ids, in one kind of place in one file.
+    """One of the ids, or all orphans, in one kind of place in one file.
 
     Attributes:
         file: in the store: its path there.
-        kind: `user`, `item` or `pair`.
-        position: in the list of erased ids of this kind, from 0. The id itself is not repeated.
-        where: the first place: a byte, a column and row, or the file's name.
+        kind: `user`, `item`, `pair` or `orphan`.
+        position: in the list of erased ids of this kind, from 0; None for orphans. The id itself is not repeated.
+        where: the first place: a byte, a column and row, an array and place, or the file's name. For orphans no place, only the
+            column or array.
         count: how many such places there are in the file.
     """
 
     file: str
     kind: str
-    position: int
+    position: int | None
     where: str
     count: int
 
@@ -114,26 +136,28 @@ class ResidueReport:
 
 
 def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path], erased: Erased) -> ResidueReport:
-    """Search everything under a storage path, a ledger's files, and folders of logs, for ids that were erased.
+    """Search everything under a storage path, a ledger's files, and folders of logs, for ids that were erased, and for orphans.
 
-    Nothing is written and no database is opened for writing. What is accepted and not erased yet is found too: it is there.
+    Nothing is written and no database is opened for writing. A request that is accepted and not carried out yet is found, too.
 
     Args:
-        store: all files under its storage path are searched, whoever made them.
+        store: all files under its storage path are searched, whatever made them.
         ledger_files: of SQLite ledgers that are elsewhere; their -wal, -shm and -journal files are searched with them.
         log_folders: with all folders below them; single files may be given too.
-        erased: the ids and pairs to look for.
+        erased: the ids and pairs to look for; with none of them, orphans alone are.
 
     Raises:
         InputError: one of the ledger files or log folders is not there.
     """
     sought = _Sought(erased)
-    keys = _keyed_hashes(store, erased)
+    in_store = {file.in_store: file for file in _in_store(store) if file.in_store is not None}
+    generations = _Generations(store, in_store)
+    keys = _Keys.of(erased, generations.roots)
     n_files, n_bytes = 0, 0
     findings: list[Finding] = []
     unreadable: list[str] = []
-    for file in _all_files(store, ledger_files, log_folders):
-        search = _Search(file, sought, keys)
+    for file in (*in_store.values(), *_elsewhere(store, ledger_files, log_folders)):
+        search = _Search(file, sought, keys, generations)
         try:
             n_bytes += search.run()
         except FileNotFoundError:
@@ -142,9 +166,13 @@ def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]
             search.problem = f"cannot be read ({error.strerror or error})"
         n_files += 1
         name = sought.masked(file.name)
-        findings += [Finding(name, *target, where, count) for (target, _), (where, count) in search.found.items()]
+        findings += [
+            Finding(name, kind, None if kind == "orphan" else position, where, count)
+            for ((kind, position), _), (where, count) in search.found.items()
+        ]
         if search.problem:
             unreadable.append(f"{name}: {search.problem}")
+    unreadable += [f"{path}: cannot be read, so that orphans could not be told" for path in generations.unread]
     return ResidueReport(n_files, n_bytes, tuple(findings), tuple(unreadable), sought.n_structured)
 
 
@@ -179,17 +207,20 @@ class _File:
     local: Path | None = None
 
 
-def _all_files(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]) -> Iterator[_File]:
-    seen: set[Path] = set()
+def _in_store(store: Store) -> Iterator[_File]:
     if (folder := store.local_folder) is None:
         file_system, root = fs.FileSystem.from_uri(store.uri)
         for path in store.everything():
             yield _File(path, partial(file_system.open_input_file, f"{root}/{path}"), path)
     else:
         for path in store.everything():
-            local = folder / path
-            seen.add(local.resolve())
-            yield _File(path, partial(local.open, "rb"), path, local)
+            yield _File(path, partial((folder / path).open, "rb"), path, folder / path)
+
+
+def _elsewhere(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]) -> Iterator[_File]:
+    """Files that are not under the storage path, each once."""
+    folder = store.local_folder
+    seen = set() if folder is None else {(folder / path).resolve() for path in store.everything()}
     for local in (*_with_siblings(ledger_files), *_below(log_folders)):
         if local.resolve() not in seen:
             seen.add(local.resolve())
@@ -214,19 +245,146 @@ def _below(folders: Sequence[Path]) -> Iterator[Path]:
             raise InputError(f"no folder of logs {str(folder)!r}: check the path")
 
 
-def _keyed_hashes(store: Store, erased: Erased) -> dict[int, list[Target]]:
-    """What would stand beside the erased items in the items' vocabulary, under the seed of any manifest that is there."""
-    digests = [match[1] for path in store.everything() if (match := re.fullmatch(r"generations/([0-9a-f]{64})\.json", path))]
-    roots = set()
-    for digest in digests:
-        with suppress(StoreError):  # a damaged manifest is an audit's to name; its bytes are searched all the same
-            roots.add(store.read_manifest(digest).config.seed)
-    hashes: dict[int, list[Target]] = {}
-    for root in roots:
-        hashed = seeds.hash_ids([str(raw).encode() for raw in erased.item_ids], seeds.secret(root, "ids"))
-        for position, value in enumerate(hashed.tolist()):
-            hashes.setdefault(value, []).append(("item", position))
-    return hashes
+# Keys.
+
+
+@dataclass(frozen=True, eq=False)
+class _Keys:
+    """The keys of what is looked for, under the seed of every generation that is there.
+
+    Attributes:
+        ids: of each kind, the targets of every key.
+        pairs: the targets of every pair of a user's and an item's key.
+    """
+
+    ids: Mapping[str, Mapping[int, list[Target]]]
+    pairs: Mapping[tuple[int, int], list[Target]]
+
+    @classmethod
+    def of(cls, erased: Erased, roots: Iterable[int]) -> _Keys:
+        ids: dict[str, dict[int, list[Target]]] = {"user": {}, "item": {}}
+        pairs: dict[tuple[int, int], list[Target]] = {}
+        for root in sorted(roots):
+            secret = seeds.secret(root, "ids")
+            for kind, given in (("user", erased.user_ids), ("item", erased.item_ids)):
+                for position, raw in enumerate(given):
+                    if (key := key_of(raw, secret)) is not None:
+                        _add(ids[kind], [key], (kind, position))
+            for position, pair in enumerate(erased.pairs):
+                user, item = (key_of(raw, secret) for raw in pair)
+                if user is not None and item is not None:
+                    _add(pairs, [(user, item)], ("pair", position))
+        return cls(ids, pairs)
+
+    def among(self, kind: str, keys: np.ndarray) -> Iterator[tuple[int, Target]]:
+        """(position, target) of every key of one kind that is looked for."""
+        sought = self.ids[kind]
+        if sought:
+            for place in np.flatnonzero(np.isin(keys, np.array(list(sought), np.uint64))).tolist():
+                for target in sought[int(keys[place])]:
+                    yield place, target
+
+    def among_pairs(self, pairs: KeyedPairs) -> Iterator[tuple[int, Target]]:
+        """The same of pairs."""
+        if self.pairs:
+            sought = np.array(list(self.pairs), np.uint64)
+            likely = np.isin(pairs.users, sought[:, 0]) & np.isin(pairs.items, sought[:, 1])
+            for place in np.flatnonzero(likely).tolist():
+                for target in self.pairs.get((int(pairs.users[place]), int(pairs.items[place])), ()):
+                    yield place, target
+
+
+class _Generations:
+    """The generations that are in a store: one, or two while one takes the other's place.
+
+    Attributes:
+        roots: their root seeds, and the usual one, for files of a training that was never finished.
+        unread: paths of interactions that could not be read.
+    """
+
+    def __init__(self, store: Store, files: Mapping[str, _File]) -> None:
+        self._files = files
+        self._present: dict[str, Mapping[str, np.ndarray] | None] = {}
+        self._united: dict[tuple[str, ...], Mapping[str, np.ndarray] | None] = {}
+        self._named: dict[str, tuple[str, ...]] = {}
+        self.roots = {EraserConfig().seed}
+        self.unread: list[str] = []
+        for path in files:
+            # A damaged manifest is an audit's to name; its bytes are searched all the same.
+            if match := _MANIFEST.fullmatch(path):
+                with suppress(StoreError, ValueError, KeyError, TypeError):
+                    self._note(json.loads(store.read(manifest_ref(match[1]))))
+        self._all = tuple(path for path in files if _INTERACTIONS.match(path) and ".partial-" not in path)
+
+    def _note(self, manifest: Mapping[str, Any]) -> None:
+        self.roots.add(int(manifest["config"]["seed"]))
+        shards = manifest["shards"]
+        refs = [*manifest["users"], *manifest["items"], manifest["aggregate"]]
+        for shard in shards:
+            refs += [shard["interactions"], shard["submodel"], *shard["checkpoints"]]
+        interactions = [shard["interactions"]["path"] for shard in shards]
+        for ref in refs:
+            path = ref["path"]
+            self._named[path] = tuple(sorted({*self._named.get(path, ()), *interactions}))
+
+    def present(self, path: str) -> Mapping[str, np.ndarray] | None:
+        """Of each kind the keys, ascending, that have an interaction in the generations of a file.
+
+        For files of no generation, all interactions count. None where they cannot be read.
+        """
+        wanted = self._named.get(path, self._all)
+        if wanted not in self._united:
+            parts = [self._of(interactions) for interactions in wanted]
+            known = [part for part in parts if part is not None]
+            united = {kind: all_keys([part[kind] for part in known]) for kind in ("user", "item")}
+            self._united[wanted] = united if len(known) == len(parts) else None
+        return self._united[wanted]
+
+    def _of(self, path: str) -> Mapping[str, np.ndarray] | None:
+        if path not in self._present:
+            try:
+                with closing(self._files[path].open()) as stream:
+                    arrays = dict(_arrays(stream, ("U64", "I32")))
+                pairs = [_pairs_of(arrays, name) for name in ("train", "valid")]
+                users, items = (
+                    np.unique(np.concatenate([getattr(part, side) for part in pairs])) for side in ("users", "items")
+                )
+                self._present[path] = {"user": users, "item": items}
+            except (KeyError, OSError, IndexError, TypeError, ValueError):
+                self._present[path] = None
+                self.unread.append(path)
+        return self._present[path]
+
+
+def _arrays(stream: Any, kinds: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, content) of every array of some types in a safetensors file, `U64` and `I32`, without the others being read.
+
+    Raises:
+        ValueError: it is no such file, or ends too early; what is there was given before.
+    """
+    n_header = int.from_bytes(stream.read(8), "little")
+    if not 2 <= n_header <= _LONGEST_HEADER:
+        raise ValueError("no header")
+    header = json.loads(stream.read(n_header))
+    try:
+        places = [
+            (name, entry["dtype"], *map(int, entry["data_offsets"])) for name, entry in header.items() if name != "__metadata__"
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("no header") from error
+    for name, kind, begin, end in places:
+        if kind in kinds:
+            stream.seek(8 + n_header + begin)
+            content = stream.read(max(0, end - begin))
+            dtype = np.dtype("<u8" if kind == "U64" else "<i4")
+            yield name, np.frombuffer(content[: len(content) - len(content) % dtype.itemsize], dtype)
+            if len(content) < end - begin:
+                raise ValueError("it ends too early")
+
+
+def _pairs_of(arrays: Mapping[str, np.ndarray], name: str) -> KeyedPairs:
+    """One set of a file of interactions."""
+    return KeyedPairs(np.repeat(arrays["user_keys"], arrays[name]), arrays["item_keys"][arrays[f"{name}_items"]])
 
 
 # What an id looks like.
@@ -392,8 +550,9 @@ class _Search:
         problem: why not all of it could be searched.
     """
 
-    def __init__(self, file: _File, sought: _Sought, keys: dict[int, list[Target]]) -> None:
-        self._file, self._sought, self._keys = file, sought, keys
+    def __init__(self, file: _File, sought: _Sought, keys: _Keys, generations: _Generations) -> None:
+        self._file, self._sought, self._keys, self._generations = file, sought, keys, generations
+        self._path = file.in_store or ""
         self.found: dict[tuple[Target, str], tuple[str, int]] = {}
         self.problem = ""
 
@@ -407,9 +566,14 @@ class _Search:
             self._bytes(stream, "byte {}")
             n_bytes: int = stream.tell()
             stream.seek(0)
+            name = self._file.name.rpartition("/")[2]
             if magic.startswith(b"\x1f\x8b"):
                 self._gzip(stream)
-            elif magic.startswith(b"PAR1") or (n_bytes and ".parquet" in self._file.name.rpartition("/")[2]):
+            elif ".safetensors" in name:
+                self._safetensors(stream)
+            elif own := _KEYS.fullmatch(self._path):
+                self._key_array(own[1], "the file", np.frombuffer(stream.read(n_bytes - n_bytes % 8), "<u8"))
+            elif magic.startswith(b"PAR1") or (n_bytes and ".parquet" in name):
                 self._parquet(stream)
         if magic == b"SQLite format 3\0" and self._file.local is not None:
             self._sqlite(self._file.local)
@@ -436,7 +600,7 @@ class _Search:
 
     def _may_hold(self, target: Target) -> bool:
         """Of two vocabularies, one may hold what was erased from the other."""
-        own = _VOCABULARY.match(self._file.in_store or "")
+        own = _IDS.match(self._path)
         return own is None or target[0] == own[1]
 
     def _gzip(self, stream: Any) -> None:
@@ -444,6 +608,37 @@ class _Search:
             self._bytes(gzip.GzipFile(fileobj=stream), "byte {}, unpacked")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             self.problem = f"is damaged gzip data, not all could be searched ({error})"
+
+    # Keys.
+
+    def _safetensors(self, stream: Any) -> None:
+        arrays: dict[str, np.ndarray] = {}
+        is_interactions = _INTERACTIONS.match(self._path) is not None
+        try:
+            for name, array in _arrays(stream, ("U64", "I32") if is_interactions else ("U64",)):
+                arrays[name] = array
+                kind = name[:4]
+                if array.dtype == np.uint64 and kind in ("user", "item"):
+                    self._key_array(kind, name, array)
+            if is_interactions:
+                for name in ("train", "valid"):
+                    for place, target in self._keys.among_pairs(_pairs_of(arrays, name)):
+                        self._note(target, name, f"keys (the hashes of both ids) in {name}, place {place}")
+        except (KeyError, IndexError, ValueError):
+            self.problem = "is damaged safetensors data, not all could be searched: delete it, or read it with another tool"
+
+    def _key_array(self, kind: str, name: str, keys: np.ndarray) -> None:
+        for place, target in self._keys.among(kind, keys):
+            self._note(target, f"key {name}", f"key (the hash of its id) in {name}, place {place}")
+        self._orphans(kind, name, keys)
+
+    def _orphans(self, kind: str, name: str, keys: np.ndarray) -> None:
+        """Count the keys that no interaction has."""
+        if name not in _OF_IDS or not _WITHOUT_ORPHANS.match(self._path):
+            return
+        present = self._generations.present(self._path)
+        if present is not None and (count := int((places_of(keys, present[kind]) < 0).sum())):
+            self._note(_ORPHAN, f"orphan {name}", f"{kind}s without an interaction, in {name}", count)
 
     # Parquet.
 
@@ -477,12 +672,11 @@ class _Search:
 
     def _batch(self, batch: Any, first_row: int) -> None:
         columns = {name: _plain(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-        path = self._file.in_store or ""
-        if own := _VOCABULARY.match(path):
+        if (own := _IDS.match(self._path)) and {"key", "id"} <= set(columns):
             self._cells("id", columns["id"].cast(pa.string()), own[1], first_row)
-            if "key" in columns and own[1] == "item":
-                self._key_cells(columns["key"], first_row)
-        elif not _INTERACTIONS.match(path):  # those hold row numbers
+            keys = pc.fill_null(columns["key"].cast(pa.uint64()), pa.scalar(0, pa.uint64()))
+            self._key_cells(own[1], keys.to_numpy(zero_copy_only=False), first_row)
+        else:
             self._foreign_batch(columns, first_row)
 
     def _foreign_batch(self, columns: dict[str, Any], first_row: int) -> None:
@@ -516,11 +710,10 @@ class _Search:
                         if text != self._sought.text(target).encode():  # else it has been counted
                             self._note(target, name, f"column {name}, row {row}")
 
-    def _key_cells(self, column: Any, first_row: int) -> None:
-        keys = pa.array(list(self._keys), pa.uint64())
-        for row in np.flatnonzero(pc.is_in(column.cast(pa.uint64()), keys).to_numpy(zero_copy_only=False)).tolist():
-            for target in self._keys[column[row].as_py()]:
-                self._note(target, "key", f"column key (the hash of its id), row {first_row + row}")
+    def _key_cells(self, kind: str, keys: np.ndarray, first_row: int) -> None:
+        for row, target in self._keys.among(kind, keys):
+            self._note(target, "key", f"column key (the hash of its id), row {first_row + row}")
+        self._orphans(kind, "column key", keys)
 
     def _pair_rows(self, of_kind: dict[str, list[list[str | None]]], first_row: int) -> None:
         for users in of_kind["user"]:

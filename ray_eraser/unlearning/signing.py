@@ -1,4 +1,4 @@
-"""Ed25519 keys in PEM files: a deployment signs its receipts, whoever has the public key can check them.
+"""Ed25519 keys in PEM files: a deployment signs its receipts, anyone with the public key can check them.
 
 The `cryptography` package comes with the extra `sign` and is imported only where a key is used.
 """
@@ -111,7 +111,7 @@ def make_key_pair(stem: str | Path) -> tuple[Path, Path, str]:
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
     private_file, public_file = Path(f"{stem}.pem"), Path(f"{stem}.pub.pem")
-    _write_new(public_file, public, 0o644)  # first: what fails here leaves no private key behind
+    _write_new(public_file, public, 0o644)  # first: a failure here leaves no private key behind
     try:
         _write_new(private_file, secret, 0o600)
     except InputError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from ray_eraser.ids import RawId
 from ray_eraser.unlearning.request import UnlearningRequest
@@ -15,7 +15,7 @@ from ray_eraser.unlearning.request import UnlearningRequest
 class Learning:
     """Interactions to learn from, appended to the log; part of what is served once they have been trained on.
 
-    What is asked to be forgotten while it waits leaves it at once, so that no pair may be left.
+    What is asked to be forgotten while it waits leaves it at once, so that no pair may be left. Ids are text.
 
     Raises:
         RequestError: a pair is none, or an id cannot be one.
@@ -29,9 +29,14 @@ class Learning:
         if self.pairs:  # what is a pair, and what an id, is said in one place
             object.__setattr__(self, "pairs", UnlearningRequest(pairs=self.pairs).pairs)
 
-    def without(self, is_forgotten: Callable[[RawId, RawId], bool]) -> Learning:
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """The pairs as the text that their ids have become."""
+        return cast("tuple[tuple[str, str], ...]", self.pairs)
+
+    def without(self, is_forgotten: Callable[[str, str], bool]) -> Learning:
         """What is left to learn once a request to forget has been accepted."""
-        return Learning(tuple(pair for pair in self.pairs if not is_forgotten(*pair)))
+        return Learning(tuple(pair for pair in self.named if not is_forgotten(*pair)))
 
     def to_json(self) -> str:
         return json.dumps({self.kind: self.pairs})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib import resources
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -21,10 +22,11 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 
 from ray_eraser.errors import RayEraserError, one_line
-from ray_eraser.ids import RawId, RequestId
+from ray_eraser.ids import LONGEST_ID, RawId, RequestId, id_text
+from ray_eraser.status import Progress, Status
 from ray_eraser.unlearning.evidence import ReceiptFile
 from ray_eraser.unlearning.receipt import Receipt
-from ray_eraser.unlearning.request import LONGEST_ID, LONGEST_KEY, RequestState
+from ray_eraser.unlearning.request import LONGEST_KEY, RequestState
 from ray_eraser.web.answers import Answer, answer_to
 from ray_eraser.web.guard import Guard
 from ray_eraser.web.keys import Keys
@@ -65,9 +67,9 @@ class Deployment(Protocol):
 
     def erasures(self, limit: int = 100, *, finished: bool = False) -> list[dict[str, Any]]: ...
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> Status: ...
 
-    def progress(self) -> dict[str, Any]: ...
+    def progress(self) -> Progress: ...
 
 
 class Ask(Protocol):
@@ -78,13 +80,14 @@ class Ask(Protocol):
 
 # What else makes a text no id, `UnlearningRequest` refuses in its own words.
 _Text = Annotated[StrictStr, WithJsonSchema({"type": "string", "maxLength": LONGEST_ID, "pattern": "^[^\\u0000]*$"})]
-Id = StrictInt | _Text
+Id = _Text | StrictInt
+"""An id in a body. Ids are text; an integer stands for its decimal digits. Answers have text only."""
 
 
 class ErasureRequest(BaseModel):
-    """A user, an item, or (user id, item id) pairs: exactly one of the three. Ids as the log names them."""
+    """A user, an item, or (user id, item id) pairs: exactly one of the three. Ids as the log names them; 7 and "7" are one."""
 
-    # One schema with one of three keys, not a union of three models: whoever gives none or two is told so.
+    # One schema with one of three keys, not a union of three models: anyone who gives none or two is told so.
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"oneOf": [{"required": [name]} for name in ("user_id", "item_id", "pairs")]}
     )
@@ -97,7 +100,7 @@ class ErasureRequest(BaseModel):
 class Recommendations(BaseModel):
     """Items that the user has not seen, best first."""
 
-    items: list[Id]
+    items: list[str]
 
 
 class Erasure(BaseModel):
@@ -205,8 +208,9 @@ def _add_recommendations(app: FastAPI, ask: Ask) -> None:
         user_id: Annotated[str, Path(description="The user, as the log names it.")],
         n: Annotated[int, Query(ge=1, le=1000, description="How many items at most.")] = 10,
     ) -> Recommendations:
-        """Items for a user. Answered while shards are trained anew."""
-        return Recommendations(items=ask(lambda deployment: deployment.recommend(user_id, n)))
+        """Items for a user. Answered while shards are trained again."""
+        items = ask(lambda deployment: deployment.recommend(user_id, n))
+        return Recommendations(items=[id_text(item) for item in items])
 
 
 def _add_erasures(app: FastAPI, ask: Ask) -> None:
@@ -265,10 +269,11 @@ def _add_status(app: FastAPI, ask: Ask) -> None:
     @app.get("/status", response_description="As `Client.describe()`.", responses=_problems(), dependencies=_KEYED)
     def status() -> dict[str, Any]:
         """The deployment: generation, guarantee, shards, requests by state, the plan and what is overdue."""
-        described = ask(lambda deployment: deployment.describe())
-        for name in ("digest", "storage_path"):  # kept by a reader, the one gives away what was erased since
-            described.pop(name, None)
-        return described | {"progress": ask(lambda deployment: deployment.progress()), "now": time.time()}
+        described = ask(lambda deployment: deployment.describe()).to_dict()
+        for name in ("digest", "storage_path"):  # a digest that a reader keeps gives away what is erased later
+            del described[name]
+        progress = ask(lambda deployment: deployment.progress())
+        return described | {"progress": asdict(progress), "now": time.time()}
 
     @app.get("/healthz", responses={503: {"model": Health, "description": "The deployment does not answer."}})
     def healthz(response: Response) -> Health:

@@ -143,7 +143,7 @@ def main() -> None:
         _say(f"read, divided and trained: {fit.seconds}")
         reader, *users = _some_users(asked.data, 2 + asked.requests)
         erased = Erasures.measured(client, users, reader)
-        digest = client.describe()["digest"]  # the receipt's is under seal
+        digest = client.describe().digest  # the receipt's is under seal
         client.shutdown()
         _say(f"erased: to restore {erased.restore}; comparing the bits of shards {sorted(erased.touched)}")
         exact = _same_bits(Store(f"{folder}/shards"), digest, erased.touched)

@@ -435,7 +435,7 @@ def soak(settings: Settings, folder: Path) -> tuple[list[str], list[str]]:
         reading.set()
         reader.join()
         exits = {process.name: process.exitcode for process in (reader, killer, *clients) if process.exitcode}
-        generation = client.describe()["generation"]
+        generation = client.describe().generation
         client.shutdown()
         checked = Checked(settings, folder, storage, logs, times)
         problems = [f"process {name} ended with {code}" for name, code in exits.items()] + checked.problems(requests)

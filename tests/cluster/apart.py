@@ -83,13 +83,14 @@ def open_deployment(storage_path: str, settings: dict[str, Any] | None) -> None:
 
 
 def describe() -> dict[str, Any]:
-    return _client.describe()
+    """The deployment's status in plain values, which cross every border between processes."""
+    return _client.describe().to_dict()
 
 
 def describe_without(node: str, seconds: float = 60) -> dict[str, Any]:
     """Once no process is said to be on a node that died, or time is up: they are asked every few seconds."""
     deadline = time.monotonic() + seconds
-    while node in (described := _client.describe())["nodes"] and time.monotonic() < deadline:
+    while node in (described := describe())["nodes"] and time.monotonic() < deadline:
         time.sleep(0.5)
     return described
 
@@ -97,7 +98,7 @@ def describe_without(node: str, seconds: float = 60) -> dict[str, Any]:
 def unlearn(item_id: int) -> str:
     """Have an item forgotten, which all shards own; returns when they train."""
     request = _client.unlearn(item_id=item_id).request_id
-    while _client.progress()["stage"] != "shards":
+    while _client.progress().stage != "shards":
         time.sleep(0.01)
     return request
 

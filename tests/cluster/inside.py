@@ -16,7 +16,7 @@ def unlearn_user(user_id: Any) -> str:
     """Have a user forgotten; returns when shards train."""
     request = apart._client.unlearn(user_id=user_id).request_id
     deadline = time.monotonic() + 60
-    while apart._client.progress()["stage"] != "shards":
+    while apart._client.progress().stage != "shards":
         if time.monotonic() > deadline:
             raise TimeoutError(f"no shard trains: {apart.describe()}")
         time.sleep(0.01)
@@ -25,7 +25,7 @@ def unlearn_user(user_id: Any) -> str:
 
 def standing(request: str) -> list[str]:
     """[stage of the run, state of the request]."""
-    return [apart._client.progress()["stage"], apart._client.status(request).value]
+    return [apart._client.progress().stage, apart._client.status(request).value]
 
 
 def alive() -> list[str]:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster import apart
@@ -183,14 +184,14 @@ def uncut(tmp_path_factory: pytest.TempPathFactory) -> Uncut:
     coordinator = Coordinator("local", place, partial(LocalShardPool, place), config)
     digests = [coordinator.fit(read_dataset("synthetic", config.data, config.seed)).digest]
     store = Store(place)
-    ids = store.read_vocabulary(store.read_manifest(digests[0]).users, "user").ids
-    rows = [coordinator.shard_data()[ShardId(shard)].train.users[at] for shard, at in ((0, 0), (1, 0), (1, -1))]
-    users = [ids[row] for row in rows]
+    manifest = store.read_manifest(digests[0])
+    keys = [coordinator.shard_data()[ShardId(shard)].user_keys[at] for shard, at in ((0, 0), (1, 0), (1, -1))]
+    users = store.read_vocabulary(manifest.users, "user", manifest).raw_of(np.array(keys))
     for user in users:
         coordinator.submit(UnlearningRequest(user_id=user))
         (receipt,) = coordinator.process_pending()
         assert len(receipt.shards_touched) == 1
-        digests.append(coordinator.describe()["digest"])
+        digests.append(coordinator.describe().digest)
     coordinator.close()
     return Uncut(users, digests)
 

@@ -66,7 +66,7 @@ def digests(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for item_id in (_item(config, 0), _item(config, 1)):
         coordinator.submit(UnlearningRequest(item_id=item_id))
         coordinator.process_pending()
-        found.append(coordinator.describe()["digest"])
+        found.append(coordinator.describe().digest)
     coordinator.close()
     return found
 

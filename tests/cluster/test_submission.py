@@ -38,7 +38,7 @@ sys.stdin.readline()
 try:
     client.recommend(42, 5)
 except UnknownIdError:
-    print("unknown", client.describe()["generation"], flush=True)
+    print("unknown", client.describe().generation, flush=True)
 """
 
 

@@ -10,13 +10,14 @@ from contracts.model_contract import checkerboard, log_of
 from ray_eraser.aggregation import aggregate, excise, folding, with_users
 from ray_eraser.config import AggregationConfig, EraserConfig, WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.seeds import normal_rows
 from ray_eraser.training.submodel import train_submodel
 
 WIDTH, N_SHARDS = 4, 3
-KEYS = np.arange(100, dtype=np.uint64)  # of the items, by row
+KEYS = np.arange(100, dtype=np.uint64)  # of users and of items, by row
 
 
 def by_user(interactions: Interactions) -> list[Interactions]:
@@ -27,6 +28,12 @@ def by_user(interactions: Interactions) -> list[Interactions]:
 def start_of_items(interactions: Interactions) -> Embeddings:
     nobody, rows = Embeddings.empty(WIDTH), interactions.item_rows()
     return Embeddings(nobody.user_rows, nobody.users, rows, normal_rows(KEYS[rows], 1, WIDTH) * np.float32(0.05))
+
+
+def submodel_of(part: Interactions, config: EraserConfig, shard: ShardId) -> Embeddings:
+    """What a shard with these interactions learns, in their rows."""
+    data = ShardData.of(part, Interactions.none(), KEYS, KEYS)
+    return train_submodel(data, config, shard).in_rows(KEYS, KEYS)
 
 
 class AggregatorContract:
@@ -40,7 +47,7 @@ class AggregatorContract:
         return EraserConfig(seed=4, model=WmfAlsConfig(width=WIDTH, epochs=4, alpha0=0.3), aggregation=settings)
 
     def trained(self, parts: list[Interactions], config: EraserConfig) -> list[Embeddings]:
-        return [train_submodel(part, Interactions.none(), KEYS, config, ShardId(k)) for k, part in enumerate(parts)]
+        return [submodel_of(part, config, ShardId(k)) for k, part in enumerate(parts)]
 
     def aggregated(self, interactions: Interactions, config: EraserConfig) -> Embeddings:
         return self.combined(self.trained(by_user(interactions), config), interactions, config)
@@ -126,9 +133,7 @@ class AggregatorContract:
         erased = interactions.of_users(np.array([5]))
         submodels = self.trained(by_user(interactions), config)
         owner = ShardId(1)
-        submodels[owner] = train_submodel(
-            by_user(interactions)[owner].without(erased), Interactions.none(), KEYS, config, owner
-        )
+        submodels[owner] = submodel_of(by_user(interactions)[owner].without(erased), config, owner)
         pairs = zip(interactions.users.tolist(), interactions.items.tolist(), strict=True)
         never_had = log_of([pair for pair in pairs if pair[0] != 5])
         after = self.combined(submodels, interactions.without(erased), config)

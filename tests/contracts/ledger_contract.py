@@ -15,8 +15,9 @@ import pytest
 
 from ray_eraser.errors import IllegalTransitionError, RayEraserError, RequestError, StaleEpochError, UnknownRequestError
 from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
+from ray_eraser.unlearning.database import EPOCHS
 from ray_eraser.unlearning.evidence import verify_chain
-from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow, _epochs
+from ray_eraser.unlearning.ledger import Entry, GenerationRow, Ledger, RequestRow
 from ray_eraser.unlearning.receipt import START, Receipt, ShardChange, chained
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
@@ -31,6 +32,7 @@ def receipt_of(request_id: str, generation: int = 2, finished_at: float = 0.0) -
         request_id=RequestId(request_id),
         kind="user",
         guarantee="exact",
+        chosen=(),
         commitment="c0" * 32,
         pairs_erased=3,
         shards_touched=(ShardId(1),),
@@ -394,7 +396,7 @@ class LedgerContract:
         ]
         with ThreadPoolExecutor(2) as threads:
             with second._transaction() as connection:  # another coordinator starts, and has not committed yet
-                connection.execute(_epochs.insert().values(started_at=2.0))
+                connection.execute(EPOCHS.insert().values(started_at=2.0))
                 running = [threads.submit(call) for call in calls]
                 time.sleep(0.3)
                 assert not any(call.done() for call in running)

@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.config import EraserConfig
+from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.determinism import deterministic
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import UNTRAINED, BaseModel, Start, TrainingState
 from ray_eraser.seeds import normal_rows
 from ray_eraser.training.submodel import train_submodel
-
-KEY = b"a key of the contract"
 
 
 def log_of(pairs) -> Interactions:
@@ -33,6 +32,18 @@ def checkerboard(n_users=16, n_items=12) -> tuple[Interactions, dict[int, int]]:
     withheld = {user: (user + 2 * (user // 4)) % n_items for user in range(n_users)}
     pairs = {(user, item) for user in range(n_users) for item in range(n_items) if (user + item) % 2 == 0}
     return log_of(pairs - set(withheld.items())), withheld
+
+
+NAMED = [
+    ("abcdefghijklmnop"[user], 100 + item)
+    for user, item in zip(*(rows.tolist() for rows in (checkerboard()[0].users, checkerboard()[0].items)), strict=True)
+]
+"""The checkerboard's pairs by raw ids."""
+
+
+def shard_of(log: Dataset) -> ShardData:
+    """All of a log as one shard."""
+    return ShardData.of(log.train, log.valid, log.users.keys, log.items.keys)
 
 
 class ModelContract:
@@ -91,38 +102,35 @@ class ModelContract:
         assert there.users.tobytes() == here.users.tobytes()
         assert there.items.tobytes() == here.items.tobytes()
 
+    def trained(self, data: ShardData) -> KeyedEmbeddings:
+        return train_submodel(data, EraserConfig(seed=6, model=self.model.config), ShardId(2))
+
     def test_a_fresh_log_without_an_erased_user_gives_everybody_else_the_same_vectors(self):
-        everyone, interactions = Vocabulary.of("user", "abcdefghijklmnop"), checkerboard()[0]
-        everything = Vocabulary.of("item", range(100, 112))
-        gone = [everyone.row("a"), everyone.row("g")]
-        tombstoned, remaining = everyone.without(gone), interactions.without(interactions.of_users(np.array(gone)))
-        fresh = Vocabulary.of("user", set("abcdefghijklmnop") - {"a", "g"})
-        renumbered = Interactions.of(
-            np.array([fresh.row(raw) for raw in tombstoned.raw(remaining.users)], np.int32), remaining.items
-        )
-        config = EraserConfig(seed=6, model=self.model.config)
-        after, afresh = (
-            train_submodel(log, Interactions.none(), everything.keys(KEY), config, ShardId(2))
-            for log in (remaining, renumbered)
-        )
-        assert tombstoned.raw(after.user_rows) == fresh.raw(afresh.user_rows)
-        assert after.users.tobytes() == afresh.users.tobytes()
-        assert after.items.tobytes() == afresh.items.tobytes()
+        everything, gone = NAMED, ["a", "g"]
+        log = Dataset.of_pairs("log", everything)
+        fresh = Dataset.of_pairs("log", [pair for pair in everything if pair[0] not in gone])
+        erased = KeyedPairs.of([(log.users.key(u), log.items.key(i)) for u, i in everything if u in gone])
+        after = self.trained(shard_of(log).without(erased))
+        assert after.same_bits(self.trained(shard_of(fresh)))
+        assert after.user_keys.tolist() == fresh.users.keys.tolist()
+        assert len(after.users) == 14
 
     def test_a_fresh_log_without_an_erased_item_gives_every_other_item_the_same_vector(self):
-        before, interactions = Vocabulary.of("item", range(100, 112)), checkerboard()[0]
-        gone = [before.row(100), before.row(107)]
-        tombstoned, remaining = before.without(gone), interactions.without(interactions.of_items(np.array(gone)))
-        fresh = Vocabulary.of("item", set(range(100, 112)) - {100, 107})
-        renumbered = Interactions.of(
-            remaining.users, np.array([fresh.row(raw) for raw in tombstoned.raw(remaining.items)], np.int32)
-        )
-        config = EraserConfig(seed=6, model=self.model.config)
-        after = train_submodel(remaining, Interactions.none(), tombstoned.keys(KEY), config, ShardId(2))
-        afresh = train_submodel(renumbered, Interactions.none(), fresh.keys(KEY), config, ShardId(2))
-        assert tombstoned.raw(after.item_rows) == fresh.raw(afresh.item_rows)
-        assert after.users.tobytes() == afresh.users.tobytes()
-        assert after.items.tobytes() == afresh.items.tobytes()
+        everything, gone = NAMED, [100, 107]
+        log = Dataset.of_pairs("log", everything)
+        fresh = Dataset.of_pairs("log", [pair for pair in everything if pair[1] not in gone])
+        erased = KeyedPairs.of([(log.users.key(u), log.items.key(i)) for u, i in everything if i in gone])
+        after = self.trained(shard_of(log).without(erased))
+        assert after.same_bits(self.trained(shard_of(fresh)))
+        assert after.item_keys.tolist() == fresh.items.keys.tolist()
+        assert len(after.items) == 10
+
+    def test_the_order_of_a_log_and_what_was_learned_and_erased_between_change_no_bit(self):
+        log = Dataset.of_pairs("log", NAMED)
+        detour = KeyedPairs.of([(log.users.key_of("guest"), log.items.key(103)), (log.users.key("b"), log.items.key_of(999))])
+        data = shard_of(Dataset.of_pairs("log", NAMED[::-1]))
+        back = data.with_learned(detour, KeyedPairs.none()).without(detour)
+        assert self.trained(back).same_bits(self.trained(shard_of(log)))
 
     def test_training_on_what_remains_equals_never_having_had_the_erased_pairs(self):
         interactions, _ = checkerboard()

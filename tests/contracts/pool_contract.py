@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_eraser import seeds
 from ray_eraser.aggregator import AggregationOrder, rebuild_aggregate
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.pool import ShardPool
 from ray_eraser.shard import ShardOrder, rebuild_shard
-from ray_eraser.store import ShardData, Store, embeddings_bytes
+from ray_eraser.store import Store, embeddings_bytes
 
 
 class PoolContract:
@@ -29,20 +29,11 @@ class PoolContract:
 
     @pytest.fixture
     def orders(self, store: Store, tiny: Dataset, tiny_config: EraserConfig) -> dict[ShardId, ShardOrder]:
-        key = seeds.secret(tiny_config.seed, "ids")
-        user_keys, item_keys = tiny.users.keys(key), tiny.items.keys(key)
-        partition = divide(tiny.train, user_keys, item_keys, tiny_config.partition, tiny_config.seed)
-        users, items = store.write_vocabulary(tiny.users), store.write_vocabulary(tiny.items, item_keys)
-        return {
-            ShardId(k): ShardOrder(
-                Epoch(1),
-                users,
-                items,
-                store.write_shard_data(ShardId(k), ShardData(partition.of_shard(tiny.train, ShardId(k)), Interactions.none())),
-                Interactions.none(),
-            )
-            for k in range(3)
-        }
+        keys = tiny.users.keys, tiny.items.keys
+        partition = divide(tiny.train, *keys, tiny_config.partition, tiny_config.seed)
+        owned = [tiny.train.take(partition.owners == shard) for shard in range(3)]
+        shards = [ShardData.of(train, Interactions.none(), *keys) for train in owned]
+        return {ShardId(k): ShardOrder(Epoch(1), store.write_shard_data(ShardId(k), data)) for k, data in enumerate(shards)}
 
     def test_every_shard_answers_once_with_files_that_hold_what_training_here_gives(
         self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig
@@ -51,9 +42,8 @@ class PoolContract:
         trained = pool.erase(orders, heard.append)
         assert sorted(answer.record.shard for answer in heard) == [0, 1, 2]
         for shard, answer in trained.items():
-            order = orders[shard]
-            expected = rebuild_shard(store.uri, answer.record, order.users, order.items, tiny_config)
-            assert [store.read(answer.record.submodel)] == expected
+            assert answer.record.shard == shard
+            assert [store.read(answer.record.submodel)] == rebuild_shard(store.uri, answer.record, tiny_config)
 
     def test_an_order_that_is_repeated_gives_the_same_files(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
         first = pool.erase(orders, lambda _: None)
@@ -64,10 +54,11 @@ class PoolContract:
         self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder]
     ) -> None:
         before = store.read_shard_data(orders[ShardId(1)].interactions)
-        gone = before.train.take(np.arange(len(before.train)) < 2)
-        answer = pool.erase({ShardId(1): replace(orders[ShardId(1)], erased=gone)}, lambda _: None)[ShardId(1)]
+        held = before.keyed(before.train)
+        is_gone = np.arange(len(held)) < 2
+        answer = pool.erase({ShardId(1): replace(orders[ShardId(1)], erased=held.take(is_gone))}, lambda _: None)[ShardId(1)]
         after = store.read_shard_data(answer.record.interactions)
-        assert after.train.codes().tolist() == before.train.codes().tolist()[2:]
+        assert after.keyed(after.train).same(held.take(~is_gone))
         assert answer.record.n_train == len(before.train) - 2
 
     def test_a_shard_refuses_a_coordinator_that_was_replaced(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
@@ -79,11 +70,12 @@ class PoolContract:
     def test_what_was_begun_changes_no_answer_and_writes_no_more_afterwards(
         self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], begun: str
     ) -> None:
-        held = store.read_shard_data(orders[ShardId(1)].interactions).train
+        data = store.read_shard_data(orders[ShardId(1)].interactions)
+        held = data.keyed(data.train)
         gone = {name: held.take(np.arange(len(held)) < n) for name, n in {"one of them": 2, "another": 3}.items()}
         asked = orders | {ShardId(1): replace(orders[ShardId(1)], erased=gone["one of them"])}
         expected = {shard: answer.record for shard, answer in pool.erase(asked, lambda _: None).items()}
-        lost = replace(orders[ShardId(1)].interactions, path="shards/1/interactions-lost.parquet")
+        lost = replace(orders[ShardId(1)].interactions, path="shards/1/interactions-lost.safetensors")
         wrong = {"another": {"erased": gone["another"]}, "one that fails": {"interactions": lost}}.get(begun, {})
         pool.begin(asked if begun == "several" else {ShardId(1): replace(asked[ShardId(1)], **wrong)})
         heard: list[ShardId] = []
@@ -104,25 +96,25 @@ class PoolContract:
         assert [file for file in store.files() if file not in files and not file.startswith("shards/0/")] == []
 
     def test_an_error_of_a_shard_arrives_as_what_it_is(self, pool: ShardPool, orders: dict[ShardId, ShardOrder]) -> None:
-        lost = replace(orders[ShardId(2)].interactions, path="shards/2/interactions-lost.parquet")
-        with pytest.raises(StoreError, match=r"interactions-lost\.parquet: is missing"):
+        lost = replace(orders[ShardId(2)].interactions, path="shards/2/interactions-lost.safetensors")
+        with pytest.raises(StoreError, match=r"interactions-lost\.safetensors: is missing"):
             pool.erase({ShardId(2): replace(orders[ShardId(2)], interactions=lost)}, lambda _: None)
 
     def test_the_aggregate_is_what_aggregating_here_gives(
         self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig
     ) -> None:
         records = tuple(answer.record for answer in pool.erase(orders, lambda _: None).values())
-        answer = pool.aggregate(AggregationOrder(orders[ShardId(0)].items, records, Interactions.none()))
+        answer = pool.aggregate(AggregationOrder(records, KeyedPairs.none()))
         assert store.read(answer.aggregate) == rebuild_aggregate(store.uri, records, tiny_config)
 
     def test_an_excision_is_never_stored(self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder]) -> None:
         records = tuple(answer.record for answer in pool.erase(orders, lambda _: None).values())
         before = store.files()
-        owned = store.read_shard_data(records[0].interactions).train
-        order = AggregationOrder(orders[ShardId(0)].items, records, owned, frozenset({ShardId(0)}))
+        owned = store.read_shard_data(records[0].interactions)
+        order = AggregationOrder(records, owned.keyed(owned.train), frozenset({ShardId(0)}))
         pool.prepare_excision(order)
         model = pool.excise(order)
-        assert not np.isin(model.user_rows, owned.user_rows()).any()
+        assert not np.isin(model.user_keys, owned.user_keys).any()
         assert store.files() == before
 
     def test_calls_come_back_in_their_order(self, pool: ShardPool) -> None:

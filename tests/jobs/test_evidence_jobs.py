@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_jobs import result, run
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.pool import LocalShardPool
@@ -120,7 +120,7 @@ def test_the_chain_is_verified_with_and_without_its_key(shop: Path) -> None:
     assert "chain of receipts" in told
     assert f"head: {last['digest']}" in told
     assert "not checked: give --public-key" in told
-    assert "cut off at the end shows only to whoever holds one of those" in " ".join(told.split())
+    assert "cut off at the end are missed only by somebody who holds one of those" in " ".join(told.split())
     other = run("audit", "--storage-path", "kept", "--chain", "--public-key", "other.pub.pem", "--json", folder=shop)
     assert other.returncode == 1
     assert len(json.loads(other.stdout.splitlines()[-1])["problems"]) == 2
@@ -140,11 +140,53 @@ def test_a_periods_record_has_the_requests_of_its_days(shop: Path, tmp_path: Pat
     assert run("export", *here, "--out", "all.csv", folder=tmp_path).returncode == 0
     text = (tmp_path / "all.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
-    assert [(row["number"], row["state"], row["guarantee"]) for row in rows] == [
-        ("1", "erased", "exact"),
-        ("2", "erased", "exact"),
+    assert [(row["number"], row["state"], row["guarantee"], row["chosen"]) for row in rows] == [
+        ("1", "erased", "exact", ""),
+        ("2", "erased", "exact", ""),
     ]
     assert not any(str(user) in field for row in rows for field in (row["request_id"], row["kind"]) for user in (USER, OTHER))
+
+
+def log_of(dataset: Dataset, *, without: tuple[int, ...]) -> str:
+    """The log as its user keeps it, with columns of the user's own."""
+    pairs = [
+        pair
+        for part in (dataset.train, dataset.valid, dataset.test)
+        for pair in zip(dataset.users.raw(part.users), dataset.items.raw(part.items), strict=True)
+    ]
+    return "who,what\n" + "".join(f"{user},{item}\n" for user, item in pairs if user not in without)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_deployment_is_compared_with_the_log_that_its_user_holds(shop: Path, tiny: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "left.csv").write_text(log_of(tiny, without=(USER, OTHER)))
+    (tmp_path / "more.csv").write_text(log_of(tiny, without=(USER,)))
+    columns = ("--set", "data.user_column=who", "--set", "data.item_column=what")
+    asked = ("--storage-path", str(shop / "kept"), "--ray-address", "local", *columns)
+    found = result("audit", *asked, "--against", "left.csv", folder=tmp_path)
+    assert (found["equal"], found["mismatches"], found["guarantee"], found["generation"]) == (True, [], "exact", 3)
+    done = run("audit", *asked, "--against", "more.csv", "--json", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert not found["equal"]
+    assert {line.partition("/")[0] for line in found["mismatches"]} == {"vocabulary", "shards", "aggregate", "generations"}
+    assert not any(str(OTHER) in line for line in found["mismatches"])
+
+
+def test_a_learned_partition_is_not_compared_and_the_way_out_is_named(tiny: Dataset, tmp_path: Path) -> None:
+    config = config_from(
+        {"partition": {"kind": "user_based", "n_shards": 2}, "model": {"width": 4, "epochs": 1, "alpha0": 0.3}}
+    )
+    path = str(tmp_path / "kept")
+    coordinator = Coordinator("kept", path, partial(LocalShardPool, path), config)
+    coordinator.fit(tiny)
+    coordinator.close()
+    done = run("audit", "--storage-path", "kept", "--against", "synthetic", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "a user_based partition is learned" in done.stderr
+    assert "repartition.py" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -155,6 +197,10 @@ def test_a_periods_record_has_the_requests_of_its_days(shop: Path, tmp_path: Pat
         ("audit", ("--chain", "--public-key", "none.pem"), "public key none.pem cannot be read"),
         ("audit", ("--public-key", "key.pub.pem"), "give --receipt or --chain, too"),
         ("audit", ("--chain", "--receipt", f"{USER}.json"), "give one of --attack, --receipt, --chain"),
+        ("audit", ("--chain", "--against", "log.csv"), "--residue and --against"),
+        ("audit", ("--against", "none.csv"), "none.csv: no such file or folder"),
+        ("audit", ("--against", "synthetic", "--user-id", "7"), "--against compares all files and looks for no ids"),
+        ("audit", ("--against", "synthetic", "--set", "data.test_share=2"), "data.test_share"),
         ("export", ("--out", "x.txt"), "name a .json or a .csv file"),
         ("export", ("--out", "x.csv", "--since", "yesterday"), "--since 'yesterday' is no day"),
         ("export", ("--out", "x.csv", "--since", "2026-02-01", "--until", "2026-01-01"), "is after --until 2026-01-01"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ synthetic_users = 60
 synthetic_items = 40
 synthetic_per_user = 8
 synthetic_communities = 3
+test_share = 0.2
+valid_share = 0.1
 [partition]
 n_shards = 3
 [model]
@@ -76,7 +79,8 @@ def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(fold
     assert expected <= set(trained)
     assert set(trained["seconds"]) == {"partition", "shards", "aggregation", "total"}
     assert trained["generation"] == 1
-    assert trained["guarantee"] == "exact"
+    assert (trained["guarantee"], trained["chosen"]) == ("exact-given-settings", ["model.alpha0"])
+    assert trained["held_out"] > 0
     assert sum(trained["shard_sizes"]) == trained["n_interactions"]
 
     assert len(result("recommend", "--deployment", "outlives", "--user-id", "1003", "--n", "4", **here)["items"]) == 4
@@ -100,7 +104,7 @@ def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(fold
     assert refused.stderr == "error: no item '99999' here: it was never learned from, or it has been erased\n"
 
     client = ray_eraser.connect("outlives")
-    assert client.describe()["generation"] == 2
+    assert client.describe().generation == 2
     client.shutdown()
 
 
@@ -144,6 +148,10 @@ def test_a_folder_of_parquet_parts_is_trained_on_in_fragments_and_evaluated_as_o
     assert done.returncode == 0, done.stderr
     assert "dividing 0/3" in done.stderr
     assert "trained on log" in done.stdout
+    assert "notice: about 20% of the interactions are held out for a test" in done.stderr
+    assert re.search(
+        r"^model\.alpha0 = [0-9.]+ was chosen from the log: receipts claim 'exact-given-settings'$", done.stderr, re.MULTILINE
+    )
     measured = result("evaluate", "--storage-path", "kept", "--data", "log", folder=folder)
     assert 30 < measured["n_users"] <= 40
     assert measured["unknown_users"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from test_jobs import JOBS, SMALL, result, run
+
+from ray_eraser.status import Progress
 
 NAMES = ("status", "export_vectors")
 
@@ -41,7 +44,7 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     there = ("--deployment", "day", "--storage-path", "day")
     longer = ("--set", "model.solver=adagrad", "--set", "model.epochs=10000", "--set", "aggregation.foldin_alpha0=0.3")
     trained = run("train", "--config", "small.toml", *there, *longer, "--json", **here)
-    assert "training shards 0/3" in trained.stderr
+    _says_what_was_learned(trained)
 
     running = result("status", "--deployment", "day", **here)
     assert (running["running"], running["serving"], running["pending"]) == (True, "generation", [])
@@ -53,7 +56,8 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     assert erased.returncode == 0, erased.stderr
     assert re.search(r"^training shards 0/1", erased.stderr, re.MULTILINE), erased.stderr
     assert "\x1b" not in erased.stderr
-    (tmp_path / "new.csv").write_text("user_id,item_id\n5000,1\n5000,2\n")
+    # Some of them belong to the test set, where a training on everything would put them.
+    (tmp_path / "new.csv").write_text("user_id,item_id\n" + "".join(f"5000,{item}\n" for item in range(1, 21)))
     assert "training shards" in run("learn", *there, "--data", "new.csv", **here).stderr
     assert "training shards" in run("repartition", *there, **here).stderr
 
@@ -70,6 +74,7 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     exported = result("export_vectors", *there, "--out", "vectors", **here)
     assert (exported["generation"], exported["serving"]) == (5, "generation")
     ids = pq.read_table(tmp_path / "vectors" / "users.parquet")["id"].to_pylist()
+    assert 5000 in ids
     assert {1003, 1004}.isdisjoint(ids)
     with np.load(tmp_path / "vectors" / "vectors.npz") as arrays:
         assert arrays["users"].shape == (len(ids), exported["width"])
@@ -77,6 +82,8 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     shown = run("status", "--deployment", "day", **here).stdout
     assert "deployment day" in shown
     assert "2 erased" in shown
+    assert re.search(r"guarantee +│ exact ", shown)
+    assert re.search(r"chosen from the log +│ nothing ", shown)
 
     ray_eraser.connect("day").shutdown()
     stored = result("status", *there, **here)  # nothing of this name runs any more
@@ -85,6 +92,16 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     unknown = run("status", *there, "--retry", "nothing", **here)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "no unlearning request 'nothing'" in unknown.stderr
+
+
+def _says_what_was_learned(trained: subprocess.CompletedProcess[str]) -> None:
+    fields, lines = json.loads(trained.stdout), trained.stderr.splitlines()
+    assert "training shards 0/3" in lines
+    n_learned, n_held = fields["n_interactions"], fields["held_out"]
+    assert f"learned from {n_learned} interactions, {n_held} are held out for validation and stored" in lines
+    (notice,) = [line for line in lines if line.startswith("notice: ")]
+    assert re.fullmatch(r"notice: \d+ interactions are held out for a test: .* stored nowhere", notice)
+    assert (fields["guarantee"], fields["chosen"]) == ("exact", [])
 
 
 @pytest.fixture
@@ -99,12 +116,12 @@ def cli() -> Iterator[ModuleType]:
 
 
 STAGES = [
-    {"stage": "idle", "done": 0, "total": 0},
-    {"stage": "shards", "done": 0, "total": 2, "note": ""},
-    {"stage": "shards", "done": 0, "total": 2, "note": ""},
-    {"stage": "shards", "done": 2, "total": 2, "note": "shard 1 in 0.1 s"},
-    {"stage": "aggregation", "done": 0, "total": 1, "note": ""},
-    {"stage": "shards", "done": 0, "total": 1, "note": ""},
+    Progress(),
+    Progress("shards", 0, 2),
+    Progress("shards", 0, 2),
+    Progress("shards", 2, 2, "shard 1 in 0.1 s"),
+    Progress("aggregation", 0, 1),
+    Progress("shards", 0, 1),
 ]
 
 

@@ -25,6 +25,7 @@ synthetic_users = 60
 synthetic_items = 40
 synthetic_per_user = 8
 synthetic_communities = 3
+valid_share = 0.1
 [model]
 width = 8
 epochs = 3
@@ -90,7 +91,7 @@ def until(count: int, file: Path, process: subprocess.Popen[bytes]) -> dict[str,
         (("--over", "data.min_rating=1,2"), "must be the same for all trials"),
         (("--mix", "dog=1"), "is no share of a kind"),
         (("--samples", "3"), "there is nothing to draw"),
-        (("--set", "data.valid_share=0"), "no validation interactions"),
+        (("--set", "data.valid_share=0"), "no validation set to compare trials by: set data.valid_share=0.1"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_started(arguments: tuple[str, ...], said: str, folder: Path) -> None:

@@ -21,7 +21,8 @@ from ray import cloudpickle
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.data.keyed import ShardData
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import PoolError, UnknownIdError, WaitTimeoutError
 from ray_eraser.ids import RawId, ShardId
 from ray_eraser.pool import LocalShardPool
@@ -29,7 +30,7 @@ from ray_eraser.runtime import client as client_module
 from ray_eraser.runtime.actors import CoordinatorService
 from ray_eraser.runtime.client import Client, Ticket, deploy
 from ray_eraser.runtime.processes import AggregatorProcess, ShardProcess
-from ray_eraser.store import FileRef, ShardData, Store
+from ray_eraser.store import FileRef, Store
 from ray_eraser.unlearning.audit import Erased, audit
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.ledger import Ledger
@@ -66,12 +67,12 @@ class MortalStore(Store):
         die_in_trap(traps_of(self.uri), "data written")
         return written
 
-    def write_submodel(self, shard: ShardId, submodel: Embeddings) -> FileRef:
+    def write_submodel(self, shard: ShardId, submodel: KeyedEmbeddings) -> FileRef:
         written = super().write_submodel(shard, submodel)
         die_in_trap(traps_of(self.uri), "submodel written")
         return written
 
-    def write_aggregate(self, model: Embeddings) -> FileRef:
+    def write_aggregate(self, model: KeyedEmbeddings) -> FileRef:
         written = super().write_aggregate(model)
         die_in_trap(traps_of(self.uri), "aggregate written")
         return written
@@ -173,7 +174,7 @@ def matrix(
         matrix.mortal.fit(tiny)
     through_restarts(lambda: matrix.mortal.fit(tiny))
     assert matrix.traps() == []
-    assert matrix.mortal.describe()["digest"] == undisturbed.describe()["digest"]
+    assert matrix.mortal.describe().digest == undisturbed.describe().digest
     yield matrix
     through_restarts(matrix.mortal.shutdown)
     undisturbed.close()
@@ -189,9 +190,9 @@ def test_a_process_killed_right_after_a_step_changes_nothing(matrix: Matrix, ste
     assert matrix.traps() == [], "nobody came by the step"
 
     described, wanted = through_restarts(matrix.mortal.describe), matrix.undisturbed.describe()
-    assert described["digest"] == wanted["digest"]
-    assert described["generation"] == wanted["generation"] == 1 + len(matrix.erased)
-    assert described["requests"] == wanted["requests"]
+    assert described.digest == wanted.digest
+    assert described.generation == wanted.generation == 1 + len(matrix.erased)
+    assert described.requests == wanted.requests
     receipt = through_restarts(ticket.receipt)
     mirrored = matrix.undisturbed._ledger.receipts()[-1]
     assert receipt is not None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,14 +18,23 @@ import ray_eraser
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DataFileError, DeploymentError, RequestError, StaleEpochError, UnknownIdError, WaitTimeoutError
+from ray_eraser.errors import (
+    DataFileError,
+    DeploymentError,
+    InvalidIdError,
+    RequestError,
+    StaleEpochError,
+    StoreError,
+    UnknownIdError,
+    WaitTimeoutError,
+)
 from ray_eraser.ids import RequestId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.runtime.client import Client
 from ray_eraser.store import Store
 from ray_eraser.unlearning.audit import Erased, audit
 from ray_eraser.unlearning.ledger import Ledger
-from ray_eraser.unlearning.request import UnlearningRequest
+from ray_eraser.unlearning.request import Submission, UnlearningRequest
 
 pytestmark = pytest.mark.ray
 
@@ -77,12 +87,12 @@ def test_ray_and_one_process_give_the_same_bits_and_restarted_shards_bring_nothi
 ) -> None:
     """One deployment, because each takes ten seconds to come up."""
     user, item = tiny.users.ids[0], tiny.items.ids[0]
-    assert fresh.describe()["digest"] == local.describe()["digest"]
+    assert fresh.describe().digest == local.describe().digest
     for request in ({"user_id": user}, {"item_id": item}):
         receipt = fresh.unlearn(**request).wait(100)
         local.submit(UnlearningRequest(**request))
         local.process_pending()
-        assert fresh.describe()["digest"] == local.describe()["digest"]
+        assert fresh.describe().digest == local.describe().digest
         for shard in receipt.shards_touched:  # all of them work for the item, the killed one from a new process
             _kill(f"{fresh.deployment}/shard-{shard}")
     assert _audited(tmp_path / "storage", tiny_config, Erased(user_ids=(user,), item_ids=(item,)))
@@ -90,7 +100,7 @@ def test_ray_and_one_process_give_the_same_bits_and_restarted_shards_bring_nothi
     listed = fresh.recommend(tiny.users.ids[7], 5)
     fresh.shutdown()
     back = ray_eraser.deploy(fresh.deployment, str(tmp_path / "storage"))
-    assert back.describe()["digest"] == local.describe()["digest"]
+    assert back.describe().digest == local.describe().digest
     assert back.recommend(tiny.users.ids[7], 5) == listed
 
 
@@ -98,12 +108,12 @@ def test_a_coordinator_killed_while_shards_train_finishes_once_and_the_same(
     slow_running: Callable[[], Client], tmp_path: Path
 ) -> None:
     client = slow_running()
-    before = client.describe()["generation"]
+    before = client.describe().generation
     ticket = client.unlearn(user_id=1003)
     _kill(f"{client.deployment}/coordinator")
     receipt = _wait_through_a_restart(client, ticket.request_id)
     assert receipt.generation == before + 1
-    assert client.describe()["requests"]["erased"] == 1
+    assert client.describe().requests["erased"] == 1
     ledger = Ledger(f"sqlite:///{tmp_path / 'slow' / 'ledger.db'}")
     store = Store(str(tmp_path / "slow"))
     report = audit(store, ledger.current(), LocalShardPool(store.uri, store.read_manifest(ledger.current().digest).config))
@@ -138,8 +148,8 @@ def test_a_deployment_goes_on_with_a_process_a_slot_and_remembers_it(
         alone.submit(UnlearningRequest(user_id=user))
         alone.process_pending()
         described = back.describe()
-        assert described["digest"] == alone.describe()["digest"]
-        roles = {role for held in described["nodes"].values() for role in held}
+        assert described.digest == alone.describe().digest
+        roles = {role for held in described.nodes.values() for role in held}
         assert "slot-0" in roles
         assert not any(role.startswith("shard-") for role in roles)
         back.shutdown()
@@ -166,7 +176,33 @@ def test_refusals_cross_the_process_border_and_change_nothing(running: Client, t
         running.unlearn(user_id=tiny.users.ids[0], item_id=tiny.items.ids[0])
     with pytest.raises(RequestError, match="pairs is empty"):
         running.unlearn(pairs=[])
+    for cannot_be in (True, 5.0, "", None):
+        with pytest.raises(InvalidIdError, match="the user id"):
+            running.recommend(cannot_be)
+    for cannot_be in (True, 5.0, ""):
+        with pytest.raises(RequestError, match="the user id"):
+            running.unlearn(user_id=cannot_be)
+        with pytest.raises(RequestError, match="the item id"):
+            running.unlearn(pairs=[(tiny.users.ids[0], cannot_be)])
+        with pytest.raises(RequestError, match="the user id"):
+            running.learn([(cannot_be, tiny.items.ids[0])])
+    with pytest.raises(RequestError, match="is no pair"):
+        running.learn(["ab"])
     assert running.describe() == before
+
+
+def test_an_integer_of_any_kind_is_the_id_of_its_digits(running: Client, tiny: Dataset) -> None:
+    user, item = tiny.users.raw(tiny.train.users[:1])[0], tiny.items.raw(tiny.train.items[:1])[0]
+    assert running.recommend(np.int64(user), 5) == running.recommend(str(user), 5) == running.recommend(user, 5)
+    asked = [
+        running.unlearn(pairs=pairs, idempotency_key="a pair in several ways")
+        for pairs in ([(user, item)], [(str(user), np.int32(item))], np.array([[user, item]]))
+    ]
+    (many,) = running.unlearn_many([Submission(UnlearningRequest(pairs=((np.int64(user), item),)), "a pair in several ways")])
+    assert len({ticket.request_id for ticket in [*asked, many]}) == 1
+    asked[0].wait(60)
+    learned = running.learn(np.array([[user, item]]))
+    assert learned.finished(60) == "done"
 
 
 def test_a_key_that_is_repeated_is_the_same_request(running: Client, tiny: Dataset) -> None:
@@ -188,10 +224,22 @@ def test_a_storage_path_without_a_deployment_is_said_to(ray_session: None, tmp_p
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_storage_path_of_an_earlier_version_is_refused_and_left_alone(
+    ray_session: None, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    kept = {"deployment.json": "{}", "shards/0/interactions-1.parquet": "of an earlier version"}
+    for name, text in kept.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(StoreError, match="of format 1, this version reads format 2: train again from the log"):
+        ray_eraser.deploy("earlier", str(tmp_path), tiny_config)
+    assert {name: (tmp_path / name).read_text() for name in kept} == kept
+
+
 def test_attaching_with_other_settings_is_refused(running: Client, tiny_config: EraserConfig, tmp_path: Path) -> None:
     other = tiny_config.model_copy(update={"seed": 1})
     with pytest.raises(DeploymentError, match="other settings"):
-        ray_eraser.deploy(running.deployment, running.describe()["storage_path"], other)
+        ray_eraser.deploy(running.deployment, running.describe().storage_path, other)
     with pytest.raises(DeploymentError, match="is running already, at"):
         ray_eraser.deploy(running.deployment, str(tmp_path / "elsewhere"))
 
@@ -223,8 +271,8 @@ def test_a_log_in_parts_is_divided_by_rays_tasks_to_the_same_bits(
         client.fit_log(source)
     (tmp_path / "log" / "part-3.parquet").unlink()
     stages: list[str] = []
-    report = client.fit_log(source, lambda progress: stages.append(progress["stage"]))
-    assert report.digest == local.describe()["digest"]
+    report = client.fit_log(source, lambda progress: stages.append(progress.stage))
+    assert report.digest == local.describe().digest
     assert "partition" in stages
     assert not (tmp_path / "storage" / "pieces").exists()
     client.shutdown()

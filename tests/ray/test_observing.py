@@ -70,7 +70,7 @@ def test_everything_that_is_measured_is_exported_for_prometheus_and_names_no_use
     assert sum(value for _, value in samples["ray_eraser_shard_trainings_total"]) == 4  # three at first, one again
     assert [value for _, value in samples["ray_eraser_time_to_restore_seconds_count"]] == [1]
     assert [(labels["shard"], value) for labels, value in samples["ray_eraser_shard_restarts_total"]] == [("0", 1)]
-    interactions = sum(shard["interactions"] for shard in fresh.describe()["shards"])
+    interactions = sum(shard.interactions for shard in fresh.describe().shards)
     assert [value for _, value in samples["ray_eraser_interactions"]] == [interactions]
     own = {"deployment", "state", "shard", "le"}
     rays = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}

@@ -113,7 +113,9 @@ class TestProcessPerSlot(PoolContract):
         pool.warm()
         pool.erase(orders, lambda _: None)
         assert roles_of(pool) == {"slot-0", "aggregator", "excisor"}
-        assert {role for held in pool.describe()["nodes"].values() for role in held} == roles_of(pool)
+        nodes, notices = pool.describe()
+        assert {role for held in nodes.values() for role in held} == roles_of(pool)
+        assert notices == ()
 
     def test_a_slot_that_is_killed_while_it_trains_ends_with_the_same_files(
         self, ray_session: None, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig

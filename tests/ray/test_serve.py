@@ -104,7 +104,7 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
 
 def test_recommendations_are_those_of_the_client(served: Served, call: Call) -> None:
     status, body, _ = call("GET", "/users/1003/recommendations?n=3", key=READER)
-    assert (status, body["items"]) == (200, served.client.recommend(1003, 3))
+    assert (status, body["items"]) == (200, [str(item) for item in served.client.recommend(1003, 3)])
     assert call("GET", "/users/nobody/recommendations", key=READER)[0] == 404
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,12 +13,12 @@ import pytest
 from contracts.leftovers import left_since, living
 from contracts.pool_contract import PoolContract
 
-from ray_eraser.config import EraserConfig, changed
+from ray_eraser.config import EraserConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import InputError
 from ray_eraser.pool import ShardPool
 from ray_eraser.store import Store
-from ray_eraser.study.sweep import Sweep, for_sweeping, parse_axis, shared_partition
+from ray_eraser.study.sweep import Sweep, for_sweeping, parse_axis, shared_alpha0, shared_partition
 
 pytestmark = pytest.mark.ray
 
@@ -79,6 +80,17 @@ def test_drawn_settings_and_early_stops(nothing_left: None, tiny: Dataset, tiny_
     assert {row["state"] for row in rows.values()} <= {"finished", "stopped"}
     for row in rows.values():
         assert row["epochs"] == 32 if row["state"] == "finished" else row["epochs"] in (2, 8)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_settings_were_chosen_from_the_log_says_so(
+    nothing_left: None, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
+) -> None:
+    plan = Sweep(changed(tiny_config, ["model.alpha0=auto"]), (parse_axis("partition.n_shards=2,3"),), MIX, 1)
+    for row in run(plan, tiny, tmp_path / "open").values():
+        assert (row["state"], row["level"]) == ("finished", "exact-given-settings")
+        assert row["alpha0"] == shared_alpha0(for_sweeping(tiny), plan.base)
+        assert config_from(json.loads(row["settings"])).model.alpha0 == "auto"
 
 
 def test_what_trials_share_is_made_once(nothing_left: None, tiny: Dataset, tiny_config: EraserConfig) -> None:

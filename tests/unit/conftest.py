@@ -19,6 +19,7 @@ from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import Store, manifest_ref
 from ray_eraser.unlearning.audit import AuditReport, Erased, audit
 
+
 class Deployments:
     """Deployments under one folder. A name is a storage path; opening it again is what happens after a crash."""
 
@@ -40,10 +41,16 @@ class Deployments:
         return coordinator
 
     def fit(
-        self, name: str, config: EraserConfig, dataset: Dataset, partition: Partition | None = None, **settings: Any
+        self,
+        name: str,
+        config: EraserConfig,
+        dataset: Dataset,
+        partition: Partition | None = None,
+        held: Partition | None = None,
+        **settings: Any,
     ) -> Coordinator:
         coordinator = self.open(name, config, **settings)
-        coordinator.fit(dataset, partition)
+        coordinator.fit(dataset, partition, held)
         return coordinator
 
     def copy(self, template: Path, name: str, **settings: Any) -> Coordinator:
@@ -68,7 +75,7 @@ def files_of(store: Store, digest: str) -> list[str]:
 
 
 def digest_of(coordinator: Coordinator) -> str:
-    return coordinator.describe()["digest"]
+    return coordinator.describe().digest
 
 
 def audited(coordinator: Coordinator, erased: Erased | None = None) -> AuditReport:
@@ -107,5 +114,5 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         numbers.append(len(numbers) + 1)
         return f"{numbers[-1]:0{2 * n_bytes}x}"
 
-    monkeypatch.setattr("ray_eraser.coordinator.secrets", SimpleNamespace(token_hex=token_hex))
+    monkeypatch.setattr("ray_eraser.intake.secrets", SimpleNamespace(token_hex=token_hex))
     return numbers.clear

@@ -1,6 +1,6 @@
-"""A deployment as plain Python keeps it: lists of ids, sets of pairs, and generations built from them from scratch.
+"""A deployment as plain Python keeps it: sets of pairs by shard, and generations built from them from scratch.
 
-Nothing here is shared with what carries requests out, but for the training of a submodel and of the aggregate.
+Nothing here is shared with what carries requests out, but for the training of a submodel and of the aggregate. Ids are text.
 """
 
 from __future__ import annotations
@@ -13,62 +13,85 @@ from copy import deepcopy
 import numpy as np
 
 from ray_eraser import seeds
-from ray_eraser.aggregation import aggregate
+from ray_eraser.aggregator import aggregate_of
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.determinism import environment
-from ray_eraser.ids import RawId, ShardId
-from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store
-from ray_eraser.training.slices import slices_of_users
+from ray_eraser.ids import ShardId
+from ray_eraser.partition import Partition
+from ray_eraser.store import FileRef, Manifest, ShardRecord, Store
 from ray_eraser.training.submodel import train_submodel
 from ray_eraser.unlearning.request import UnlearningRequest
 
-Pair = tuple[RawId, RawId]
+Pair = tuple[str, str]
+Parts = tuple[set[Pair], set[Pair]]
+"""Of a shard: the pairs that are trained on, and those that are held out."""
 
 
 def generation_of(
-    store: Store, users: Vocabulary, items: Vocabulary, shards: dict[ShardId, ShardData], config: EraserConfig
+    store: Store,
+    shards: Sequence[Parts],
+    config: EraserConfig,
+    integers: tuple[str, ...] = (),
+    chosen: tuple[str, ...] = (),
 ) -> str:
-    """Digest of the generation that training anew on these shards' interactions gives."""
-    item_keys = items.keys(seeds.secret(config.seed, "ids"))
-    slices_U = slices_of_users(users, np.arange(len(users)), config)
-    submodels, records = [], []
-    for shard, data in sorted(shards.items()):
+    """Digest of the generation that training on these shards' interactions gives."""
+    data, submodels, records = [], [], []
+    for shard, parts in enumerate(shards):
+        data.append(shard_data_of(parts, config.seed))
         states: list[FileRef] = []
 
         def keep(state, shard=shard, states=states) -> None:
-            states.append(store.write_checkpoint(shard, state))
+            states.append(store.write_checkpoint(shard, state.renamed(data[-1].user_keys, data[-1].item_keys)))
 
-        submodels.append(train_submodel(data.train, data.valid, item_keys, config, shard, slices_U, keep=keep))
-        files = store.write_shard_data(shard, data), store.write_submodel(shard, submodels[-1])
-        records.append(ShardRecord(shard, *files, len(data.train), len(data.valid), tuple(states)))
-    model = aggregate(submodels, Interactions.union([data.train for data in shards.values()]), config)
-    vocabularies = store.write_vocabulary(users), store.write_vocabulary(items, item_keys)
-    manifest = Manifest(
-        config, environment(config.runtime.threads), *vocabularies, tuple(records), store.write_aggregate(model)
-    )
+        submodels.append(train_submodel(data[-1], config, ShardId(shard), keep=keep))
+        files = store.write_shard_data(shard, data[-1]), store.write_submodel(shard, submodels[-1])
+        records.append(ShardRecord(ShardId(shard), *files, *map(len, parts), tuple(states)))
+    vocabularies = [
+        store.write_vocabulary(
+            Vocabulary.of(kind, {pair[side] for parts in shards for part in parts for pair in part}, config.seed)
+        )
+        for side, kind in enumerate(("user", "item"))
+    ]
+    model = store.write_aggregate(aggregate_of(submodels, data, config))
+    made_under = environment(config.runtime.threads)
+    manifest = Manifest(config, made_under, chosen, integers, *vocabularies, tuple(records), model)
     return store.write_manifest(manifest).digest
+
+
+def shard_data_of(parts: Parts, seed: int) -> ShardData:
+    """A shard's interactions from its pairs alone."""
+    log = Dataset.of_pairs("shard", parts[0], seed, parts[1])
+    return ShardData(log.users.keys, log.items.keys, log.train, log.valid)
 
 
 class Plain:
     """What a deployment holds.
 
     Attributes:
-        users, items: ids by row; None where one was erased.
+        config: its settings.
+        integers, chosen: as its manifest has them.
         shards: of each the (user id, item id) pairs that are trained on, and those that are held out.
     """
 
     def __init__(self, coordinator: Coordinator) -> None:
-        loaded = coordinator._loaded()
+        loaded = coordinator._serving.loaded
         self.config = loaded.manifest.config
-        self.users, self.items = list(loaded.users.ids), list(loaded.items.ids)
-        self.shards = [(self._raw(data.train), self._raw(data.valid)) for _, data in sorted(loaded.shards.items())]
-
-    def _raw(self, interactions: Interactions) -> set[Pair]:
-        return {(self.users[u], self.items[i]) for u, i in zip(interactions.users, interactions.items, strict=True)}
+        self.integers, self.chosen = loaded.manifest.integers, loaded.manifest.chosen
+        users, items = ({key: text for part in of.parts for key, text in named(part)} for of in (loaded.users, loaded.items))
+        self.shards: list[Parts] = []
+        for _, data in sorted(loaded.shards.items()):
+            train, valid = (
+                {
+                    (users[int(data.user_keys[u])], items[int(data.item_keys[i])])
+                    for u, i in zip(part.users, part.items, strict=True)
+                }
+                for part in (data.train, data.valid)
+            )
+            self.shards.append((train, valid))
 
     def copy(self) -> Plain:
         return deepcopy(self)
@@ -78,6 +101,18 @@ class Plain:
         """All that are left, held-out ones too."""
         return set().union(*(part for shard in self.shards for part in shard))
 
+    @property
+    def users(self) -> list[str]:
+        """Those who have a pair, in the order of keys."""
+        return self._in_order(user for user, _ in self.pairs)
+
+    @property
+    def items(self) -> list[str]:
+        return self._in_order(item for _, item in self.pairs)
+
+    def _in_order(self, ids: Iterable[str]) -> list[str]:
+        return sorted(set(ids), key=lambda raw: key_of(raw, self.config.seed))
+
     def shard_of(self, pair: Pair) -> int:
         (shard,) = [k for k, parts in enumerate(self.shards) if any(pair in part for part in parts)]
         return shard
@@ -86,23 +121,19 @@ class Plain:
 
     def erase(self, request: UnlearningRequest) -> set[Pair]:
         """The pairs that went."""
-        before = self.pairs
-        gone = {pair for pair in before if is_about(request, pair)}
+        gone = {pair for pair in self.pairs if is_about(request, pair)}
         for parts in self.shards:
             for part in parts:
                 part.difference_update(gone)
-        self.users = [None if request.user_id is not None and raw == request.user_id else raw for raw in self.users]
-        self.items = [None if request.item_id is not None and raw == request.item_id else raw for raw in self.items]
         return gone
 
-    def learn(self, pairs: Iterable[Pair]) -> list[Pair]:
-        """All that a batch learns, in the order of asking; those that are new."""
-        asked = list(dict.fromkeys(pairs))
-        self.users += dict.fromkeys(user for user, _ in asked if user not in self.users)
-        self.items += dict.fromkeys(item for _, item in asked if item not in self.items)
-        new = [pair for pair in asked if pair not in self.pairs]
+    def learn(self, pairs: Iterable[tuple[object, object]]) -> list[Pair]:
+        """All that a batch learns; those that are new and not held out for a test."""
+        seed, data = self.config.seed, self.config.data
+        asked = dict.fromkeys((str(user), str(item)) for user, item in pairs)
+        new = [pair for pair in asked if pair not in self.pairs and not is_held(pair, "test", data.test_share, seed)]
         for pair, shard in self._owners(new).items():
-            self.shards[shard][0].add(pair)
+            self.shards[shard][is_held(pair, "valid", data.valid_share, seed)].add(pair)
         return new
 
     def _owners(self, new: Sequence[Pair]) -> dict[Pair, int]:
@@ -113,15 +144,14 @@ class Plain:
             salt = seeds.derive(seed, "partition", "random")
             return {(u, i): mixed(mixed(mixed(key_of(u, seed), salt), key_of(i, seed)), SHARD) % K for u, i in new}
         side = 1 if kind == "item_based" else 0
-        rows = (self.users, self.items)[side]
         counts = [Counter(pair[side] for pair in train) for train, _ in self.shards]
         sizes = [len(train) for train, _ in self.shards]
-        home: dict[RawId, int] = {}
+        home: dict[str, int] = {}
         for raw, wanted in Counter(pair[side] for pair in new).items():
             if any(count[raw] for count in counts):
                 home[raw] = max(range(K), key=lambda k, raw=raw: (counts[k][raw], -k))
                 sizes[home[raw]] += wanted
-        for raw in sorted({pair[side] for pair in new} - set(home), key=rows.index):
+        for raw in self._in_order({pair[side] for pair in new} - set(home)):
             home[raw] = min(range(K), key=lambda k: (sizes[k], k))
             sizes[home[raw]] += sum(pair[side] == raw for pair in new)
         return {pair: home[pair[side]] for pair in new}
@@ -130,31 +160,36 @@ class Plain:
 
     def digest(self, store: Store) -> str:
         """Of the generation that these shards give when they are trained from scratch."""
-        user_row, item_row = ({raw: row for row, raw in enumerate(ids)} for ids in (self.users, self.items))
-
-        def rows(pairs: set[Pair]) -> Interactions:
-            numbers = np.array([(user_row[user], item_row[item]) for user, item in pairs], np.int32).reshape(-1, 2)
-            return Interactions.of(numbers[:, 0], numbers[:, 1])
-
-        shards = {ShardId(k): ShardData(rows(train), rows(valid)) for k, (train, valid) in enumerate(self.shards)}
-        users, items = Vocabulary("user", tuple(self.users)), Vocabulary("item", tuple(self.items))
-        return generation_of(store, users, items, shards, self.config)
+        return generation_of(store, self.shards, self.config, self.integers, self.chosen)
 
     def remaining(self) -> Dataset:
         """What is left, as a log that is read for the first time."""
-        users = Vocabulary("user", tuple(sorted(raw for raw in self.users if raw is not None)))
-        items = Vocabulary("item", tuple(sorted(raw for raw in self.items if raw is not None)))
+        train, valid = ([pair for parts in self.shards for pair in sorted(parts[side])] for side in (0, 1))
+        log = Dataset.of_pairs("left", reversed(train), self.config.seed, reversed(valid))
+        for vocabulary in (log.users, log.items):
+            object.__setattr__(vocabulary, "integers", vocabulary.kind in self.integers)
+        return log
 
-        def rows(part: int) -> Interactions:
-            found = sorted(pair for parts in self.shards for pair in parts[part])
-            numbers = np.array([(users.ids.index(u), items.ids.index(i)) for u, i in found], np.int32).reshape(-1, 2)
-            return Interactions.of(numbers[:, 0], numbers[:, 1])
+    def owners(self, log: Dataset) -> tuple[Partition, Partition]:
+        """The partitions of a log's two sets, to be handed over where they are learned."""
+        users, items = log.users.texts.to_pylist(), log.items.texts.to_pylist()
+        train, valid = (
+            Partition(
+                len(self.shards),
+                np.array([self.shard_of((users[u], items[i])) for u, i in zip(part.users, part.items, strict=True)], np.int16),
+            )
+            for part in (log.train, log.valid)
+        )
+        return train, valid
 
-        return Dataset("left", users, items, rows(0), rows(1), Interactions.none())
+
+def named(part) -> Iterable[tuple[int, str]]:
+    return zip(part.keys.tolist(), part.ids.to_pylist(), strict=True)
 
 
-def is_about(request: UnlearningRequest, pair: Pair) -> bool:
-    return pair[0] == request.user_id or pair[1] == request.item_id or pair in (request.pairs or ())
+def is_about(request: UnlearningRequest, pair: tuple[object, object]) -> bool:
+    user, item = map(str, pair)
+    return user == request.user_id or item == request.item_id or (user, item) in (request.pairs or ())
 
 
 # ---- keyed hashes, by the book -------------------------------------------------------------------------------------------
@@ -163,9 +198,16 @@ SHARD = int.from_bytes(b"shard", "big")
 _64 = 2**64
 
 
-def key_of(raw: RawId, seed: int) -> int:
+def key_of(raw: object, seed: int) -> int:
     digest = hashlib.blake2b(str(raw).encode(), digest_size=8, key=seeds.secret(seed, "ids")).digest()
     return int.from_bytes(digest, "little")
+
+
+def is_held(pair: tuple[object, object], name: str, share: float, seed: int) -> bool:
+    """Whether a pair belongs to the set of this name, `test` or `valid`, by the keys of its two ids."""
+    user, item = (key_of(raw, seed) for raw in pair)
+    drawn = mixed(mixed(user, seeds.derive(seed, "split", name)), item)
+    return ((drawn >> 12) + 0.5) * 2.0**-52 < share
 
 
 def mixed(key: int, salt: int) -> int:

@@ -13,11 +13,11 @@ from ray_eraser.config import AggregationConfig, BprConfig, EraserConfig, LightG
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.kernels.sampling import draw_triplets
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.bpr import Bpr, _train_epoch, bpr_slopes
 from ray_eraser.seeds import normal_rows
-from ray_eraser.training.sampling import draw_triplets
 
 PAIRS = log_of([(0, 1), (0, 3), (1, 0), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 2 has none, 4 has all
 TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four

@@ -164,6 +164,9 @@ def test_the_fingerprint_ignores_what_changes_no_bit(change):
     assert load_config(None, [change]).fingerprint() == EraserConfig().fingerprint()
 
 
+SISA = ["model.kind=bpr", "partition.kind=random", "aggregation.kind=mean", "aggregation.foldin=false"]
+
+
 @pytest.mark.parametrize(
     "change",
     ["seed=1", "model.epochs=3", "model.solver=adagrad", "partition.n_shards=4", "aggregation.sweeps=0", "runtime.threads=2"],
@@ -174,7 +177,16 @@ def test_the_fingerprint_changes_with_what_changes_bits(change):
 
 @pytest.mark.parametrize("kind", ["hashed", "random"])
 def test_a_partition_that_looks_at_no_other_interaction_is_exact(kind):
-    assert EraserConfig(partition=PartitionConfig(kind=kind)).guarantee == "exact"
+    assert EraserConfig(partition=PartitionConfig(kind=kind), model=WmfAlsConfig(alpha0=0.2)).guarantee == "exact"
+
+
+def test_a_setting_that_is_chosen_from_the_log_makes_it_exact_given_the_settings():
+    assert EraserConfig(model=WmfAlsConfig(alpha0="auto")).guarantee == "exact-given-settings"
+    settled = EraserConfig(model=WmfAlsConfig(alpha0=0.2))
+    assert settled.guarantee_given(["model.alpha0"]) == "exact-given-settings"
+    assert settled.guarantee_given([]) == "exact"
+    learned = EraserConfig(partition=PartitionConfig(kind="user_based"))
+    assert learned.guarantee_given(["model.alpha0"]) == "exact-given-partition"
 
 
 @pytest.mark.parametrize("kind", ["user_based", "item_based", "interaction_based"])
@@ -227,6 +239,32 @@ def test_a_configuration_is_settled_once_the_weight_has_been_chosen(model):
 def test_a_weight_that_somebody_set_is_kept(config):
     assert config.is_settled
     assert config.settled(0.02) == config
+
+
+def test_nothing_is_chosen_where_nothing_that_is_stored_depends_on_it():
+    config = load_config(None, SISA)
+    assert not config.needs_alpha0
+    assert config.is_settled
+    assert config.settled(0.02) == config
+    assert config.guarantee == "exact"
+    assert config.agrees_with(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        (SISA[1:], "model.alpha0"),
+        ([*SISA, "aggregation.foldin=true"], "aggregation.foldin_alpha0"),
+        ([*SISA, "partition.kind=user_based"], "aggregation.foldin_alpha0"),
+    ],
+    ids=["model", "fold-in", "partition"],
+)
+def test_the_weight_is_chosen_where_the_model_the_fold_in_or_the_partition_needs_it(changes, setting):
+    config = load_config(None, changes)
+    assert config.needs_alpha0
+    assert not config.is_settled
+    assert config.open_setting == setting
+    assert config.settled(0.02).is_settled
 
 
 def test_what_left_the_weight_open_agrees_with_what_was_trained_with_any():

@@ -64,15 +64,15 @@ def receipts_of(coordinator: Coordinator) -> list[Receipt]:
     return [replace(receipt, **times) for receipt in found if receipt is not None]
 
 
-LEARNING = Learning(((2001, 901), (2002, 5), (1020, 901)))
+LEARNING = Learning(((2001, 902), (2002, 5), (1020, 902)))  # all of them to be learned from
 WORKS = {
     "a user": lambda user, item, pair: [user],
     "an item": lambda user, item, pair: [item],
     "a pair": lambda user, item, pair: [pair],
     "all three in one batch": lambda user, item, pair: [user, item, pair],
     "a learning": lambda user, item, pair: [LEARNING],
-    "a learning, forgotten in part": lambda user, item, pair: [LEARNING, UnlearningRequest(item_id=901), user],
-    "a user who comes back": lambda user, item, pair: [user, Learning(((user.user_id, 901),))],
+    "a learning, forgotten in part": lambda user, item, pair: [LEARNING, UnlearningRequest(item_id=902), user],
+    "a user who comes back": lambda user, item, pair: [user, Learning(((user.user_id, 902),))],
     "a re-partition with all that": lambda user, item, pair: [user, LEARNING, item, Repartition(("partition.n_shards=2",))],
 }
 
@@ -97,7 +97,7 @@ def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
 
     assert digest_of(second) == digest_of(undisturbed)
     assert receipts_of(second) == receipts_of(undisturbed)
-    assert second.describe()["requests"] == undisturbed.describe()["requests"]
+    assert second.describe().requests == undisturbed.describe().requests
     assert second.process_pending() == []
 
 
@@ -136,7 +136,7 @@ def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
         undisturbed.submit(UnlearningRequest(user_id=tiny.users.ids[30]))
         undisturbed.process_pending()
     assert digest_of(second) == digest_of(undisturbed)
-    assert second.describe()["requests"] == undisturbed.describe()["requests"]
+    assert second.describe().requests == undisturbed.describe().requests
     assert verify_chain(second._ledger.receipts()) == []
     assert audited(second).exact
 
@@ -193,8 +193,8 @@ def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
     coordinator = deployments.copy(trained, "busy", on_step=on_step)
     coordinator.submit(UnlearningRequest(user_id=first))
     coordinator.process_pending()
-    rows = [tiny.users.row(user) for user in (first, second)]
-    assert not set(rows) & set(served[0].user_rows.tolist())
+    keys = [tiny.users.key(user) for user in (first, second)]
+    assert not set(keys) & set(served[0].user_keys.tolist())
     with pytest.raises(UnknownIdError):
         coordinator.recommend(second)
     coordinator._on_step = lambda _: None

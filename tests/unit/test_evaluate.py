@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
-from ray_eraser.evaluation import evaluate, in_rows_of
+from ray_eraser.data.keyed import KeyedPairs, ShardData
+from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
+from ray_eraser.evaluation import evaluate, evaluate_deployment, wanted_from
 
 SECOND = 1 / np.log2(3)
 
@@ -121,23 +124,62 @@ def test_users_beyond_the_first_batch_are_ranked_as_well():
     assert result == {"recall@1": 0.5, "ndcg@1": 0.5, "n_users": n}
 
 
-def test_held_out_pairs_find_their_rows_in_other_vocabularies():
-    # There ann's row is 1 and bob's 0, and item 30 stands before item 20's place.
-    held = log_of((0, 0), (1, 1))
-    users, items = Vocabulary("user", ("ann", "bob")), Vocabulary("item", (20, 30))
-    found, left_out = in_rows_of(held, users, items, Vocabulary("user", ("bob", "ann")), Vocabulary("item", (5, 30, 20)))
-    assert list(zip(found.users.tolist(), found.items.tolist(), strict=True)) == [(0, 1), (1, 2)]
-    assert left_out == 0
+def dataset_of(*pairs: tuple[str, str]) -> Dataset:
+    return Dataset.of_pairs("by hand", pairs)
 
 
-def test_users_unknown_there_are_left_out_and_unknown_items_get_rows_behind_all_others():
-    held = log_of((0, 0), (0, 1), (0, 2), (1, 0), (2, 0))
-    users, items = Vocabulary.of("user", ["ann", "bob", "cy"]), Vocabulary.of("item", [20, 30, 40])
-    found, left_out = in_rows_of(held, users, items, users.without([1]), Vocabulary.of("item", [7, 30]))
-    assert left_out == 1
-    assert found.user_rows().tolist() == [0, 2]
-    known, *unknown = sorted(found.items[found.users == 0].tolist())
-    assert known == 1
-    assert len(set(unknown)) == 2
-    assert min(unknown) >= 2
-    assert found.items[found.users == 2].tolist()[0] in unknown
+def shard_of(dataset: Dataset, *pairs: tuple[str, str], held: Sequence[tuple[str, str]] = ()) -> ShardData:
+    users, items = dataset.users, dataset.items
+    train, valid = (log_of(*((users.row(user), items.row(item)) for user, item in some)) for some in (pairs, held))
+    return ShardData.of(train, valid, users.keys, items.keys)
+
+
+def keyed_of(dataset: Dataset, *pairs: tuple[str, str]) -> KeyedPairs:
+    return KeyedPairs.of([(dataset.users.key(user), dataset.items.key(item)) for user, item in pairs])
+
+
+def named(pairs: KeyedPairs, dataset: Dataset) -> set[tuple[str, str]]:
+    return set(zip(dataset.users.raw_of(pairs.users), dataset.items.raw_of(pairs.items), strict=True))
+
+
+EVERYTHING = dataset_of(*((user, item) for user in ("ann", "bob", "cy") for item in ("a", "b", "c", "d")))
+
+
+def test_users_whom_a_deployment_does_not_know_are_left_out_and_counted():
+    shards = [shard_of(EVERYTHING, ("ann", "a")), shard_of(EVERYTHING, ("bob", "b"))]
+    wanted = wanted_from(keyed_of(EVERYTHING, ("ann", "b"), ("cy", "a"), ("cy", "b"), ("bob", "a")), shards)
+    assert named(wanted.pairs, EVERYTHING) == {("ann", "b"), ("bob", "a")}
+    assert (wanted.unknown_users, wanted.learned_since) == (1, 0)
+
+
+def test_pairs_that_a_deployment_has_by_now_are_left_out_and_counted():
+    # It may have learned from them, or hold them out itself, in whichever shard.
+    shards = [shard_of(EVERYTHING, ("ann", "a"), ("ann", "b")), shard_of(EVERYTHING, ("bob", "b"), held=[("ann", "c")])]
+    wanted = wanted_from(keyed_of(EVERYTHING, ("ann", "b"), ("ann", "c"), ("ann", "d"), ("bob", "d")), shards)
+    assert named(wanted.pairs, EVERYTHING) == {("ann", "d"), ("bob", "d")}
+    assert (wanted.unknown_users, wanted.learned_since) == (0, 2)
+
+
+def test_a_deployment_is_evaluated_as_its_model_is_in_the_rows_of_the_log():
+    # ann ranks b, c behind a, which she has; d is in no shard, so that it is wanted and cannot be hit.
+    shards = [shard_of(EVERYTHING, ("ann", "a"), ("bob", "b")), shard_of(EVERYTHING, ("bob", "c"))]
+    vectors = {"a": 3.0, "b": 2.0, "c": 1.0}
+    item_keys = np.array([EVERYTHING.items.key(item) for item in vectors], np.uint64)
+    order = np.argsort(item_keys)
+    model = KeyedEmbeddings(
+        np.array([EVERYTHING.users.key("ann")], np.uint64),
+        np.ones((1, 1), np.float32),
+        item_keys[order],
+        np.array([[vector] for vector in vectors.values()], np.float32)[order],
+    )
+    wanted = keyed_of(EVERYTHING, ("ann", "b"), ("ann", "d"), ("bob", "a"))
+    result = evaluate_deployment(model, shards, wanted, (1, 2))
+    assert result == pytest.approx(
+        {
+            "recall@1": 1 / 4,  # the mean of ann's half and of nothing for bob, whom the model lacks
+            "recall@2": 1 / 4,
+            "ndcg@1": 1 / 2,
+            "ndcg@2": 1 / (1 + SECOND) / 2,
+            "n_users": 2,
+        }
+    )

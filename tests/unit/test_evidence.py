@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from contracts.ledger_contract import receipt_of
 from hypothesis import given
@@ -18,11 +17,12 @@ from hypothesis import strategies as st
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData
+from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import InputError
 from ray_eraser.ids import Generation, ShardId
 from ray_eraser.pool import LocalShardPool
-from ray_eraser.store import ShardData, Store
+from ray_eraser.store import Store
 from ray_eraser.unlearning.evidence import Finding, Outcome, ReceiptFile, verify_chain, verify_receipt
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 from ray_eraser.unlearning.receipt import START, Receipt, chained, sealed
@@ -384,6 +384,12 @@ def test_a_generation_that_was_never_published_is_found(newest, number):
     assert "generation" in failed(newest.verified(published=published))
 
 
+def test_other_chosen_settings_than_the_generations_are_found(newest):
+    found = newest.verified(receipt=replace(newest.receipt, chosen=("model.alpha0",)), chain=None)
+    assert failed(found) == ["generation"]
+    assert found["generation"].detail == "the settings that were chosen from the log are none"
+
+
 def test_another_guarantee_than_the_generations_is_found(newest):
     found = newest.verified(receipt=replace(newest.receipt, guarantee="exact-given-partition"), chain=None)
     assert failed(found) == ["generation"]
@@ -392,9 +398,10 @@ def test_another_guarantee_than_the_generations_is_found(newest):
 def test_a_purged_file_that_is_back_is_found(deployments, trained, tiny):
     coordinator = deployments.copy(trained, "shop")
     deployments.honest = False
-    store, old = coordinator._store, coordinator._loaded()
+    store, old = coordinator._store, coordinator._serving.loaded
     data = old.shards[ShardId(0)]
-    request = UnlearningRequest(user_id=tiny.users.ids[data.train.users[0]])
+    (user,) = tiny.users.raw_of(data.user_keys[:1])
+    request = UnlearningRequest(user_id=user)
     submitted = coordinator.submit(request)
     (receipt,) = coordinator.process_pending()
     published = coordinator._ledger.current()
@@ -404,26 +411,58 @@ def test_a_purged_file_that_is_back_is_found(deployments, trained, tiny):
     found = case.verified()
     assert failed(found) == ["purged files are gone", "the ids are gone"]
     assert path in found["purged files are gone"].detail
-    assert "interactions of erased users" in found["the ids are gone"].detail
+    assert f"{path} holds interactions of the user" in found["the ids are gone"].detail
 
 
 @pytest.mark.parametrize("which", [0, 2], ids=["user", "item"])
-def test_an_id_in_any_vocabulary_is_found(cases, tiny, which):
+def test_an_id_in_any_part_of_a_vocabulary_is_found(cases, which):
     case = cases[which]
-    vocabulary, keys = ((tiny.users, None), (tiny.items, np.zeros(len(tiny.items), np.uint64)))[which // 2]
-    path = case.store.write_vocabulary(vocabulary, keys).path
+    raw = case.request.user_id if which == 0 else case.request.item_id
+    (ref,) = case.store.write_vocabulary(Vocabulary.of(case.request.kind, [raw]))
     found = case.verified()["the ids are gone"]
     assert found.outcome is Outcome.FAILS
-    assert f"the {vocabulary.kind} is in {path}" in found.detail
+    assert f"the {case.request.kind} is in {ref.path}" in found.detail
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["user", "item"])
+def test_an_id_under_another_ones_key_is_found(cases, which):
+    """Whoever hides an id may file it wrongly."""
+    case = cases[which]
+    raw = case.request.user_id if which == 0 else case.request.item_id
+    (ref,) = case.store.write_vocabulary(Vocabulary.of(case.request.kind, [raw], seed=99))
+    assert f"the {case.request.kind} is in {ref.path}" in case.verified()["the ids are gone"].detail
+
+
+def shard_of_one_pair(tiny: Dataset, user, item) -> ShardData:
+    return ShardData.none().with_learned(KeyedPairs.of([(tiny.users.key(user), tiny.items.key(item))]), KeyedPairs.none())
 
 
 def test_a_pair_in_any_shards_file_is_found(newest, tiny):
     ((user, item),) = newest.request.pairs
-    pair = Interactions.of(np.array([tiny.users.row(user)]), np.array([tiny.items.row(item)]))
-    path = newest.store.write_shard_data(ShardId(1), ShardData(pair, Interactions.none())).path
+    path = newest.store.write_shard_data(ShardId(1), shard_of_one_pair(tiny, user, item)).path
     found = newest.verified()
     assert failed(found) == ["the ids are gone"]
     assert f"{path} holds 1 of the pairs" in found["the ids are gone"].detail
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["user", "item"])
+def test_the_key_of_an_erased_id_in_any_shards_file_is_found_although_no_vocabulary_has_it(cases, tiny, which):
+    case = cases[which]
+    pair = case.request.user_id or tiny.users.ids[12], case.request.item_id or tiny.items.ids[12]
+    path = case.store.write_shard_data(ShardId(1), shard_of_one_pair(tiny, *pair)).path
+    found = case.verified()["the ids are gone"]
+    assert found.outcome is Outcome.FAILS
+    assert f"{path} holds interactions of the {case.request.kind}" in found.detail
+
+
+def test_a_vocabulary_that_cannot_be_read_leaves_it_open(cases):
+    case = cases[0]
+    ref = case.store.read_manifest(case.published.digest).users[3]
+    path = case.store.local_folder / ref.path
+    path.write_bytes(path.read_bytes()[:-1])
+    found = case.verified()["the ids are gone"]
+    assert found.outcome is Outcome.UNCHECKED
+    assert ref.path in found.detail
 
 
 # ---- what came again
@@ -459,7 +498,8 @@ def test_what_was_learned_again_in_the_same_batch_is_no_fault_of_the_receipts(de
     coordinator = deployments.copy(trained, "shop")
     request = UnlearningRequest(user_id=tiny.users.ids[7])
     submitted = coordinator.submit(request)
-    coordinator.learn([(tiny.users.ids[7], tiny.items.ids[0])])
+    (item,) = tiny.items.raw(tiny.train.items_of(7)[:1])
+    coordinator.learn([(tiny.users.ids[7], item)])
     (receipt,) = coordinator.process_pending()
     ledger = coordinator._ledger
     case = Case(coordinator._store, ledger.current(), ledger.receipts(), receipt, submitted.salt, request)

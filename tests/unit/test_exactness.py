@@ -10,15 +10,15 @@ import pytest
 from conftest import Deployments, audited, digest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import generation_of
+from plain import Plain
 
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.ids import ShardId
-from ray_eraser.store import ShardData, Store, embeddings_bytes
+from ray_eraser.data.keyed import KeyedPairs
+from ray_eraser.store import embeddings_bytes
 from ray_eraser.training.submodel import train_submodel
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.receipt import sealed_path
@@ -49,7 +49,14 @@ WAYS = [
 def configured(partition: str, model: str, aggregation: str = "spectral", slices: int = 1) -> EraserConfig:
     return config_from(
         {
-            "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
+            "data": {
+                "synthetic_users": 40,
+                "synthetic_items": 30,
+                "synthetic_per_user": 7,
+                "synthetic_communities": 3,
+                "test_share": 0.2,
+                "valid_share": 0.1,
+            },
             "partition": {"kind": partition, "n_shards": 3},
             "model": {"width": 6, **MODELS[model]},
             "training": {"slices": slices},
@@ -62,30 +69,21 @@ def generated(config: EraserConfig) -> Dataset:
     return read_dataset("synthetic", config.data, config.seed)
 
 
-def pair_at(dataset: Dataset, part: Interactions, position: int) -> tuple[int, int]:
-    return dataset.users.ids[part.users[position]], dataset.items.ids[part.items[position]]
+def named(dataset: Dataset, part: Interactions) -> list[tuple[str, str]]:
+    users, items = (of.texts.to_pylist() for of in (dataset.users, dataset.items))
+    return [(users[u], items[i]) for u, i in zip(part.users, part.items, strict=True)]
 
 
 def rows_of(dataset: Dataset, request: UnlearningRequest) -> Interactions:
     """The pairs that a request is about, looked up by hand."""
     log = Interactions.union([dataset.train, dataset.valid])
+    users, items = (of.texts.to_pylist() for of in (dataset.users, dataset.items))
     if request.user_id is not None:
-        return log.take(log.users == dataset.users.ids.index(request.user_id))
+        return log.take(log.users == users.index(request.user_id))
     if request.item_id is not None:
-        return log.take(log.items == dataset.items.ids.index(request.item_id))
-    users, items = zip(*request.pairs, strict=True)
-    return Interactions.of(
-        np.array([dataset.users.ids.index(user) for user in users]), np.array([dataset.items.ids.index(item) for item in items])
-    )
-
-
-def from_scratch(store: Store, dataset: Dataset, at_first: dict[ShardId, ShardData], requests, config: EraserConfig) -> str:
-    """Digest of the generation that training anew on what the requests leave gives, every pair in the shard that it was in."""
-    erased = Interactions.union([rows_of(dataset, request) for request in requests])
-    users = dataset.users.without(dataset.users.ids.index(r.user_id) for r in requests if r.user_id is not None)
-    items = dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None)
-    remaining = {shard: ShardData(data.train.without(erased), data.valid.without(erased)) for shard, data in at_first.items()}
-    return generation_of(store, users, items, remaining, config)
+        return log.take(log.items == items.index(request.item_id))
+    rows = np.array([(users.index(user), items.index(item)) for user, item in request.pairs])
+    return Interactions.of(rows[:, 0], rows[:, 1])
 
 
 def requests_of(dataset: Dataset) -> list[UnlearningRequest]:
@@ -95,8 +93,8 @@ def requests_of(dataset: Dataset) -> list[UnlearningRequest]:
     return [
         UnlearningRequest(user_id=user),
         UnlearningRequest(item_id=item),
-        UnlearningRequest(pairs=(pair_at(dataset, clear[0], 0),)),
-        UnlearningRequest(pairs=(pair_at(dataset, clear[1], -1),)),
+        UnlearningRequest(pairs=(named(dataset, clear[0])[0],)),
+        UnlearningRequest(pairs=(named(dataset, clear[1])[-1],)),
         UnlearningRequest(user_id=dataset.users.ids[20]),
         UnlearningRequest(user_id=dataset.users.ids[30]),
     ]
@@ -109,17 +107,20 @@ def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from
     config = configured(partition, model, aggregation, slices)
     dataset = generated(config)
     coordinator = deployments.fit("one by one", config, dataset)
-    at_first, done = coordinator.shard_data(), []
+    at_first, done, plain = coordinator.shard_data(), [], Plain(coordinator)
+    in_sets = [set().union(*(parts[side] for parts in plain.shards)) for side in (0, 1)]
+    assert in_sets == [set(named(dataset, dataset.train)), set(named(dataset, dataset.valid))]
     for request in requests_of(dataset):
-        before, files = coordinator._loaded().manifest, coordinator._store.files()
+        before, files = coordinator._serving.loaded.manifest, coordinator._store.files()
         salt = coordinator.submit(request).salt
         (receipt,) = coordinator.process_pending()
         done.append(request)
 
-        after = coordinator._loaded().manifest
-        assert digest_of(coordinator) == from_scratch(deployments.store("scratch"), dataset, at_first, done, config)
-        gone = rows_of(dataset, request)
-        owning = {shard for shard, data in at_first.items() if len(data.train.common(gone)) + len(data.valid.common(gone)) > 0}
+        after = coordinator._serving.loaded.manifest
+        plain.erase(request)
+        assert digest_of(coordinator) == plain.digest(deployments.store("scratch"))
+        gone = KeyedPairs.in_keys(rows_of(dataset, request), dataset.users.keys, dataset.items.keys)
+        owning = {shard for shard, data in at_first.items() if data.has(gone).any()}
         assert set(receipt.shards_touched) <= owning  # an earlier request may have taken a shard's pairs already
         for shard in set(at_first) - owning:
             assert after.shards[shard] == before.shards[shard]
@@ -152,18 +153,10 @@ def test_without_being_told_the_partition_a_fresh_fit_on_the_rest_is_the_same_ge
         coordinator.submit(request)
         coordinator.process_pending()
     erased = Interactions.union([rows_of(dataset, request) for request in requests])
-    fresh = deployments.fit(
-        "fresh",
-        config,
-        replace(
-            dataset,
-            users=dataset.users.without(dataset.users.ids.index(r.user_id) for r in requests if r.user_id is not None),
-            items=dataset.items.without(dataset.items.ids.index(r.item_id) for r in requests if r.item_id is not None),
-            train=dataset.train.without(erased),
-            valid=dataset.valid.without(erased),
-        ),
-    )
+    rest = replace(dataset, train=dataset.train.without(erased), valid=dataset.valid.without(erased))
+    fresh = deployments.fit("fresh", config, rest)  # who is in none of its pairs is not taken over
     assert digest_of(fresh) == digest_of(coordinator)
+    assert fresh._store.files() == coordinator._store.files()
 
 
 @pytest.fixture(scope="module", params=list(product(PARTITIONS, MODELS)), ids="-".join)
@@ -173,8 +166,8 @@ def divided(request, tmp_path_factory):
     opened = Deployments(tmp_path_factory.mktemp("divided"))
     coordinator: Coordinator = opened.fit("shop", config, generated(config))
     store = opened.store("shop")
-    manifest = coordinator._loaded().manifest
-    yield config, coordinator.shard_data(), {r.shard: store.read(r.submodel) for r in manifest.shards}, store, manifest.items
+    manifest = coordinator._serving.loaded.manifest
+    yield config, coordinator.shard_data(), {r.shard: store.read(r.submodel) for r in manifest.shards}
     opened.close()
 
 
@@ -182,14 +175,12 @@ def divided(request, tmp_path_factory):
 @given(data=st.data())
 def test_a_submodel_depends_on_nothing_of_another_shard(divided, data):
     """Whatever is erased from one shard, training every other on its own data gives the bytes that it had."""
-    config, shards, submodels, store, items = divided
+    config, shards, submodels = divided
     touched = data.draw(st.sampled_from(sorted(shard for shard, part in shards.items() if len(part.train))))
     erased = data.draw(st.sets(st.integers(0, len(shards[touched].train) - 1), min_size=1))
-    gone = shards[touched].train.take(np.array(sorted(erased)))
-    item_keys = store.read_item_keys(items)
+    gone = shards[touched].keyed(shards[touched].train.take(np.array(sorted(erased))))
     for shard, part in shards.items():
-        rest = part.without(gone)
-        again = embeddings_bytes(train_submodel(rest.train, rest.valid, item_keys, config, shard))
+        again = embeddings_bytes(train_submodel(part.without(gone), config, shard))
         assert (again == submodels[shard]) == (shard != touched)
 
 

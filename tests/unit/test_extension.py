@@ -33,6 +33,7 @@ from ray_eraser.config import (
     only_here,
 )
 from ray_eraser.errors import ConfigError, ExtensionError
+from ray_eraser.generation import Change, remaining_dataset
 from ray_eraser.models import make_model
 from ray_eraser.partition import divide
 from ray_eraser.unlearning.audit import Erased
@@ -119,7 +120,7 @@ def test_a_deployment_learns_forgets_and_is_audited_with_them(deployments, tiny,
         tiny_config.model_dump(mode="json") | mine | {"aggregation": {"kind": "by_size", "foldin_alpha0": 0.3}}
     )
     coordinator = deployments.fit("a", config, tiny)
-    assert coordinator.describe()["guarantee"] == "exact"
+    assert coordinator.describe().guarantee == "exact"
     user, item = tiny.users.ids[3], tiny.items.ids[5]
     coordinator.submit(UnlearningRequest(item_id=item))
     (receipt,) = coordinator.process_pending()
@@ -134,9 +135,7 @@ def test_a_deployment_learns_forgets_and_is_audited_with_them(deployments, tiny,
 
 
 def coordinator_dataset(coordinator):
-    from ray_eraser.generation import remaining_dataset
-
-    return remaining_dataset(coordinator._loaded_change())
+    return remaining_dataset(Change.nothing(coordinator._serving.loaded))
 
 
 def test_the_other_way_round_a_deployment_goes_to_a_kind_of_another_package_and_back():

@@ -44,7 +44,7 @@ def coordinator(deployments: Deployments, trained: Path) -> Coordinator:
 
 def poisoned(coordinator: Coordinator, user: int, error: Callable[[], Exception]) -> list[bool]:
     """Training fails wherever a user's pairs are erased, as long as the list is not emptied."""
-    row = coordinator._loaded().users.row(user)
+    row = coordinator._serving.loaded.users.row(user)
     sick = [True]
     erase = coordinator.pool.erase
 
@@ -83,7 +83,7 @@ def try_all(coordinator: Coordinator, most: int = 30) -> tuple[list, list[Except
 def test_one_that_fails_is_set_aside_and_the_others_go_on(
     deployments: Deployments, trained: Path, coordinator: Coordinator, place: int, error
 ) -> None:
-    users = coordinator._loaded().users.ids[2:9]
+    users = coordinator._serving.loaded.users.ids[2:9]
     sick = users[place]
     poisoned(coordinator, sick, error)
     submitted = {user: coordinator.submit(about_user(user)) for user in users}
@@ -101,15 +101,15 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
     assert not any(str(user) in reason for user in users)
     assert coordinator.status(name) is RequestState.SET_ASIDE
     assert (coordinator.has_pending(), coordinator.is_due(), coordinator.process_pending()) == (False, False, [])
-    assert coordinator.describe()["set_aside"] == {name: reason}
+    assert coordinator.describe().set_aside == {name: reason}
     assert coordinator._store.files() == files_of(coordinator._store, digest_of(coordinator))
 
     # Its data stay out of what is served, also after a restart.
     def stays_out(opened: Coordinator) -> None:
         with pytest.raises(UnknownIdError):
             opened.recommend(sick)
-        assert opened._loaded().users.row(sick) not in opened.served_model().user_rows
-        assert opened.describe()["serving"] == "excision"
+        assert opened._serving.loaded.users.row(sick) not in opened.served_model().user_rows
+        assert opened.describe().serving == "excision"
 
     stays_out(coordinator)
     coordinator = deployments.open("shop")
@@ -119,7 +119,7 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
     # Not mended, it is tried as often as before; others are not held up by it.
     coordinator.retry(name)
     assert coordinator.status(name) is RequestState.EXCISED
-    last = coordinator._served().users.ids[12]
+    last = coordinator._serving.snapshot.users.ids[12]
     coordinator.submit(about_user(last))
     receipts, errors = try_all(coordinator)
     assert (len(receipts), coordinator.status(name)) == (1, RequestState.SET_ASIDE)
@@ -140,7 +140,7 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
 
 
 def test_a_process_that_dies_sets_nothing_aside_and_others_go_before_it(coordinator: Coordinator) -> None:
-    users = coordinator._loaded().users.ids[2:6]
+    users = coordinator._serving.loaded.users.ids[2:6]
     mend = poisoned(coordinator, users[0], lambda: PoolError("shard 1", "its process died"))
     submitted = {user: coordinator.submit(about_user(user)) for user in users[:3]}
     receipts, errors = try_all(coordinator, 12)
@@ -158,7 +158,7 @@ def test_what_an_attempt_wrote_that_failed_goes_before_anything_is_called_erased
     deployments: Deployments, coordinator: Coordinator
 ) -> None:
     """The first attempt's files hold what the second one erases."""
-    first, second = coordinator._loaded().users.ids[2:4]
+    first, second = coordinator._serving.loaded.users.ids[2:4]
 
     def on_step(name: str) -> None:
         if name == "written":
@@ -167,7 +167,7 @@ def test_what_an_attempt_wrote_that_failed_goes_before_anything_is_called_erased
 
     coordinator._on_step = on_step
     # As where a process goes on writing after all was swept.
-    coordinator._left_over = lambda _: []
+    coordinator._builder.left_over = lambda _: []
     coordinator.submit(about_user(first))
     with pytest.raises(PoolError):
         coordinator.process_pending()
@@ -181,7 +181,7 @@ def test_what_an_attempt_wrote_that_failed_goes_before_anything_is_called_erased
 def test_who_was_replaced_while_training_fails_leaves_the_batch_to_the_other(
     deployments: Deployments, coordinator: Coordinator
 ) -> None:
-    user = coordinator._loaded().users.ids[2]
+    user = coordinator._serving.loaded.users.ids[2]
     others: list[Coordinator] = []
 
     def on_step(name: str) -> None:
@@ -199,7 +199,7 @@ def test_who_was_replaced_while_training_fails_leaves_the_batch_to_the_other(
 
 def test_a_published_batch_ends_before_one_that_is_only_routed(deployments: Deployments, coordinator: Coordinator) -> None:
     """Two that work on one ledger for a moment could leave both behind."""
-    first, second = coordinator._loaded().users.ids[2:4]
+    first, second = coordinator._serving.loaded.users.ids[2:4]
     coordinator.submit(about_user(first))
     later: list[Submitted] = []
 
@@ -244,7 +244,7 @@ def test_a_full_or_locked_disk_holds_up_and_changes_nothing(
 ) -> None:
     undisturbed = deployments.copy(trained, "undisturbed")
     coordinator = deployments.copy(trained, "shop")
-    user, other, third = undisturbed._loaded().users.ids[2:5]
+    user, other, third = undisturbed._serving.loaded.users.ids[2:5]
     for opened in (undisturbed, coordinator):
         opened.learn([(third, SOFA)])
         opened.submit(about_user(user))
@@ -269,7 +269,7 @@ def test_a_full_or_locked_disk_holds_up_and_changes_nothing(
     undisturbed.submit(about_user(other))
     undisturbed.process_pending()
     assert digest_of(coordinator) == digest_of(undisturbed)
-    assert coordinator.describe()["generation"] == 3
+    assert coordinator.describe().generation == 3
 
 
 @pytest.mark.parametrize("after", range(6))
@@ -303,7 +303,7 @@ CALLS = {
 def test_what_the_ledger_cannot_record_is_refused_and_changes_nothing(
     deployments: Deployments, coordinator: Coordinator, call: str
 ) -> None:
-    user = coordinator._loaded().users.ids[2]
+    user = coordinator._serving.loaded.users.ids[2]
     before, listed = coordinator.describe(), coordinator.recommend(user)
 
     def writing(allowed: bool) -> None:
@@ -319,14 +319,14 @@ def test_what_the_ledger_cannot_record_is_refused_and_changes_nothing(
     opened = deployments.open("shop")
     CALLS[call](opened, user)
     opened.process_pending()
-    assert opened.describe()["generation"] == 2
+    assert opened.describe().generation == 2
 
 
 @pytest.mark.parametrize("method", ["excised", "routed", "publish", "finish"])
 def test_a_ledger_that_fails_on_the_way_is_tried_again(
     deployments: Deployments, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    user = coordinator._loaded().users.ids[2]
+    user = coordinator._serving.loaded.users.ids[2]
     failing = [True, True]
     true = getattr(coordinator._ledger, method)
 
@@ -349,7 +349,7 @@ def test_a_ledger_that_fails_on_the_way_is_tried_again(
     with pytest.raises(UnknownIdError):
         coordinator.recommend(user)
     assert coordinator.submit(about_user(user), "key").state is RequestState.ERASED
-    assert coordinator.describe()["generation"] == 2
+    assert coordinator.describe().generation == 2
     assert audited(coordinator).exact
 
 
@@ -372,7 +372,7 @@ def flip(folder: Path, path: str) -> None:
 
 
 def files_by_kind(coordinator: Coordinator) -> dict[str, str]:
-    manifest, digest = coordinator._loaded().manifest, digest_of(coordinator)
+    manifest, digest = coordinator._serving.loaded.manifest, digest_of(coordinator)
     return {
         "manifest": f"generations/{digest}.json",
         "users": manifest.users.path,
@@ -434,7 +434,7 @@ def test_a_file_that_is_corrupted_under_a_running_deployment_is_used_by_nobody(
             with pytest.raises(StoreError, match="is not what was written") as caught:
                 coordinator.process_pending()
             assert caught.value.path == path
-        assert (coordinator.set_aside(), coordinator.describe()["generation"]) == ({}, 1)
+        assert (coordinator.set_aside(), coordinator.describe().generation) == ({}, 1)
         (folder / path).write_bytes(whole)
     assert len(coordinator.process_pending()) == 1
     undisturbed.process_pending()
@@ -463,7 +463,7 @@ def test_a_second_ledger_is_refused_and_sweeps_nothing(
     with pytest.raises(DeploymentError, match="belongs to another ledger"):
         deployments.open("shop", tiny_config, ledger_url=f"sqlite:///{tmp_path}/other.db")
     assert coordinator._store.everything() == files
-    coordinator.submit(about_user(coordinator._loaded().users.ids[2]))
+    coordinator.submit(about_user(coordinator._serving.loaded.users.ids[2]))
     assert len(coordinator.process_pending()) == 1
 
 
@@ -491,7 +491,7 @@ def test_a_path_that_nobody_claimed_is_claimed_when_it_is_opened(
 
 
 def test_a_full_queue_refuses_with_the_time_to_come_back(coordinator: Coordinator) -> None:
-    users = coordinator._loaded().users.ids
+    users = coordinator._serving.loaded.users.ids
     coordinator.settings = coordinator.settings.model_copy(update={"max_pending": 2})
     first = coordinator.submit(about_user(users[0]), "a")
     coordinator.submit(about_user(users[1]))
@@ -511,7 +511,7 @@ def test_a_full_queue_refuses_with_the_time_to_come_back(coordinator: Coordinato
 
 
 def test_many_are_accepted_all_or_none(coordinator: Coordinator) -> None:
-    users = coordinator._loaded().users.ids
+    users = coordinator._serving.loaded.users.ids
     asked = [Submission(about_user(user), row=line) for user, line in ((users[3], 2), (5, 4), (users[4], 5), ("x", 9))]
     before = coordinator.describe()
     with pytest.raises(RequestError, match=r"row 4: no user '5'"):
@@ -530,7 +530,7 @@ def test_many_are_accepted_all_or_none(coordinator: Coordinator) -> None:
 
 
 def test_one_key_twice_in_a_file_is_one_request(coordinator: Coordinator) -> None:
-    users = coordinator._loaded().users.ids
+    users = coordinator._serving.loaded.users.ids
     once = Submission(about_user(users[3]), "key")
     answers = coordinator.submit_many([once, Submission(about_user(users[4])), once])
     assert answers[0] == answers[2]
@@ -566,11 +566,11 @@ def test_a_run_is_due_by_the_plan_and_at_once_for_who_must_not_wait(
     asked_at = clock.now
     coordinator.submit(about_user(users[0]))
     described = coordinator.describe()
-    assert (described["plan"], described["due_at"]) == (plan, coordinator.due_at())
+    assert (described.plan, described.due_at) == (plan, coordinator.due_at())
     latest = {
         "immediate": asked_at,
         "every=6h": 1000 + 6 * 3600,
-        "deadline=10d": asked_at + 9 * DAY - 2 * described["predicted_seconds"],
+        "deadline=10d": asked_at + 9 * DAY - 2 * described.predicted_seconds,
     }[plan]
     assert coordinator.due_at() == pytest.approx(latest, abs=0.01)
     assert coordinator.is_due() == (plan == "immediate")
@@ -585,7 +585,7 @@ def test_a_run_is_due_by_the_plan_and_at_once_for_who_must_not_wait(
     # Remembered by who opens it without settings.
     opened = deployments.open("shop", clock=clock)
     opened.submit(about_user(users[2]), priority=-1)
-    assert opened.describe()["plan"] == plan
+    assert opened.describe().plan == plan
     assert opened.is_due() == (plan == "immediate")
     opened.process_pending()
 
@@ -593,14 +593,14 @@ def test_a_run_is_due_by_the_plan_and_at_once_for_who_must_not_wait(
 def test_who_waits_longer_than_the_law_allows_is_counted(deployments: Deployments, trained: Path) -> None:
     clock = Clock()
     coordinator = deployments.copy(trained, "shop", clock=clock)
-    users = coordinator._loaded().users.ids
+    users = coordinator._serving.loaded.users.ids
     for user in users[:2]:
         coordinator.submit(about_user(user))
         clock.now += DAY
     coordinator.learn([(ANN, SOFA)])
     for days, overdue in ((28, 0), (0.5, 1), (1, 2), (1, 3)):
         clock.now += days * DAY
-        assert (coordinator.overdue(), coordinator.describe()["overdue"]) == (overdue, overdue)
-    assert coordinator.describe()["oldest_pending_seconds"] == pytest.approx(32.5 * DAY)
+        assert (coordinator.overdue(), coordinator.describe().overdue) == (overdue, overdue)
+    assert coordinator.describe().oldest_pending_seconds == pytest.approx(32.5 * DAY)
     coordinator.process_pending()
-    assert (coordinator.overdue(), coordinator.describe()["oldest_pending_seconds"]) == (0, 0)
+    assert (coordinator.overdue(), coordinator.describe().oldest_pending_seconds) == (0, 0)

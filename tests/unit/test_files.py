@@ -3,20 +3,22 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ray_eraser.config import DataConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset, write_dataset
-from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import DataFileError
 
-WHOLE = DataConfig(test_share=0, valid_share=0)
+WHOLE = DataConfig()
+PAPERS = DataConfig(test_share=0.2, valid_share=0.1)
+"""What the papers hold out."""
 U_DATA = b"196\t242\t3\t881250949\n186\t302\t4\t891717742\n196\t302\t1\t878887116\n"
 
 
@@ -67,24 +69,45 @@ def put(tmp_path):
 )
 def test_every_kind_of_text_file_gives_the_same_pairs(put, name, content):
     dataset = read(put(name, content))
-    assert pairs(dataset) == {(196, 242), (186, 302), (196, 302)}
-    assert dataset.users.ids == (186, 196)
-    assert dataset.items.ids == (242, 302)
+    assert pairs(dataset) == {("196", "242"), ("186", "302"), ("196", "302")}
+    assert set(dataset.users.ids) == {"186", "196"}
+    assert set(dataset.items.ids) == {"242", "302"}
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.int32(), pa.uint64(), pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str
 )
-def test_parquet_ids_may_be_integers_strings_or_categories(tmp_path, kind):
-    users = pa.array([196, 186] if pa.types.is_integer(kind) else ["196", "186"]).cast(kind)
+def test_parquet_ids_of_text_are_given_back_as_text(tmp_path, kind):
+    users = pa.array(["196", "186"]).cast(kind)
     pq.write_table(pa.table({"item_id": ["a", "b"], "user_id": users}), tmp_path / "log.parquet")
-    assert pairs(read(tmp_path / "log.parquet")) == {(196, "a"), (186, "b")}
+    assert pairs(read(tmp_path / "log.parquet")) == {("196", "a"), ("186", "b")}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int8(), pa.int32(), pa.int64(), pa.uint64(), pa.dictionary(pa.int8(), pa.int64())], ids=str
+)
+def test_parquet_ids_of_integers_are_given_back_as_integers(tmp_path, kind):
+    users = pa.array([96, 86]).cast(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    users = users.dictionary_encode() if pa.types.is_dictionary(kind) else users
+    pq.write_table(pa.table({"item_id": ["a", "b"], "user_id": users}), tmp_path / "log.parquet")
+    dataset = read(tmp_path / "log.parquet")
+    assert pairs(dataset) == {(96, "a"), (86, "b")}
+    assert (dataset.users.integers, dataset.items.integers) == (True, False)
+
+
+def test_integers_fill_64_bits_with_a_sign_or_without(tmp_path):
+    users, items = pa.array([-(2**63), 2**63 - 1]), pa.array([2**64 - 1, 0], pa.uint64())
+    pq.write_table(pa.table({"user_id": users, "item_id": items}), tmp_path / "log.parquet")
+    dataset = read(tmp_path / "log.parquet")
+    assert pairs(dataset) == {(-(2**63), 2**64 - 1), (2**63 - 1, 0)}
+    write_dataset(dataset, tmp_path / "prepared", WHOLE)
+    same(read(tmp_path / "prepared"), dataset)
 
 
 def test_columns_are_taken_by_the_names_in_the_config(put):
     path = put("log.csv", "track,listener\n7,ann\n")
     config = WHOLE.model_copy(update={"user_column": "listener", "item_column": "track"})
-    assert pairs(read(path, config)) == {("ann", 7)}
+    assert pairs(read(path, config)) == {("ann", "7")}
 
 
 def test_quoted_fields_may_hold_commas_quotes_and_line_breaks(put):
@@ -103,7 +126,7 @@ def test_a_folder_with_one_log_is_read_like_the_log(put, tmp_path):
 def test_the_ratings_of_movielens_are_found_among_its_other_tables(put, tmp_path):
     put("ml/ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n")
     put("ml/movies.csv", "movieId,title,genres\n2,Heat,Crime\n")
-    assert pairs(read(tmp_path / "ml")) == {(1, 2)}
+    assert pairs(read(tmp_path / "ml")) == {("1", "2")}
 
 
 def test_a_folder_with_three_sets_keeps_them(put, tmp_path):
@@ -111,10 +134,10 @@ def test_a_folder_with_three_sets_keeps_them(put, tmp_path):
     put("log/valid.txt.gz", "0 7\n")
     put("log/test.txt", "1 8 9\n0\n")
     dataset = read(tmp_path / "log", DataConfig(test_share=0.5, valid_share=0.5))
-    assert pairs(dataset, "train") == {(0, 5), (0, 6), (1, 5)}
-    assert pairs(dataset, "valid") == {(0, 7)}
-    assert pairs(dataset, "test") == {(1, 8), (1, 9)}
-    assert dataset.users.ids == (0, 1)
+    assert pairs(dataset, "train") == {("0", "5"), ("0", "6"), ("1", "5")}
+    assert pairs(dataset, "valid") == {("0", "7")}
+    assert pairs(dataset, "test") == {("1", "8"), ("1", "9")}
+    assert set(dataset.users.ids) == {"0", "1"}
     assert dataset.merged == 0
 
 
@@ -125,7 +148,7 @@ def test_without_a_validation_file_only_that_is_held_out(put, tmp_path):
     put("log/train.txt", LONG_TRAIN)
     put("log/test.txt", "0 99\n")
     dataset = read(tmp_path / "log", DataConfig(test_share=0.5, valid_share=0.1))
-    assert pairs(dataset, "test") == {(0, 99)}
+    assert pairs(dataset, "test") == {("0", "99")}
     assert len(dataset.train) + len(dataset.valid) == 2000
     assert 130 < len(dataset.valid) < 270  # 200 with a standard deviation of 13
 
@@ -141,18 +164,24 @@ def test_with_a_training_file_alone_both_are_held_out(put, tmp_path):
 def test_with_training_and_validation_files_nothing_is_held_out(put, tmp_path):
     put("log/train.txt", LONG_TRAIN)
     put("log/valid.txt", "0 99\n")
-    dataset = read(tmp_path / "log", DataConfig())
+    dataset = read(tmp_path / "log", DataConfig(test_share=0.5, valid_share=0.5))
     assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (2000, 1, 0)
+
+
+def test_nothing_is_held_out_unless_the_config_asks_for_it(put, tmp_path):
+    put("log/train.txt", LONG_TRAIN)
+    dataset = read(tmp_path / "log", DataConfig())
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (2000, 0, 0)
 
 
 def test_the_order_of_the_log_changes_nothing(put):
     rows = [f"{user},{item}" for user in range(20) for item in range(20)]
     forward = put("a.csv", "\n".join(["user_id,item_id", *rows]))
     backward = put("b.csv", "\n".join(["user_id,item_id", *reversed(rows)]))
-    one, other = read(forward, DataConfig()), read(backward, DataConfig())
+    one, other = read(forward, PAPERS), read(backward, PAPERS)
     for name in ("train", "valid", "test"):
         assert pairs(one, name) == pairs(other, name)
-    assert one.users.ids == other.users.ids
+    same(replace(one, name=other.name), other)
 
 
 # What is merged, left out, and how ids are taken.
@@ -160,7 +189,7 @@ def test_the_order_of_the_log_changes_nothing(put):
 
 def test_repeated_pairs_are_merged_and_counted(put):
     dataset = read(put("log.csv", "user_id,item_id\n1,2\n1,2\n1,3\n1,2\n"))
-    assert pairs(dataset) == {(1, 2), (1, 3)}
+    assert pairs(dataset) == {("1", "2"), ("1", "3")}
     assert dataset.merged == 2
 
 
@@ -169,13 +198,17 @@ def test_a_pair_in_several_sets_stays_in_the_first_of_them(put, tmp_path):
     put("log/valid.txt", "0 2 3\n")
     put("log/test.txt", "0 1 3 4\n")
     dataset = read(tmp_path / "log")
-    assert [pairs(dataset, name) for name in ("train", "valid", "test")] == [{(0, 1), (0, 2)}, {(0, 3)}, {(0, 4)}]
+    assert [pairs(dataset, name) for name in ("train", "valid", "test")] == [
+        {("0", "1"), ("0", "2")},
+        {("0", "3")},
+        {("0", "4")},
+    ]
     assert dataset.merged == 3
 
 
 def test_rows_under_the_lowest_rating_are_left_out_and_counted(put):
     dataset = read(put("u.data", U_DATA), WHOLE.model_copy(update={"min_rating": 3}))
-    assert pairs(dataset) == {(196, 242), (186, 302)}
+    assert pairs(dataset) == {("196", "242"), ("186", "302")}
     assert (dataset.below_rating, dataset.merged) == (1, 0)
 
 
@@ -187,21 +220,14 @@ def test_parquet_rows_under_the_lowest_rating_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("odd", ["007", "+7", "-0", "7.0", "x", "9223372036854775808", " 7"])
-def test_one_id_that_is_no_plain_integer_makes_all_of_its_kind_strings(put, odd):
-    dataset = read(put("log.csv", f"user_id,item_id\n1,{odd}\n10,2\n"))
-    assert pairs(dataset) == {(1, odd), (10, "2")}
+def test_what_only_looks_like_a_number_is_an_id_of_its_own(put, odd):
+    dataset = read(put("log.csv", f"user_id,item_id\n1,{odd}\n10,7\n-5,0\n"))
+    assert pairs(dataset) == {("1", odd), ("10", "7"), ("-5", "0")}
 
 
-def test_integers_may_be_negative_and_fill_64_bits(put):
-    dataset = read(put("log.csv", "user_id,item_id\n-5,9223372036854775807\n0,-9223372036854775808\n"))
-    assert pairs(dataset) == {(-5, 2**63 - 1), (0, -(2**63))}
-
-
-def test_an_odd_id_in_the_test_file_makes_the_training_ids_strings_too(put, tmp_path):
-    put("log/train.txt", "0 1\n")
-    put("log/valid.txt", "0 2\n")
-    put("log/test.txt", "0 x\n")
-    assert pairs(read(tmp_path / "log")) == {(0, "1")}
+def test_an_id_has_its_key_whatever_other_ids_a_log_has(put):
+    few, more = (read(put(name, f"user_id,item_id\n1,2\n{rows}")) for name, rows in (("a.csv", ""), ("b.csv", "guest-7,x\n")))
+    assert few.users.key("1") == more.users.key("1") == few.users.key(1)
 
 
 # What is refused.
@@ -222,7 +248,7 @@ def test_an_odd_id_in_the_test_file_makes_the_training_ids_strings_too(put, tmp_
         ("log.csv", "user_id,item_id\n1,2\n1,2,3\n", 3, "3 fields, expected 2"),
         ("log.csv", 'user_id,item_id\n1,2\n1,"3\n1,4\n', 4, "malformed row"),
         ("log.csv", 'user_id,item_id\n1,2\n1,"3\n1,4\n1,"5\n', 5, "malformed row"),
-        ("log.csv", "user_id,item_id\n1,2\n1,a\0b\n", 3, "the item id holds a NUL byte"),
+        ("log.csv", "user_id,item_id\n1,2\n1,a\0b\n", 3, "holds a NUL byte"),
         ("log.csv", f"user_id,item_id\n1,{'x' * 1000}\n1,{'x' * 1001}\n", 3, "the item id has 1001 characters"),
         ("log.csv", b"user_id,item_id\n1,2\n1,caf\xe9\n", 3, "byte 0xe9 is not UTF-8"),
         ("log.inter", "user_id:token\titem_id:token\trating:float\n1\t2\t3\n1\t2\t-3\n", 3, "rating '-3'"),
@@ -237,8 +263,8 @@ def test_a_bad_row_is_refused_with_its_line(put, name, content, line, problem):
 @pytest.mark.parametrize(
     ("content", "line", "problem"),
     [
-        ("0 1\n\n1 a\0b\n", 3, "item id holds a NUL"),
-        ("0 1\n1\0 2\n", 2, "user id holds a NUL"),
+        ("0 1\n\n1 a\0b\n", 3, "the item id 'a\\x00b' holds a NUL"),
+        ("0 1\n1\0 2\n", 2, "the user id '1\\x00' holds a NUL"),
         (f"0 1\n2\n1 2 {'x' * 1001}", 3, "1001 characters"),
         (b"0 1\n1 \xff\n", 2, "UTF-8"),
     ],
@@ -312,7 +338,7 @@ def test_a_training_file_without_any_pair_is_refused(put, tmp_path):
     [
         ({"user_id": [1, None, None], "item_id": [1, 2, 3]}, "row 2: user_id is null (2 such rows)"),
         ({"user_id": [1.0, 2.0], "item_id": [1, 2]}, "column 'user_id' is double"),
-        ({"user_id": pa.array([1, 2**63], pa.uint64()), "item_id": [1, 2]}, "beyond 64 bits"),
+        ({"user_id": [True, False], "item_id": [1, 2]}, "column 'user_id' is bool"),
         ({"user_id": ["a", ""], "item_id": [1, 2]}, "row 2: the user id is empty"),
         ({"user_id": [1, 2], "item_id": [1, 2], "rating": [1.0, -2.0]}, "row 2: rating -2"),
         ({"user_id": [1, 2], "item_id": [1, 2], "rating": [1.0, float("nan")]}, "row 2: rating nan"),
@@ -342,8 +368,10 @@ def test_the_error_crosses_process_borders_whole(put):
 
 
 def same(one, other):
+    """The same log in the same rows."""
     assert (one.name, one.merged, one.below_rating) == (other.name, other.merged, other.below_rating)
-    assert (one.users.ids, one.items.ids) == (other.users.ids, other.items.ids)
+    for mine, theirs in ((one.users, other.users), (one.items, other.items)):
+        assert (mine.ids, mine.keys.tolist(), mine.integers) == (theirs.ids, theirs.keys.tolist(), theirs.integers)
     for name in ("train", "valid", "test"):
         assert getattr(one, name).codes().tolist() == getattr(other, name).codes().tolist()
 
@@ -356,15 +384,41 @@ def test_a_prepared_dataset_reads_back_as_it_was(put, tmp_path, config):
     dataset = read(put("u.data", "".join([*rows, rows[0]])), config)
     write_dataset(dataset, tmp_path / "prepared", config)
     same(read(tmp_path / "prepared", config), dataset)
-    same(read(tmp_path / "prepared", DataConfig(), seed=9), dataset)
+    same(read(tmp_path / "prepared", PAPERS, seed=9), dataset.under(9))
 
 
-def test_strings_that_look_like_integers_stay_strings_in_a_prepared_dataset(tmp_path):
-    ids = Vocabulary("user", ("1", "10", "2")), Vocabulary("item", ("3",))
-    none = Interactions.none()
-    dataset = Dataset("odd", *ids, Interactions.of(np.array([0, 1, 2]), np.zeros(3, np.int64)), none, none)
+@pytest.mark.parametrize(
+    "users", [("1", "10", "2"), (1, 10, 2), (1, 2**64 - 1, 2), (1, "guest-7", 2)], ids=["text", "integers", "unsigned", "mixed"]
+)
+def test_ids_of_a_prepared_dataset_are_given_back_as_they_were(tmp_path, users):
+    dataset = Dataset.of_pairs("odd", [(user, "3") for user in users], seed=1)
     write_dataset(dataset, tmp_path / "prepared", WHOLE)
     same(read(tmp_path / "prepared"), dataset)
+
+
+def test_what_is_held_out_for_the_test_alone_is_in_no_vocabulary_of_what_is_learned():
+    log = Dataset.of_pairs("log", [("ann", 1), ("bob", 2)], valid=[("cy", 2)], test=[("ann", 2), ("di", 3)])
+    learned = log.learned()
+    assert set(learned.users.ids) == {"ann", "bob", "cy"}
+    assert set(learned.items.ids) == {1, 2}
+    assert [pairs(learned, name) for name in ("train", "valid", "test")] == [{("ann", 1), ("bob", 2)}, {("cy", 2)}, set()]
+    assert learned.users.keys.tolist() == [log.users.key(raw) for raw in learned.users.ids]
+
+
+def test_a_log_in_memory_keeps_a_pair_in_the_first_set_that_has_it_and_counts_what_is_repeated():
+    log = Dataset.of_pairs("log", [(1, 1), ("1", 1), (2, 1)], valid=[(1, 1), (3, 3)], test=[(3, 3), (3, 4)])
+    assert [pairs(log, name) for name in ("train", "valid", "test")] == [{("1", 1), ("2", 1)}, {("3", 3)}, {("3", 4)}]
+    assert log.merged == 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))),
+    st.integers(0, 5),
+)
+def test_under_another_seed_a_log_is_as_if_it_had_come_under_it(train, test, seed):
+    moved = Dataset.of_pairs("log", train, 1, test=test).under(seed)
+    same(moved, Dataset.of_pairs("log", train, seed, test=test))
 
 
 def test_a_prepared_dataset_can_be_replaced_by_another(put, tmp_path):
@@ -410,7 +464,7 @@ def test_a_damaged_description_of_a_prepared_dataset_is_refused(put, tmp_path, t
 
 @pytest.mark.data
 def test_movielens_1m_has_the_papers_counts(data_folder):
-    dataset = read(data_folder / "ml-1m", DataConfig())
+    dataset = read(data_folder / "ml-1m", PAPERS)
     assert (len(dataset.users), len(dataset.items)) == (6040, 3706)
     assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (720_152, 80_016, 200_041)
     assert dataset.merged == 0
@@ -424,7 +478,7 @@ def test_movielens_100k_has_its_published_counts(data_folder):
 
 @pytest.mark.data
 def test_yelp2018_has_the_papers_counts_and_a_tenth_of_train_held_out(data_folder):
-    dataset = read(data_folder / "yelp2018", DataConfig())
+    dataset = read(data_folder / "yelp2018", PAPERS)
     assert (len(dataset.users), len(dataset.items)) == (31_668, 38_048)
     assert (len(dataset.train) + len(dataset.valid), len(dataset.test)) == (1_237_259, 324_147)
     assert len(dataset.valid) / 1_237_259 == pytest.approx(0.1, abs=0.002)

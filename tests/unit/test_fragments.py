@@ -25,9 +25,8 @@ from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import ConfigError, DataFileError, StoreError
 from ray_eraser.ids import ShardId
 from ray_eraser.ingest import ingest
-from ray_eraser.partition import divide, place
-from ray_eraser.pool import LocalShardPool
-from ray_eraser.store import ShardData, Store
+from ray_eraser.prepare import prepare
+from ray_eraser.store import Store
 from ray_eraser.training import weights
 
 INTEGER = pa.int64()
@@ -67,32 +66,27 @@ def table(pairs, user=INTEGER, item=INTEGER, ratings=None):
 
 def at_once(source, store, config):
     """What reading the whole log, dividing and writing it gives: the paths of all files, whose names are their digests."""
-    dataset = read_dataset(source, config.data, config.seed)
-    key = seeds.secret(config.seed, "ids")
-    user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
-    partition = divide(dataset.train, user_keys, item_keys, config.partition, config.seed)
-    held = place(dataset.valid, dataset.train, partition, user_keys, item_keys, config.partition, config.seed)
-    refs = [store.write_vocabulary(dataset.users), store.write_vocabulary(dataset.items, item_keys)]
-    for shard in map(ShardId, range(config.partition.n_shards)):
-        data = ShardData(partition.of_shard(dataset.train, shard), dataset.valid.take(held == shard))
-        refs.append(store.write_shard_data(shard, data))
-    return refs, dataset, partition
+    ready = prepare(read_dataset(source, config.data, config.seed), config, Here())
+    files = [store.write_shard_data(ShardId(shard), data) for shard, data in enumerate(ready.shards)]
+    return store.write_vocabulary(ready.log.users), store.write_vocabulary(ready.log.items), files, ready
 
 
 def assert_same(source, config, folder, rows):
-    expected, dataset, partition = at_once(source, Store(str(folder / "at once")), config)
+    users, items, shards, ready = at_once(source, Store(str(folder / "at once")), config)
     store = Store(str(folder / "in fragments"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest_module, "fragments_of", partial(fragments_of, rows=rows))
         patch.setattr(fragments, "_ROWS", rows)
         got = ingest(source, store, config, Here())
-    assert [got.users, got.items, *got.shards] == expected
-    assert store.everything() == sorted(ref.path for ref in expected)
-    assert got.sizes.tolist() == partition.sizes().tolist()
-    assert got.shards_per_user == partition.shards_per_user(dataset.train)
-    some = np.arange(0, len(dataset.users), 2)
+    assert (got.user_refs, got.item_refs, list(got.shards)) == (users, items, shards)
+    assert store.everything() == sorted(ref.path for ref in {*users, *items, *shards})
+    for mine, theirs in ((got.users, ready.log.users), (got.items, ready.log.items)):
+        assert (mine.ids, mine.integers) == (theirs.ids, theirs.integers)
+    assert got.sizes.tolist() == ready.partition.sizes().tolist()
+    assert got.shards_per_user == ready.partition.shards_per_user(ready.log.train)
+    some = np.arange(0, len(got.users), 2)
     gathered = got.of_users(some, store.uri, Here())
-    assert gathered.codes().tolist() == dataset.train.of_users(some).codes().tolist()
+    assert gathered.codes().tolist() == ready.log.train.of_users(some).codes().tolist()
 
 
 def problem_of(read):
@@ -168,22 +162,56 @@ def test_an_item_that_only_rows_under_the_lowest_rating_have_is_not_in_the_vocab
     config = config_of(min_rating=3)
     store = Store(str(tmp_path / "store"))
     got = ingest(put(tmp_path / "log", good, bad), store, config, Here())
-    assert store.read_vocabulary(got.items, "item").ids == tuple(range(1, 9))
+    assert set(got.items.ids) == set(range(1, 9))
+
+
+def test_ids_that_the_test_set_alone_has_are_in_no_vocabulary_and_in_no_file(tmp_path):
+    # Everybody's only pair: about half of the users, and with them of the items, are held out for the test.
+    pairs = [(f"user-{number}", f"item-{number}") for number in range(200)]
+    source = put(tmp_path / "log", table(pairs[::2], pa.string(), pa.string()), table(pairs[1::2], pa.string(), pa.string()))
+    config = config_of(test_share=0.5, valid_share=0.2)
+    dataset = read_dataset(source, config.data, config.seed)
+    assert_same(source, config, tmp_path, 50)
+    store = Store(str(tmp_path / "in fragments"))
+    got = ingest(source, store, config, Here())
+    kept = Interactions.union([dataset.train, dataset.valid])
+    assert 60 < len(dataset.test) < 140
+    assert set(got.users.ids) == set(dataset.users.raw(kept.users))
+    assert set(got.items.ids) == set(dataset.items.raw(kept.items))
+    stored = b"".join((store.local_folder / path).read_bytes() for path in store.everything())
+    for kind, vocabulary, rows in (("user", dataset.users, dataset.test.users), ("item", dataset.items, dataset.test.items)):
+        assert not any(key.tobytes() in stored for key in vocabulary.keys[rows]), kind
+    assert all(key.tobytes() in stored for key in dataset.users.keys[kept.users])
+
+
+@pytest.mark.parametrize(
+    ("users", "integers"), [((INTEGER, INTEGER), True), ((INTEGER, pa.string()), False), ((pa.string(), pa.string()), False)]
+)
+def test_ids_are_given_back_as_integers_where_the_column_of_every_file_is_one(tmp_path, users, integers):
+    parts = [
+        table([(str(number) if kind == pa.string() else number, number) for number in range(first, 60, 2)], user=kind)
+        for first, kind in enumerate(users)
+    ]
+    source = put(tmp_path / "log", *parts)
+    assert_same(source, config_of(valid_share=0.1), tmp_path, 10)
+    assert read_dataset(source, DataConfig(), 1).users.integers is integers
 
 
 @given(st.lists(st.lists(st.one_of(numbers, odd, plain), max_size=8), max_size=5), st.integers(0, 9))
 def test_merged_ids_are_those_of_a_vocabulary(parts, rows):
-    arrays = []
+    secret = seeds.secret(5, "ids")
+    columns = []
     for part in parts:
-        raw = [str(value) for value in part] if any(isinstance(value, str) for value in part) else part
-        column = pa.array(raw, pa.string() if raw and isinstance(raw[0], str) else pa.int64()).dictionary_encode()
-        arrays.append(fragments.distinct_ids(fragments.Ids(column.dictionary, column.indices.to_numpy())))
+        integers = not any(isinstance(value, str) for value in part)
+        encoded = pa.array([str(value) for value in part], pa.string()).dictionary_encode()
+        columns.append(fragments.keyed_ids(fragments.Ids(encoded.dictionary, encoded.indices.to_numpy(), integers), secret))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fragments, "_ROWS", rows)
-        merged = fragments.merged_ids(arrays)
-    whole = [str(raw) for part in parts for raw in part]
-    integers = all(raw.removeprefix("-").isdigit() and str(int(raw)) == raw for raw in whole)
-    assert tuple(merged.to_pylist()) == Vocabulary.of("user", [int(raw) for raw in whole] if integers else whole).ids
+        merged = fragments.merged_ids("user", secret, iter(columns))
+    raw = [value for part in parts for value in part]
+    whole = Vocabulary.of("user", raw, 5)
+    assert (merged.ids, merged.keys.tolist()) == (whole.ids, whole.keys.tolist())
+    assert merged.integers is all(column.integers for column in columns)
 
 
 # ---- which logs are read so -------------------------------------------------------------------------------------------------
@@ -210,7 +238,7 @@ def test_a_folder_with_parts_is_read_at_once_as_one_log(tmp_path):
 def test_integers_in_one_part_and_strings_in_another_are_all_strings(tmp_path):
     source = put(tmp_path / "log", table([(1, 5), (10, 5)]), table([("x", 5), ("1", 6)], user=pa.string()))
     dataset = read_dataset(source, DataConfig(test_share=0, valid_share=0), 1)
-    assert dataset.users.ids == ("1", "10", "x")
+    assert set(dataset.users.ids) == {"1", "10", "x"}
     assert len(dataset.train) == 4
 
 
@@ -325,6 +353,7 @@ def test_a_fragment_that_fails_does_not_keep_the_others_from_ending(tmp_path):
 def log_of_users(folder):
     generator = np.random.default_rng(1)
     pairs = [(100 + user, 10 + int(item)) for user in range(60) for item in generator.choice(40, 10, replace=False)]
+    pairs += [(1000 + number, 500 + number) for number in range(20)]  # of some of these all is held out for the test
     order = generator.permutation(len(pairs))
     parts = [table([pairs[row] for row in rows]) for rows in np.array_split(order, 4)]
     return put(folder, *parts)
@@ -336,11 +365,14 @@ def test_a_deployment_of_a_log_in_fragments_is_that_of_the_log(deployments: Depl
     source = log_of_users(tmp_path / "log")
     config = config_of(kind).model_copy(update={"model": config_from({"model": {**SMALL["model"], "alpha0": alpha0}}).model})
     at_once = deployments.open("at once", config)
-    expected = at_once.fit(read_dataset(source, config.data, config.seed))
+    dataset = read_dataset(source, config.data, config.seed)
+    expected = at_once.fit(dataset)
+    assert expected.n_users < len(dataset.users)
     other = deployments.open("in fragments", config)
     got = other.fit_log(source)
     assert {**vars(got), "seconds": 0} == {**vars(expected), "seconds": 0}
     assert digest_of(other) == digest_of(at_once)
+    assert other._store.files() == at_once._store.files()
     assert audited(other).exact
 
 
@@ -354,7 +386,7 @@ def test_of_a_big_log_the_same_users_are_looked_at_for_alpha0(deployments: Deplo
         seen.append(looked_at)
         return real(looked_at, *rest)
 
-    monkeypatch.setattr("ray_eraser.coordinator.choose_alpha0_among", watched)
+    monkeypatch.setattr("ray_eraser.prepare.choose_alpha0_among", watched)
     source = log_of_users(tmp_path / "log")
     config = config_from({"partition": {"n_shards": 3}, "model": {"width": 4, "epochs": 2}})
     dataset = read_dataset(source, config.data, config.seed)
@@ -362,11 +394,8 @@ def test_of_a_big_log_the_same_users_are_looked_at_for_alpha0(deployments: Deplo
     other = deployments.open("in fragments", config).fit_log(source)
     assert 0 < len(seen[0]) < len(dataset.train)
     assert seen[0].codes().tolist() == seen[1].codes().tolist()
-    assert one.alpha0 == other.alpha0
-    key = seeds.secret(config.seed, "ids")
-    keys = dataset.users.keys(key), dataset.items.keys(key)
-    pool = LocalShardPool(deployments.path("at once"), config)
-    assert weights.choose_alpha0(dataset.train, *keys, config, pool) == one.alpha0
+    assert (one.alpha0, one.chosen) == (other.alpha0, other.chosen)
+    assert one.chosen == ("model.alpha0",)
 
 
 class Killed(BaseException):

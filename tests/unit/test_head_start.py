@@ -53,7 +53,7 @@ def interrupted(name: str) -> None:
 def eager(deployments: Deployments, trained: Path) -> Coordinator:
     """A deployment whose requests are recorded and no more until `process_pending`."""
     coordinator = deployments.copy(trained, "eager")
-    coordinator.pool = EagerPool(deployments.path("eager"), coordinator.config)
+    coordinator._serving.pool = EagerPool(deployments.path("eager"), coordinator.config)
     return coordinator
 
 
@@ -65,8 +65,8 @@ def record(coordinator: Coordinator, request: UnlearningRequest) -> None:
 
 
 def owner(coordinator: Coordinator, user: RawId) -> ShardId:
-    row = coordinator._loaded().users.row(user)
-    return next(shard for shard, data in coordinator._loaded().shards.items() if row in data.train.users)
+    row = coordinator._serving.loaded.users.row(user)
+    return next(shard for shard, data in coordinator._serving.loaded.shards.items() if row in data.train.users)
 
 
 def users_of(coordinator: Coordinator, dataset: Dataset, shard: ShardId) -> list[RawId]:
@@ -131,7 +131,7 @@ def test_a_re_partition_that_comes_meanwhile_waits_for_what_was_begun(eager: Coo
     abandoned: list[str] = []
     pool = eager.pool
     pool.meanwhile = lambda: eager.repartition([]) and None
-    pool.abandon = lambda: abandoned.append(eager.progress()["stage"])
+    pool.abandon = lambda: abandoned.append(eager.progress().stage)
     eager._make_pool = lambda config: EagerPool(eager._store.uri, config)
     record(eager, UnlearningRequest(user_id=tiny.users.ids[8]))
     eager.process_pending()

@@ -9,7 +9,7 @@ import pytest
 
 from ray_eraser.config import DataConfig, EraserConfig
 from ray_eraser.data.files import read_dataset
-from ray_eraser.errors import InputError, RequestError, UnknownIdError, UnknownRequestError, one_line, shortened
+from ray_eraser.errors import InputError, InvalidIdError, RequestError, UnknownIdError, UnknownRequestError, one_line, shortened
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.request import Submission, UnlearningRequest
 from ray_eraser.unlearning.request_files import read_requests
@@ -151,13 +151,14 @@ def test_pairs_may_come_one_by_one():
         (1.0, "1.0 is a float"),
         (b"ann", "b'ann' is a bytes"),
         (("ann",), "is a tuple"),
-        (np.int64(7), "is a int64"),
-        ("a\0b", r"'a\\x00b' holds a NUL character"),
+        (np.float64(7), r"np.float64\(7.0\) is a float64"),
+        ("", "is empty"),
+        (" \t\n\u00a0", "is empty"),
+        ("a\0b", r"'a\\x00b' holds a NUL byte"),
         ("\ud800", "holds half a surrogate pair and is no text"),
-        ("x" * 4097, "has 4097 bytes as UTF-8, more than 4096"),
-        ("é" * 2049, "has 4098 bytes as UTF-8"),
-        ("x" * 1_000_000, r"'x{30}\.\.\.x{30}' \(1000000 characters\) has 1000000 bytes"),
-        (2**4096, "has 4097 bits, more than 4096"),
+        ("x" * 1001, "has 1001 characters, more than 1000: is the column or a quote wrong"),
+        ("x" * 1_000_000, "has 1000000 characters"),
+        (2**3000, "has 3001 bits, more than 3000"),
         (10**100_000, "has 332193 bits"),
     ],
     ids=kind_of,
@@ -176,7 +177,7 @@ def test_nothing_in_a_pair_is_no_id():
         UnlearningRequest(pairs=(("ann", None),))
 
 
-@pytest.mark.parametrize("raw", [*HOSTILE, "x" * 4096, "é" * 2048, 2**4095], ids=kind_of)
+@pytest.mark.parametrize("raw", [*HOSTILE, "é" * 1000, "🦊" * 1000, 2**2999, np.int64(7)], ids=kind_of)
 def test_an_id_may_be_long_and_of_any_characters(raw):
     request = UnlearningRequest(user_id=raw)
     assert UnlearningRequest.from_json(request.to_json()) == request
@@ -184,8 +185,10 @@ def test_an_id_may_be_long_and_of_any_characters(raw):
 
 def test_what_cannot_be_an_id_changes_nothing(deployed):
     before = deployed.describe()
-    for user in ("nobody", "x" * 4096):
-        with pytest.raises(UnknownIdError):
+    with pytest.raises(UnknownIdError):
+        deployed.recommend("nobody")
+    for user in ("x" * 1001, "", "a\0b", True):
+        with pytest.raises(InvalidIdError, match="the user id"):
             deployed.recommend(user)
     with pytest.raises(RequestError):
         deployed.submit(UnlearningRequest(user_id="x" * 5000))
@@ -197,7 +200,8 @@ def test_what_cannot_be_an_id_changes_nothing(deployed):
     [
         ({"idempotency_key": ""}, "the idempotency key has 0 characters: give 1 to 200"),
         ({"idempotency_key": "k" * 201}, "has 201 characters"),
-        ({"idempotency_key": "a\0b"}, "holds a NUL character"),
+        ({"idempotency_key": "a\0b"}, "holds a NUL byte"),
+        ({"idempotency_key": "  "}, "the idempotency key is empty"),
         ({"idempotency_key": 7}, "7 is a int: give a string"),
         ({"priority": True}, "priority True is no integer of 32 bits"),
         ({"priority": 2**31}, "priority 2147483648 is no integer"),

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Deployments, audited, digest_of
-from plain import Pair, Plain
+from plain import Pair, Plain, is_about, is_held
 from test_exactness import MODELS, configured, generated
 
-from ray_eraser.config import PartitionConfig
+from ray_eraser.backlog import Backlog
+from ray_eraser.config import EraserConfig, PartitionConfig
 from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import PoolError, QueueFullError, RequestError, UnknownIdError
 from ray_eraser.ids import RequestId
 from ray_eraser.partition import place_learned
@@ -38,8 +40,8 @@ WAYS = [
     *product(("random", "user_based"), ("als", "adagrad", "bpr"), (3,)),
     ("hashed", "lightgcn", 3),
 ]
-ANN, BOB, EVE = 2001, 2002, 2003  # users that no generated log has
-SOFA, LAMP = 901, 902  # and items
+ANN, BOB, EVE = "2001", "2002", "2003"  # users that no generated log has
+SOFA, LAMP = "902", "904"  # and items; whatever of them is learned is held out of nothing
 
 
 @pytest.fixture
@@ -47,9 +49,20 @@ def coordinator(deployments: Deployments, trained: Path) -> Coordinator:
     return deployments.copy(trained, "shop")
 
 
-def unknown_to(plain: Plain, user: int) -> list[int]:
-    """Items that a user does not have."""
-    return [item for item in plain.items if item is not None and (user, item) not in plain.pairs]
+def is_trained_on(plain: Plain, pair: Pair) -> bool:
+    """Whether a pair is one that a fit learns from, and holds out for nothing."""
+    data, seed = plain.config.data, plain.config.seed
+    return not is_held(pair, "test", data.test_share, seed) and not is_held(pair, "valid", data.valid_share, seed)
+
+
+def unknown_to(plain: Plain, user: str) -> list[str]:
+    """Items that a user does not have, and can come to have."""
+    return [item for item in plain.items if (user, item) not in plain.pairs and is_trained_on(plain, (user, item))]
+
+
+def list_of(coordinator: Coordinator, user: str) -> list[str]:
+    """All that a user can be recommended, as text."""
+    return [str(item) for item in coordinator.recommend(user, 10_000)]
 
 
 def counting(coordinator: Coordinator) -> list[int]:
@@ -65,9 +78,8 @@ def counting(coordinator: Coordinator) -> list[int]:
     return trained
 
 
-def all_lists(coordinator: Coordinator) -> dict[int, list[int]]:
-    snapshot = coordinator._served()
-    return {user: coordinator.recommend(user, 10_000) for user in snapshot.users.ids if user is not None}
+def all_lists(coordinator: Coordinator) -> dict[str, list[str]]:
+    return {user: list_of(coordinator, user) for user in coordinator._serving.snapshot.users.texts.to_pylist()}
 
 
 # ---- where it goes, and what comes out
@@ -87,23 +99,34 @@ def test_what_is_learned_and_forgotten_gives_the_generation_of_training_from_scr
         assert held == {(k, pair) for k, parts in enumerate(plain.shards) for part in parts for pair in part}
         assert digest_of(coordinator) == plain.digest(scratch)
 
-    # Of a known and of a new user, a known and a new item, and several of one that is new.
+    # Of a known and of a new user, a known and a new item, and several of one that is new; some of them are held out.
     fresh = [unknown_to(plain, user)[0] for user in (known, other)]
-    first = [(known, fresh[0]), (known, SOFA), (ANN, plain.items[2]), (ANN, LAMP), (ANN, plain.items[4]), (BOB, SOFA)]
+    of_ann = next(item for item in plain.items if is_trained_on(plain, (ANN, item)))
+    passed_over = next(item for item in plain.items if is_held((ANN, item), "test", config.data.test_share, config.seed))
+    held = next(
+        item
+        for item in plain.items
+        if is_held((ANN, item), "valid", config.data.valid_share, config.seed)
+        and not is_held((ANN, item), "test", config.data.test_share, config.seed)
+    )
+    first = [(known, fresh[0]), (known, SOFA), (ANN, of_ann), (ANN, LAMP), (ANN, held), (ANN, passed_over), (BOB, SOFA)]
     coordinator.learn(first)
     assert coordinator.process_pending() == []
     plain.learn(first)
     agrees()
-    assert plain.shard_of((ANN, LAMP)) == plain.shard_of((ANN, plain.items[2])) or partition in ("random", "item_based")
+    assert plain.shard_of((ANN, LAMP)) == plain.shard_of((ANN, of_ann)) or partition in ("random", "item_based")
+    assert [(ANN, held) in part for part in plain.shards[plain.shard_of((ANN, held))]] == [False, True]
+    assert (ANN, passed_over) not in plain.pairs
 
     # Forgotten and learned in one batch: a known user for good, another who comes back, an item, pairs.
+    unloved, item = plain.items[5], next(item for item in plain.items[6:] if is_trained_on(plain, (third, item)))
     gone = [
         UnlearningRequest(user_id=other),
         UnlearningRequest(user_id=third),
-        UnlearningRequest(item_id=plain.items[5]),
+        UnlearningRequest(item_id=unloved),
         UnlearningRequest(pairs=((known, SOFA), (BOB, SOFA))),
     ]
-    second = [(third, plain.items[6]), (EVE, plain.items[6]), (EVE, LAMP), (BOB, LAMP), (known, SOFA)]
+    second = [(third, item), (EVE, item), (EVE, LAMP), (BOB, LAMP), (known, SOFA)]
     for request in gone:
         coordinator.submit(request)
     coordinator.learn(second)
@@ -117,24 +140,24 @@ def test_what_is_learned_and_forgotten_gives_the_generation_of_training_from_scr
     last = [
         UnlearningRequest(user_id=ANN),
         UnlearningRequest(item_id=LAMP),
-        UnlearningRequest(pairs=((third, plain.items[6]),)),
+        UnlearningRequest(pairs=((third, item),)),
     ]
     for request in last:
         coordinator.submit(request)
         coordinator.process_pending()
         plain.erase(request)
         agrees()
-    names = Erased(user_ids=(other, ANN), item_ids=(LAMP,), pairs=((BOB, SOFA), (third, plain.items[6])))
+    names = Erased(user_ids=(other, ANN), item_ids=(LAMP,), pairs=((BOB, SOFA), (third, item)))
     report = audited(coordinator, names)
     assert (report.exact, report.found_erased_pairs) == (True, 0), report.mismatches
 
 
-# Three shards of users 0 to 3 and items 0 to 4: sizes 3, 2, 1.
+# Three shards of users 0 to 3 and items 0 to 4, whose keys are these numbers: sizes 3, 2, 1.
 #   user 0 has most in shard 0, user 1 as many in 0 as in 1, user 2 all in 2; item 4 is most often in shard 1.
+KEYS = np.arange(10, dtype=np.uint64)
 SHARDS = [
-    Interactions.of(np.array([0, 0, 1]), np.array([0, 1, 4])),
-    Interactions.of(np.array([0, 1]), np.array([4, 4])),
-    Interactions.of(np.array([2]), np.array([2])),
+    ShardData.of(Interactions.of(np.array(users), np.array(items)), Interactions.none(), KEYS, KEYS)
+    for users, items in (([0, 0, 1], [0, 1, 4]), ([0, 1], [4, 4]), ([2], [2]))
 ]
 
 
@@ -150,43 +173,80 @@ SHARDS = [
         pytest.param("user_based", [(4, 0), (4, 1), (5, 0)], [2, 2, 1], id="new ones each to the smallest by then"),
         # Shard 2 has three by the time that the new user is placed.
         pytest.param("user_based", [(2, 0), (2, 1), (4, 0)], [2, 2, 1], id="after those that are known"),
-        pytest.param("transport", [(0, 3), (3, 3)], [0, 2], id="a user that is named and has nothing"),
+        pytest.param("transport", [(0, 3), (3, 3)], [0, 2], id="a known and a new user"),
         pytest.param("item_based", [(0, 3), (1, 3), (2, 5)], [2, 2, 1], id="new items likewise"),
         pytest.param("user_based", [], [], id="nothing"),
     ],
 )
-def test_a_learned_partition_takes_new_pairs(kind: str, new: list[Pair], shards: list[int]) -> None:
-    pairs = Interactions.of(*np.array(new, np.int32).reshape(-1, 2).T)
-    keys = np.arange(10, dtype=np.uint64)
-    owners = place_learned(pairs, SHARDS, keys, keys, PartitionConfig(kind=kind, n_shards=3), seed=0)
-    assert owners.tolist() == shards
+def test_a_learned_partition_takes_new_pairs(kind: str, new: list[tuple[int, int]], shards: list[int]) -> None:
+    expected: list[list[tuple[int, int]]] = [[], [], []]
+    for pair, shard in zip(new, shards, strict=True):
+        expected[shard].append(pair)
+    for order in (new, new[::-1]):
+        placed = place_learned(KeyedPairs.of(order), SHARDS, PartitionConfig(kind=kind, n_shards=3), seed=0)
+        assert [list(zip(part.users.tolist(), part.items.tolist(), strict=True)) for part in placed] == expected
 
 
 @pytest.mark.parametrize("kind", BY_HASH)
 def test_by_hash_new_pairs_go_where_a_fit_on_all_would_have_put_them(deployments: Deployments, kind: str) -> None:
+    """Held out of nothing, for validation, or for the test."""
     config = configured(kind, "als")
     log = generated(config)
     late = log.train.users % 3 == 1
+    users, items = log.users.texts.to_pylist(), log.items.texts.to_pylist()
+
+    def named(part: Interactions) -> list[Pair]:
+        return [(users[u], items[i]) for u, i in zip(part.users, part.items, strict=True)]
+
     early = log.train.take(~late)
-    without = type(log)("early", log.users, log.items, early, log.valid, Interactions.none())
-    coordinator = deployments.fit("late", config, without)
-    users, items = log.users.ids, log.items.ids
-    new = log.train.take(late)
-    coordinator.learn([(users[u], items[i]) for u, i in zip(new.users, new.items, strict=True)])
+    coordinator = deployments.fit("late", config, Dataset("early", log.users, log.items, early, log.test, log.test))
+    coordinator.submit(UnlearningRequest(pairs=tuple(named(log.test))))  # what was held out by mistake
     coordinator.process_pending()
-    assert digest_of(coordinator) == digest_of(deployments.fit("at once", config, log))
+    new = named(log.train.take(late)) + named(log.valid) + named(log.test)
+    half = len(new) // 2
+    for some in (new[half:], new[:half]):
+        coordinator.learn(some[::-1])
+    coordinator.process_pending()
+    at_once = deployments.fit("at once", config, log)
+    assert digest_of(coordinator) == digest_of(at_once)
+    assert coordinator._store.files() == at_once._store.files()
 
 
-def test_nothing_is_held_out_of_what_comes_later(coordinator: Coordinator) -> None:
-    valid = [len(data.valid) for data in coordinator.shard_data().values()]
-    coordinator.learn([(ANN, item) for item in coordinator._served().items.ids])
+def test_what_the_config_holds_out_for_validation_is_held_out_of_what_comes_later(coordinator: Coordinator) -> None:
+    plain = Plain(coordinator)
+    share, seed = plain.config.data.valid_share, plain.config.seed
+    coordinator.learn([(ANN, item) for item in plain.items])
     coordinator.process_pending()
-    assert [len(data.valid) for data in coordinator.shard_data().values()] == valid
+    shards = Plain(coordinator).shards
+    learned = [{item for parts in shards for user, item in parts[side] if user == ANN} for side in (0, 1)]
+    not_test = {item for item in plain.items if not is_held((ANN, item), "test", plain.config.data.test_share, seed)}
+    held = {item for item in not_test if is_held((ANN, item), "valid", share, seed)}
+    assert learned == [not_test - held, held]
+    assert len(held) > 0
+    assert len(not_test) < len(plain.items)
+
+
+def test_what_the_config_holds_out_for_the_test_is_passed_over_and_alone_refused(coordinator: Coordinator) -> None:
+    plain = Plain(coordinator)
+    known = min(plain.shards[0][0])
+    tested = [
+        (ANN, item) for item in plain.items if is_held((ANN, item), "test", plain.config.data.test_share, plain.config.seed)
+    ]
+    before = coordinator.describe()
+    with pytest.raises(RequestError, match=rf"known already, and data.test_share holds {len(tested)} of them out for the test"):
+        coordinator.learn([*tested, known])
+    assert coordinator.describe() == before
+    coordinator.learn([*tested, (ANN, SOFA)])
+    with pytest.raises(UnknownIdError):  # what was passed over is not waiting either
+        coordinator.submit(UnlearningRequest(pairs=((ANN, SOFA), tested[0])))
+    coordinator.process_pending()
+    assert Plain(coordinator).pairs == plain.pairs | {(ANN, SOFA)}
 
 
 def test_learning_and_forgetting_in_one_batch_train_each_shard_once(coordinator: Coordinator) -> None:
     plain, trained = Plain(coordinator), counting(coordinator)
-    by_shard = {k: [user for user in plain.users if any(user == u for u, _ in plain.shards[k][0])] for k in range(3)}
+    users = [user for user in plain.users if unknown_to(plain, user) and is_trained_on(plain, (user, SOFA))]
+    by_shard = {k: [user for user in users if any(user == u for u, _ in plain.shards[k][0])] for k in range(3)}
     # Shard 0 forgets twice and learns, shard 1 only learns, shard 2 is left alone.
     for user in by_shard[0][:2]:
         coordinator.submit(UnlearningRequest(user_id=user))
@@ -195,7 +255,7 @@ def test_learning_and_forgetting_in_one_batch_train_each_shard_once(coordinator:
         coordinator.learn([(user, SOFA)])
     coordinator.process_pending()
     assert Counter(trained) == {0: 1, 1: 1}
-    assert coordinator.describe()["generation"] == 2
+    assert coordinator.describe().generation == 2
 
 
 # ---- until it is trained on
@@ -203,7 +263,8 @@ def test_learning_and_forgetting_in_one_batch_train_each_shard_once(coordinator:
 
 def test_what_waits_to_be_learned_is_in_nothing_that_is_served(coordinator: Coordinator) -> None:
     plain = Plain(coordinator)
-    user, item = plain.users[3], unknown_to(plain, plain.users[3])[0]
+    user = next(user for user in plain.users if is_trained_on(plain, (user, SOFA)))
+    item = next(item for item in unknown_to(plain, user) if is_trained_on(plain, (ANN, item)))
     lists, model, held = all_lists(coordinator), coordinator.served_model(), coordinator.shard_data()
     submitted = coordinator.learn([(user, item), (user, SOFA), (ANN, item)])
     assert (submitted.state, submitted.salt) == (RequestState.EXCISED, None)
@@ -215,11 +276,12 @@ def test_what_waits_to_be_learned_is_in_nothing_that_is_served(coordinator: Coor
     coordinator.process_pending()
     assert coordinator.status(submitted.request_id) is RequestState.DONE
     assert coordinator.receipt(submitted.request_id) is None
-    assert item not in coordinator.recommend(user, 10_000)
-    assert SOFA in coordinator.recommend(ANN, 10_000)
+    assert item in lists[user]
+    assert item not in list_of(coordinator, user)
+    assert SOFA in list_of(coordinator, ANN)
 
 
-def about(kind: str, user: int, item: int) -> UnlearningRequest:
+def about(kind: str, user: str, item: str) -> UnlearningRequest:
     return {
         "user": UnlearningRequest(user_id=user),
         "item": UnlearningRequest(item_id=item),
@@ -230,10 +292,11 @@ def about(kind: str, user: int, item: int) -> UnlearningRequest:
 KINDS = ("user", "item", "pair")
 
 
-def comes_back(coordinator: Coordinator, request: UnlearningRequest, user: int, item: int) -> bool:
+def comes_back(coordinator: Coordinator, request: UnlearningRequest, user: str, item: str) -> bool:
     found = audited(coordinator, Erased(pairs=((user, item),))).found_erased_pairs
-    listed = request.item_id is not None and any(item in listed for listed in all_lists(coordinator).values())
-    return bool(found) or listed or (request.user_id is not None and user in coordinator._served().users)
+    lists = all_lists(coordinator)
+    listed = request.item_id is not None and any(item in listed for listed in lists.values())
+    return bool(found) or listed or (request.user_id is not None and user in lists)
 
 
 @pytest.mark.parametrize("new_item", [False, True])
@@ -256,16 +319,12 @@ def test_learned_then_forgotten(
     (receipt,) = coordinator.process_pending()
     gone = plain.erase(request)
     if together:
-        plain.learn(pair for pair in pairs if not any(pair == (user, item) or part == pair[n] for n, part in parts(request)))
+        plain.learn(pair for pair in pairs if not is_about(request, pair))
     assert receipt.pairs_erased == len(gone)
     assert digest_of(coordinator) == plain.digest(deployments.store("scratch"))
     assert not comes_back(coordinator, request, user, item)
     with pytest.raises(RequestError if kind == "pair" else UnknownIdError):
         coordinator.submit(about("pair", user, item))
-
-
-def parts(request: UnlearningRequest) -> list[tuple[int, int | None]]:
-    return [(0, request.user_id), (1, request.item_id), (0, None)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,7 +342,7 @@ def test_forgotten_then_learned_anew(deployments: Deployments, coordinator: Coor
     assert (user, item) not in plain.pairs
     plain.learn([(user, item)])
     assert digest_of(coordinator) == plain.digest(deployments.store("scratch"))
-    assert item not in coordinator.recommend(user, 10_000)
+    assert item not in list_of(coordinator, user)
     # And may go again.
     coordinator.submit(request)
     coordinator.process_pending()
@@ -312,13 +371,13 @@ def test_what_is_being_trained_on_may_be_forgotten_and_goes_right_afterwards(
     coordinator._on_step = on_step
     assert coordinator.process_pending() == []
     # Published, and left out of what is served from the first moment on.
-    served, rows = coordinator.served_model(), coordinator._loaded()
+    served, loaded = coordinator.served_model(), coordinator._serving.loaded
     if kind == "user":
         with pytest.raises(UnknownIdError):
             coordinator.recommend(ANN)
-        assert rows.users.row(ANN) not in served.user_rows
+        assert loaded.users.key(ANN) not in served.user_keys
     if kind == "item":
-        assert rows.items.row(SOFA) not in served.item_rows
+        assert loaded.items.key(SOFA) not in served.item_keys
     (receipt,) = coordinator.process_pending()
     plain.learn(pairs)
     assert receipt.pairs_erased == len(plain.erase(request))
@@ -427,7 +486,7 @@ def test_an_erasure_that_is_repeated_under_its_key_takes_nothing_of_what_was_lea
 
 def test_pairs_that_are_known_are_passed_over_and_only_such_are_refused(coordinator: Coordinator) -> None:
     plain = Plain(coordinator)
-    known, held = min(plain.shards[0][0]), min(plain.shards[0][1])
+    known, held = min(plain.shards[0][0]), min(min(parts[1]) for parts in plain.shards if parts[1])
     before = coordinator.describe()
     with pytest.raises(RequestError, match="all of the 2 pairs are known already"):
         coordinator.learn([known, held])
@@ -439,32 +498,57 @@ def test_pairs_that_are_known_are_passed_over_and_only_such_are_refused(coordina
     assert Plain(coordinator).pairs == plain.pairs | {(ANN, SOFA)}
 
 
-def test_an_id_is_taken_as_the_deployment_writes_it(coordinator: Coordinator) -> None:
+def test_an_integer_of_any_kind_stands_for_its_digits(coordinator: Coordinator) -> None:
     plain = Plain(coordinator)
-    user, item = plain.users[3], unknown_to(plain, plain.users[3])[0]
-    coordinator.learn([(str(user), str(item)), (user, item), (str(ANN), SOFA)])
+    user = plain.users[3]
+    item, other = unknown_to(plain, user)[:2]
+    coordinator.learn([(user, int(item)), (int(user), item), (np.int64(user), np.uint16(other)), (int(ANN), SOFA)])
     with pytest.raises(RequestError, match="known already"):
-        coordinator.learn([(ANN, str(SOFA))])
-    coordinator.submit(UnlearningRequest(user_id=str(ANN)))
+        coordinator.learn([(ANN, int(SOFA))])
+    coordinator.submit(UnlearningRequest(user_id=np.int32(ANN)))
     coordinator.process_pending()
-    assert Plain(coordinator).pairs == plain.pairs | {(user, item)}
-    assert all(isinstance(raw, int) for raw in coordinator._loaded().users.ids)
+    assert Plain(coordinator).pairs == plain.pairs | {(user, item), (user, other)}
+    assert all(isinstance(raw, int) for raw in coordinator._serving.loaded.users.ids)
+    assert other not in list_of(coordinator, int(user))
+
+
+def test_an_id_that_is_no_number_comes_to_a_log_of_numbers_and_goes_without_a_trace(coordinator: Coordinator) -> None:
+    files, model = coordinator._store.files(), coordinator.served_model()
+    guest = "guest-7"
+    plain = Plain(coordinator)
+    items = [item for item in plain.items if is_trained_on(plain, (guest, item))]
+    lamp = next(name for name in ("lamp", "a lamp", "the lamp", "one lamp") if is_trained_on(plain, (guest, name)))
+    coordinator.learn([(guest, items[0]), (guest, lamp), ("0012", lamp)])
+    coordinator.process_pending()
+    loaded = coordinator._serving.loaded
+    assert {guest, "0012"} <= set(loaded.users.ids)  # these as text, the others as the integers that they were given as
+    assert sum(isinstance(raw, int) for raw in loaded.users.ids) == len(plain.users)
+    assert {type(item) for item in coordinator.recommend(guest, 100)} == {int}
+    assert lamp in coordinator.recommend(plain.users[0], 100)
+    for user in (guest, "0012"):
+        coordinator.submit(UnlearningRequest(user_id=user))
+    coordinator.process_pending()
+    assert coordinator._store.files() == files
+    assert coordinator.served_model().same_bits(model)
 
 
 @pytest.mark.parametrize(
     ("pair", "says"),
     [
-        (("abc", 1), "user 'abc' is no integer"),
-        ((1001, "sofa"), "item 'sofa' is no integer"),
-        (("0012", 1), "user '0012' is no integer"),
-        ((2**63, 1), "is no integer of 64 bits"),
-        ((1001, str(-(2**63) - 1)), "is no integer of 64 bits"),
-        ((1.5, 1), "1.5 is a float"),
-        (("a\0b", 1), "NUL"),
-        ((1001,), "is no pair"),
+        ((1.5, "1"), "1.5 is a float"),
+        ((1.0, "1"), "1.0 is a float"),
+        ((True, "1"), "True is a bool"),
+        ((None, "1"), "None is a NoneType"),
+        (("a\0b", "1"), "NUL"),
+        (("", "1"), "is empty"),
+        ((" \t", "1"), "is empty"),
+        (("1001", "x" * 1001), "has 1001 characters"),
+        ((10**1000, "1"), "bits"),
+        (("\ud800", "1"), "half a surrogate pair"),
+        (("1001",), "is no pair"),
     ],
 )
-def test_an_id_that_cannot_be_one_here_is_refused_and_changes_nothing(coordinator: Coordinator, pair, says: str) -> None:
+def test_an_id_that_cannot_be_one_is_refused_and_changes_nothing(coordinator: Coordinator, pair, says: str) -> None:
     before = coordinator.describe()
     with pytest.raises(RequestError, match=says):
         coordinator.learn([(ANN, SOFA), pair])
@@ -479,40 +563,51 @@ def test_a_key_that_cannot_be_one_is_refused(coordinator: Coordinator, key) -> N
     assert not coordinator.has_pending()
 
 
-def test_an_integer_is_a_string_where_ids_are_strings(deployments: Deployments, tiny, tiny_config) -> None:
-    users = Vocabulary("user", tuple(sorted(f"u{raw}" for raw in tiny.users.ids)))
-    log = type(tiny)("named", users, tiny.items, tiny.train, tiny.valid, Interactions.none())
-    coordinator = deployments.fit("shop", tiny_config, log)
-    coordinator.learn([(12, SOFA), ("12", SOFA)])
+def named_log(tiny: Dataset) -> Dataset:
+    """The tiny log with users u1000, u1001, ..."""
+    items = tiny.items.texts.to_pylist()
+    names = [f"u{raw}" for raw in tiny.users.texts.to_pylist()]
+    return Dataset.of_pairs("named", [(names[u], items[i]) for u, i in zip(tiny.train.users, tiny.train.items, strict=True)])
+
+
+def test_ids_that_were_given_as_text_are_given_back_as_text(deployments: Deployments, tiny, tiny_config) -> None:
+    coordinator = deployments.fit("shop", tiny_config, named_log(tiny))
+    coordinator.learn([(2001, SOFA), (ANN, LAMP)])
     coordinator.process_pending()
-    assert coordinator._loaded().users.ids[-1] == "12"
-    coordinator.submit(UnlearningRequest(user_id=12))
+    assert ANN in coordinator._serving.loaded.users.ids
+    assert all(isinstance(raw, str) for raw in coordinator.recommend(2001, 10_000))
+    coordinator.submit(UnlearningRequest(user_id=2001))
     coordinator.process_pending()
-    assert "12" not in coordinator._loaded().users
+    assert ANN not in coordinator._serving.loaded.users
     assert audited(coordinator).exact
 
 
-@pytest.mark.parametrize("ids", [("ann", "bob"), (5, 6), ("5", "6")], ids=["strings", "integers", "digits"])
-def test_where_everyone_was_forgotten_the_first_that_comes_says_what_ids_are(coordinator: Coordinator, ids: tuple) -> None:
-    for user in coordinator._served().users.ids:
+@pytest.mark.parametrize("ids", [("ann", "bob"), (2001, 2002), (ANN, BOB)], ids=["strings", "integers", "digits"])
+def test_where_everyone_was_forgotten_anyone_may_come(deployments: Deployments, coordinator: Coordinator, ids: tuple) -> None:
+    """And is trained on as by a deployment that never had anybody else."""
+    for user in coordinator._serving.snapshot.users.ids:
         coordinator.submit(UnlearningRequest(user_id=user))
     coordinator.process_pending()
+    plain = Plain(coordinator)
+    assert plain.pairs == set()
     ann, bob = ids
-    coordinator.learn([(ann, SOFA)])
-    coordinator.learn([(bob, SOFA), (ann, LAMP)])
-    if ann == "ann":
-        coordinator.learn([(7, LAMP)])
-    if ann == 5:
-        with pytest.raises(RequestError, match="no integer"):
-            coordinator.learn([("cy", LAMP)])
+    items = {
+        user: [item for item in map(str, range(900, 930)) if is_trained_on(plain, (str(user), item))][:2]
+        for user in (*ids, "7")
+    }
+    coordinator.learn([(ann, items[ann][0])])
+    coordinator.learn([(bob, items[bob][0]), (ann, items[ann][1])])
+    coordinator.learn([(7, items["7"][0])])
     assert coordinator.submit(UnlearningRequest(user_id=bob)).state is RequestState.EXCISED
     coordinator.process_pending()
-    expected = {(ann, SOFA), (ann, LAMP)} | ({("7", LAMP)} if ann == "ann" else set())
-    assert {(str(user), item) for user, item in Plain(coordinator).pairs} == {(str(user), item) for user, item in expected}
+    plain.learn([(ann, items[ann][0]), (ann, items[ann][1]), (7, items["7"][0])])
+    assert Plain(coordinator).pairs == plain.pairs
+    assert len(plain.pairs) == 3
+    assert digest_of(coordinator) == plain.digest(deployments.store("scratch"))
     assert audited(coordinator).exact
     coordinator.submit(UnlearningRequest(user_id=ann))
     coordinator.process_pending()
-    assert {user for user, _ in Plain(coordinator).pairs} == ({"7"} if ann == "ann" else set())
+    assert {user for user, _ in Plain(coordinator).pairs} == {"7"}
 
 
 @pytest.mark.parametrize("when", ["while it waits", "when it is done", "after some of it was forgotten"])
@@ -531,9 +626,9 @@ def test_a_learning_that_is_repeated_under_its_key_is_the_same(coordinator: Coor
         coordinator.submit(UnlearningRequest(user_id=ANN), "key")
 
 
-def test_a_learning_counts_among_what_may_wait(deployments: Deployments, trained: Path) -> None:
-    coordinator = deployments.copy(trained, "shop")
-    coordinator.settings = coordinator.settings.model_copy(update={"max_pending": 1})
+def test_a_learning_counts_among_what_may_wait(deployments: Deployments, trained: Path, tiny_config: EraserConfig) -> None:
+    few = tiny_config.unlearning.model_copy(update={"max_pending": 1})
+    coordinator = deployments.copy(trained, "shop", config=tiny_config.model_copy(update={"unlearning": few}))
     coordinator.learn([(ANN, SOFA)])
     with pytest.raises(QueueFullError, match="1 requests wait"):
         coordinator.learn([(BOB, SOFA)])
@@ -545,16 +640,16 @@ def test_a_learning_counts_among_what_may_wait(deployments: Deployments, trained
 def test_what_was_to_be_learned_is_in_no_byte_of_the_ledger_once_it_was_forgotten(
     deployments: Deployments, tiny, tiny_config
 ) -> None:
-    users = Vocabulary("user", tuple(sorted(f"u{raw}" for raw in tiny.users.ids)))
-    log = type(tiny)("named", users, tiny.items, tiny.train, tiny.valid, Interactions.none())
-    coordinator = deployments.fit("shop", tiny_config, log)
+    coordinator = deployments.fit("shop", tiny_config, named_log(tiny))
     name = "a-user-id-that-stands-nowhere-else"
-    learned = coordinator.learn([(name, SOFA), ("cy", SOFA)])
+    items = [item for item in map(str, range(900, 930)) if is_trained_on(Plain(coordinator), (name, item))]
+    learned = coordinator.learn([(name, items[0]), (ANN, SOFA)])
     coordinator.submit(UnlearningRequest(user_id=name))
-    assert name not in repr(coordinator._pending.learned)
+    assert name not in repr(Backlog.read(coordinator._ledger).learnings())
     coordinator.process_pending()
     files = [file for file in Path(deployments.path("shop")).rglob("*") if file.is_file()]
     assert not [file for file in files if name.encode() in file.read_bytes()]
+    assert name not in coordinator._serving.loaded.users.ids
     assert coordinator._ledger.request(RequestId(learned.request_id)).work is None
 
 
@@ -577,7 +672,7 @@ def test_a_request_that_was_recorded_before_a_kill_is_left_out_of_the_model_serv
     with pytest.raises(Killed):
         killed.submit(about(kind, user, item))
     opened = deployments.open("killed")
-    assert opened.describe()["serving"] == "excision"
+    assert opened.describe().serving == "excision"
     assert opened.served_model().same_bits(undisturbed.served_model())
     assert [receipt.pairs_erased for receipt in opened.process_pending()] == [
         receipt.pairs_erased for receipt in undisturbed.process_pending()

@@ -386,7 +386,7 @@ def test_a_deployment_with_its_ledger_there_is_killed_after_any_step_and_ends_wh
     second.process_pending()
 
     assert digest_of(second) == digest_of(undisturbed)
-    assert second.describe()["requests"] == undisturbed.describe()["requests"]
+    assert second.describe().requests == undisturbed.describe().requests
     assert second.receipt(again.request_id) is not None
     assert audited(second, Erased(user_ids=(user,))).exact
     assert not (Path(deployments.path("killed")) / "ledger.db").exists()
@@ -416,7 +416,7 @@ def test_a_deployment_whose_server_goes_away_goes_on_when_it_is_back(
     receipt = coordinator.receipt(asked.request_id)
     assert receipt is not None
     assert receipt.generation == 2
-    assert coordinator.describe()["requests"]["erased"] == 1
+    assert coordinator.describe().requests["erased"] == 1
     assert audited(coordinator, Erased(user_ids=(user,))).exact
 
 
@@ -441,7 +441,7 @@ def test_two_coordinators_that_start_at_once_leave_one_that_may_receive(
     with ThreadPoolExecutor(2) as threads:
         assert sorted(threads.map(start, tiny.users.ids[8:10])) == [False, True]
     third = deployments.open("shared", ledger_url=url)
-    assert third.describe()["requests"]["erased"] == 1
+    assert third.describe().requests["erased"] == 1
     assert audited(third).exact
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ray_eraser.errors import ConfigError, PoolError, RequestError, UnknownIdError
+from ray_eraser.errors import ConfigError, InvalidIdError, PoolError, RequestError, UnknownIdError
 from ray_eraser.logs import JsonFormatter, named_safely, write_json
 
 
@@ -45,6 +45,7 @@ def test_of_an_exception_only_the_type_is_written():
     ("error", "said"),
     [
         (UnknownIdError("user", "alice"), "UnknownIdError"),
+        (InvalidIdError("user", "'alice\\x00' holds a NUL byte"), "InvalidIdError"),
         (RequestError("pair ('alice', 3)"), "RequestError"),
         (ValueError("alice"), "ValueError"),
         (PoolError("shard 3", "died"), "shard 3: died"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -10,15 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from ray_eraser.config import WmfAdagradConfig, WmfAlsConfig
+from ray_eraser.config import WmfAdagradConfig, WmfAlsConfig, load_config
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.determinism import deterministic
+from ray_eraser.errors import TrainingError
+from ray_eraser.ids import ShardId
+from ray_eraser.kernels.ridge import Ridge
 from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.wmf_adagrad import WmfAdagrad
 from ray_eraser.models.wmf_als import WmfAls, base_of, half_sweep, ridge_of
 from ray_eraser.seeds import normal_rows
-from ray_eraser.training.ridge import Ridge
+from ray_eraser.training.submodel import train_submodel
 
 ALPHA0, REG = 0.3, 0.01
 
@@ -256,13 +261,23 @@ def test_adagrad_draws_its_users_from_the_seed():
     assert not one.same_bits(other)
 
 
-def test_a_training_that_diverges_is_said_to_and_not_stored():
-    from ray_eraser.config import load_config
-    from ray_eraser.errors import TrainingError
-    from ray_eraser.ids import ShardId
-    from ray_eraser.training.submodel import train_submodel
-
-    config = load_config(changes=["model.solver=adagrad", "model.lr=1e30", "model.epochs=3", "model.width=4"])
+@pytest.mark.parametrize("model", ["wmf", "bpr", "lightgcn"])
+def test_a_training_that_diverges_is_said_to_and_not_stored(model):
+    changes = ["model.lr=1e30", "model.epochs=3", "model.width=4", f"model.kind={model}"]
+    config = load_config(changes=[*changes, "model.solver=adagrad"] if model == "wmf" else changes)
     train = Interactions.of(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]))
-    with pytest.raises(TrainingError, match=r"training of shard 1: vectors are not finite.*lower model\.lr"):
-        train_submodel(train, Interactions.none(), np.arange(3, dtype=np.uint64), config, ShardId(1))
+    three = np.arange(3, dtype=np.uint64)
+    with pytest.raises(TrainingError, match=r"training of shard 1: vectors are not finite.*lower model\.lr") as caught:
+        train_submodel(ShardData.of(train, Interactions.none(), three, three), config, ShardId(1))
+    assert all(hasattr(config.model, name) for name in re.findall(r"model\.(\w+)", str(caught.value)))
+
+
+def test_als_at_its_smallest_ridge_says_to_raise_it_where_single_precision_does_not_suffice():
+    rng = np.random.default_rng(0)
+    train = Interactions.of(rng.integers(0, 50, 300), rng.integers(0, 40, 300))
+    keys = np.arange(50, dtype=np.uint64)
+    config = load_config(changes=["model.reg=1e-5", "model.alpha0=1e-12", "model.width=4"])
+    with pytest.raises(TrainingError, match=r"training of shard 2: vectors are not finite.*: raise model\.reg$"):
+        train_submodel(ShardData.of(train, Interactions.none(), keys, keys), config, ShardId(2))
+    calmer = load_config(changes=["model.reg=0.007", "model.alpha0=1e-12", "model.width=4"])
+    train_submodel(ShardData.of(train, Interactions.none(), keys, keys), calmer, ShardId(2))

@@ -13,12 +13,11 @@ from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.partition import balanced, divide, hashed, place
-from ray_eraser.partition.assignment import Partition
-from ray_eraser.seeds import secret
+from ray_eraser.partition.assignment import Partition, capacity_of
 
 N_USERS, N_ITEMS = 12, 9
-USER_KEYS = Vocabulary.of("user", range(100, 100 + N_USERS)).keys(secret(1, "users"))
-ITEM_KEYS = Vocabulary.of("item", range(N_ITEMS)).keys(secret(1, "items"))
+USER_KEYS = Vocabulary.of("user", range(100, 100 + N_USERS), seed=1).keys
+ITEM_KEYS = Vocabulary.of("item", range(N_ITEMS), seed=1).keys
 LEARNED = ["user_based", "item_based", "interaction_based"]
 KINDS = ["hashed", "random", *LEARNED]
 
@@ -227,16 +226,16 @@ def test_no_shard_is_fuller_than_its_capacity(pairs, kind, n_shards, slack, data
     assert len(partition.owners) == len(log)
     assert partition.sizes().shape == (n_shards,)
     if kind == "interaction_based":
-        assert partition.sizes().max() <= math.ceil(slack * len(log) / n_shards)
+        assert partition.sizes().max() <= capacity_of(slack, len(log), n_shards)
         return
     rows = log.users if kind == "user_based" else log.items
     units = np.unique(rows * n_shards + partition.owners)
     assert len(units) == len(np.unique(rows)), "whole users, whole items"
     if balance == "units":
-        assert np.bincount(units % n_shards, minlength=n_shards).max() <= math.ceil(slack * len(units) / n_shards)
+        assert np.bincount(units % n_shards, minlength=n_shards).max() <= capacity_of(slack, len(units), n_shards)
     else:  # what fits nowhere goes to a shard that holds no more than the mean
         heaviest = np.bincount(rows, minlength=1).max()
-        assert partition.sizes().max() <= max(math.ceil(slack * len(log) / n_shards), len(log) / n_shards + heaviest)
+        assert partition.sizes().max() <= max(capacity_of(slack, len(log), n_shards), len(log) / n_shards + heaviest)
 
 
 @pytest.mark.parametrize("kind", LEARNED)
@@ -284,19 +283,21 @@ def test_erasing_any_pairs_moves_no_other(pairs, erased, kind):
 
 
 def test_a_hashed_shard_depends_on_the_raw_id_and_not_on_the_row():
-    everyone = Vocabulary.of("user", range(200))
-    some = Vocabulary.of("user", range(1, 200, 3))
-    key = secret(4, "users")
+    everyone, some = Vocabulary.of("user", range(200), seed=4), Vocabulary.of("user", range(1, 200, 3), seed=4)
     log = Interactions.of(np.arange(200), np.zeros(200, np.int32))
-    owners = hashed.hashed(log, everyone.keys(key), 8).owners
-    again = hashed.hashed(log.take(np.arange(len(some))), some.keys(key), 8).owners
-    assert np.array_equal(again, owners[1:200:3])
+    owners = hashed.hashed(log, everyone.keys, 8).owners
+    again = hashed.hashed(log.take(np.arange(len(some))), some.keys, 8).owners
+    assert again.tolist() == [owners[everyone.row(raw)] for raw in some.ids]
 
 
 def test_another_secret_gives_another_hashed_partition():
-    log, users = Interactions.of(np.arange(200), np.zeros(200, np.int32)), Vocabulary.of("user", range(200))
-    owners = [hashed.hashed(log, users.keys(secret(root, "users")), 8).owners for root in (1, 2)]
-    assert (owners[0] != owners[1]).sum() > 120, "175 expected"
+    log, users = (
+        Interactions.of(np.arange(200), np.zeros(200, np.int32)),
+        [Vocabulary.of("user", range(200), s) for s in (1, 2)],
+    )
+    owners = [hashed.hashed(log, vocabulary.keys, 8).owners for vocabulary in users]
+    moved = sum(owners[0][users[0].row(raw)] != owners[1][users[1].row(raw)] for raw in range(200))
+    assert moved > 120, "175 expected"
 
 
 @given(pairs=pairs)
@@ -308,7 +309,7 @@ def test_hashed_keeps_a_users_interactions_together(pairs):
 
 def test_hashes_fill_the_shards_evenly():
     """40,000 draws into 4 shards: 10,000 each, standard deviation 87."""
-    keys = Vocabulary.of("user", range(40_000)).keys(secret(0, "users"))
+    keys = Vocabulary.of("user", range(40_000)).keys
     by_user = hashed.hashed(Interactions.of(np.arange(40_000), np.zeros(40_000, np.int32)), keys, 4)
     users, items = np.divmod(np.arange(40_000), 200)
     by_pair = hashed.random_pairs(Interactions.of(users, items), keys[:200], keys[200:400], 4, 0)
@@ -318,10 +319,35 @@ def test_hashes_fill_the_shards_evenly():
 
 def test_random_pairs_scatter_a_user_and_obey_the_seed():
     """200 pairs of one user in 4 shards: every shard gets some; two seeds agree on a quarter."""
-    log, keys = Interactions.of(np.zeros(200, np.int32), np.arange(200)), Vocabulary.of("item", range(200)).keys(b"items")
+    log, keys = Interactions.of(np.zeros(200, np.int32), np.arange(200)), Vocabulary.of("item", range(200)).keys
     first, second = (hashed.random_pairs(log, USER_KEYS, keys, 4, seed) for seed in (0, 1))
     assert first.sizes().min() > 0
     assert 20 < (first.owners == second.owners).sum() < 80
+
+
+# What a shard may take.
+
+
+@pytest.mark.parametrize(
+    ("slack", "load", "n_shards", "capacity"),
+    [
+        (1.1, 50, 1, 55),
+        (1.1, 500, 10, 55),
+        (1.2, 10, 2, 6),
+        (1.2, 11, 2, 7),
+        (1.005, 1000, 1, 1005),
+        (1, 7, 3, 3),
+        (3, 0, 4, 0),
+    ],
+)
+def test_the_slack_counts_as_it_is_written(slack, load, n_shards, capacity):
+    """In binary fractions 1.1 times 50 is 55.000000000000007, of which the next whole number is 56."""
+    assert capacity_of(slack, load, n_shards) == capacity
+
+
+@given(hundredths=st.integers(100, 400), load=st.integers(0, 10**7), n_shards=st.integers(1, 300))
+def test_the_capacity_is_the_slack_times_the_mean_rounded_up_in_whole_numbers(hundredths, load, n_shards):
+    assert capacity_of(hundredths / 100, load, n_shards) == -(-hundredths * load // (100 * n_shards))
 
 
 # Held-out pairs.

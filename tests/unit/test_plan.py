@@ -23,7 +23,6 @@ from ray_eraser.unlearning.plan import (
     Run,
     ShardRun,
     Waiting,
-    expected_shards,
     makespan,
     oldest_pending_seconds,
     overdue,
@@ -142,19 +141,6 @@ def test_overdue_counts_those_past_the_deadline_and_not_those_at_it():
 def test_the_oldest_pending_is_the_one_that_came_first():
     assert oldest_pending_seconds([Waiting(30), Waiting(10)], now=100) == 90
     assert oldest_pending_seconds([], now=100) == 0
-
-
-@pytest.mark.parametrize("n_units", [1, 5, 20])
-def test_expected_shards_agree_with_drawing_them(n_units):
-    rng = np.random.default_rng(3)
-    drawn = [len(set(rng.integers(10, size=n_units).tolist())) for _ in range(4000)]
-    assert expected_shards(10, n_units) == pytest.approx(np.mean(drawn), rel=0.02)
-
-
-def test_expected_shards_of_the_smallest_cases():
-    assert expected_shards(10, 0) == 0
-    assert expected_shards(1, 7) == 1
-    assert expected_shards(2, 2) == 1.5  # the second falls into the other shard half of the times
 
 
 # ---- what a run costs ------------------------------------------------------------------------------------------------------

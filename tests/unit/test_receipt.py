@@ -39,8 +39,9 @@ def test_with_the_salt_nothing_but_the_request_verifies(other):
     assert commitment(other, SALT) != commitment(ANN, SALT)
 
 
-def test_a_receipt_survives_json():
-    receipt = receipt_of("r", finished_at=12.25)
+@pytest.mark.parametrize("chosen", [(), ("model.alpha0",)])
+def test_a_receipt_survives_json(chosen):
+    receipt = replace(receipt_of("r", finished_at=12.25), chosen=chosen)
     assert Receipt.from_dict(json.loads(json.dumps(receipt.to_dict()))) == receipt
 
 
@@ -86,7 +87,7 @@ def test_all_digests_of_files_are_keyed():
 
 
 def test_a_sealed_receipt_has_no_digest_of_a_file_in_it():
-    purged = (f"shards/1/interactions-{'ab' * 32}.parquet",)
+    purged = (f"shards/1/interactions-{'ab' * 32}.safetensors",)
     plain = replace(receipt_of("r"), changes=(ShardChange.between(record("a"), record("b")),), purged=purged)
     told = json.dumps(plain.under_seal(SALT).to_dict())
     assert not any(digest in told for digest in ("a" * 64, "b" * 64, "ab" * 32, plain.generation_digest))
@@ -99,8 +100,8 @@ def test_a_shard_that_a_new_partition_does_not_have_leaves_nothing_after():
 
 
 def test_a_purged_file_keeps_its_folder_and_kind_and_loses_the_digest_in_its_name():
-    path = f"shards/1/interactions-{'ab' * 32}.parquet"
-    assert sealed_path(path, SALT) == f"shards/1/interactions-{sealed('ab' * 32, SALT)}.parquet"
+    path = f"shards/1/interactions-{'ab' * 32}.safetensors"
+    assert sealed_path(path, SALT) == f"shards/1/interactions-{sealed('ab' * 32, SALT)}.safetensors"
     assert sealed_path(f"generations/{'ab' * 32}.json", SALT) == f"generations/{sealed('ab' * 32, SALT)}.json"
     assert replace(receipt_of("r"), purged=(path,)).under_seal(SALT).purged == (sealed_path(path, SALT),)
 
@@ -137,6 +138,10 @@ def test_a_signature_is_of_the_digest_of_everything_else():
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     assert receipt.key_id == "initials"
     assert receipt.signature == f"signed {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def test_the_digest_covers_the_settings_that_were_chosen():
+    assert replace(receipt_of("a"), chosen=("model.alpha0",)).digest() != receipt_of("a").digest()
 
 
 def test_a_digest_does_not_depend_on_how_a_file_writes_round_numbers():

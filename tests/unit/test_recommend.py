@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -8,33 +9,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.aggregation.foldin import FoldIn
-from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
-from ray_eraser.errors import InputError, UnknownIdError
+from ray_eraser.embeddings import KeyedEmbeddings
+from ray_eraser.errors import InputError, InvalidIdError, UnknownIdError
 from ray_eraser.ids import Generation
-from ray_eraser.recommend import Snapshot, top_items
+from ray_eraser.ranking import top_items
+from ray_eraser.recommend import Snapshot
 
 USERS = Vocabulary.of("user", ["ann", "bob", "cy", "di"])
 ITEMS = Vocabulary.of("item", [10, 11, 12, 13, 14, 15])
+SEEN = (("ann", 10), ("ann", 12), ("bob", 11), ("bob", 12), ("cy", 12))
+SCORES = {"ann": {10: 9, 11: 1, 12: 8, 13: 3, 15: 3}, "bob": {10: 5, 11: 6, 12: 4, 13: 0, 15: -1}}
+"""Item 14 is unknown to the model."""
+TIED = sorted((13, 15), key=ITEMS.key)
+"""Ann's two items of one score: the one with the lower key comes first."""
 
 
-def snapshot(users=USERS, items=ITEMS, seen=((0, 0), (0, 2), (1, 1), (1, 2), (2, 2)), model=None) -> Snapshot:
-    pairs = Interactions.of(*np.array(seen, np.int32).reshape(-1, 2).T)
-    model = model or scores_of({0: [9, 1, 8, 3, 3], 1: [5, 6, 4, 0, -1]})
-    # In two shards, and one pair held out.
-    parts = [pairs.take(np.arange(len(pairs)) % 3 == part) for part in range(3)]
-    return Snapshot(model, None, users, items, parts[:2], parts[2:], Generation(1))
+def keyed(pairs) -> KeyedPairs:
+    return KeyedPairs.of([(USERS.key(user), ITEMS.key(item)) for user, item in pairs])
 
 
-def scores_of(by_user: dict[int, list[float]], item_rows=(0, 1, 2, 3, 5)) -> Embeddings:
-    """A model with exactly these scores: users are unit vectors. Item row 4 is unknown to it."""
-    table = np.array(list(by_user.values()), np.float32)
-    return Embeddings(
-        np.array(list(by_user), np.int32),
-        np.eye(len(table), dtype=np.float32),
-        np.array(item_rows, np.int32),
-        np.ascontiguousarray(table.T),
+def without(vocabulary: Vocabulary, *gone) -> Vocabulary:
+    return vocabulary.without(np.array([vocabulary.key(raw) for raw in gone], np.uint64))
+
+
+def snapshot(users=USERS, items=ITEMS, seen: Iterable = SEEN, model: KeyedEmbeddings | None = None) -> Snapshot:
+    """In two shards, of which one holds some pairs out."""
+    parts = [keyed(tuple(seen)[part::3]) for part in range(3)]
+    shards = [ShardData.none().with_learned(parts[0], parts[2]), ShardData.none().with_learned(parts[1], KeyedPairs.none())]
+    return Snapshot(model or scored(SCORES), None, users, items, shards, Generation(1))
+
+
+def scored(by_user: dict[str, dict[int, float]]) -> KeyedEmbeddings:
+    """A model with exactly these scores: users are unit vectors."""
+    users = sorted(by_user, key=USERS.key)
+    items = sorted(next(iter(by_user.values())), key=ITEMS.key)
+    return KeyedEmbeddings(
+        np.array([USERS.key(user) for user in users], np.uint64),
+        np.eye(len(users), dtype=np.float32),
+        np.array([ITEMS.key(item) for item in items], np.uint64),
+        np.array([[by_user[user][item] for user in users] for item in items], np.float32),
     )
 
 
@@ -58,12 +73,12 @@ def test_of_items_that_tie_at_the_end_of_the_list_the_first_are_taken():
 
 
 def test_the_best_unseen_items_come_first():
-    assert snapshot().recommend("ann", 2) == [13, 15]  # a tie, the lower row first
+    assert snapshot().recommend("ann", 2) == TIED
     assert snapshot().recommend("bob", 3) == [10, 13, 15]
 
 
 def test_nobody_is_recommended_what_they_have_seen():
-    assert snapshot().recommend("ann", 10) == [13, 15, 11]
+    assert snapshot().recommend("ann", 10) == [*TIED, 11]
     assert snapshot().recommend("bob", 10) == [10, 13, 15]
 
 
@@ -72,65 +87,100 @@ def test_items_that_the_model_does_not_know_are_not_recommended():
 
 
 def test_an_erased_item_is_never_recommended():
-    erased = snapshot(items=ITEMS.without([3]))
+    erased = snapshot(items=without(ITEMS, 13))
     assert erased.recommend("ann", 10) == [15, 11]
-    assert None not in erased.recommend("bob", 10)
+    assert erased.recommend("bob", 10) == [10, 15]
 
 
 def test_a_user_whom_the_model_does_not_know_is_given_what_most_others_have():
     # Item 12 was taken three times, items 10 and 11 once; cy knows 12.
-    assert snapshot().recommend("di", 10) == [12, 10, 11]
+    once = sorted((10, 11), key=ITEMS.key)
+    assert snapshot().recommend("di", 10) == [12, *once]
     assert snapshot().recommend("di", 1) == [12]
-    assert snapshot().recommend("cy", 10) == [10, 11]
+    assert snapshot().recommend("cy", 10) == once
 
 
 def test_an_erased_item_is_not_given_to_a_user_whom_the_model_does_not_know():
-    assert snapshot(items=ITEMS.without([2]), seen=[(0, 0), (1, 1), (1, 2)]).recommend("di", 10) == [10, 11]
+    given = snapshot(items=without(ITEMS, 12), seen=[("ann", 10), ("bob", 11), ("bob", 12)]).recommend("di", 10)
+    assert given == sorted((10, 11), key=ITEMS.key)
 
 
 def test_lists_are_shorter_where_fewer_items_are_left():
-    everything = [(0, item) for item in range(6)]
+    everything = [("ann", item) for item in range(10, 16)]
     assert snapshot(seen=everything).recommend("ann", 3) == []
     assert snapshot(seen=everything[:-1]).recommend("ann", 3) == [15]
 
 
 def test_where_nothing_was_learned_nothing_is_recommended():
-    assert snapshot(seen=[], model=Embeddings.empty(2)).recommend("ann", 3) == []
+    assert snapshot(seen=[], model=KeyedEmbeddings.empty(2)).recommend("ann", 3) == []
 
 
-@pytest.mark.parametrize("user", ["eve", 3, ""])
+@pytest.mark.parametrize("user", ["eve", 3, "Ann"])
 def test_a_user_who_was_never_here_is_an_error_that_names_them(user):
     with pytest.raises(UnknownIdError, match=repr(str(user))):
         snapshot().recommend(user, 3)
 
 
+@pytest.mark.parametrize("user", ["", " ", "a\0", True, 1.0, None])
+def test_what_cannot_be_a_user_is_an_error_that_says_so(user):
+    with pytest.raises(InvalidIdError, match="the user id"):
+        snapshot().recommend(user, 3)
+
+
+def test_a_user_with_an_integer_for_an_id_is_found_by_its_digits_too():
+    users = USERS.extended([7])
+    assert snapshot(users=users).recommend(7, 1) == snapshot(users=users).recommend("7", 1) == [12]
+
+
 def test_an_erased_user_is_as_unknown_as_one_who_was_never_here():
     assert snapshot().recommend("bob", 1) == [10]
+    left = snapshot(users=without(USERS, "bob"))
     with pytest.raises(UnknownIdError, match="'bob'"):
-        snapshot(users=USERS.without([1])).recommend("bob", 1)
-    assert snapshot(users=USERS.without([1])).recommend("ann", 1) == [13]
+        left.recommend("bob", 1)
+    assert left.recommend("ann", 1) == TIED[:1]
+
+
+def test_pairs_are_known_wherever_they_are_held_out_or_not():
+    asked = [*SEEN, ("ann", 11), ("di", 12), ("cy", 10)]
+    assert snapshot().has(keyed(asked)).tolist() == [True] * 5 + [False] * 3
+    assert snapshot().has(KeyedPairs.none()).tolist() == []
 
 
 class Forgotten(dict):
     """What is kept is gone at once, as where another reader makes room at that moment."""
 
-    def __setitem__(self, row, vector) -> None:
+    def __setitem__(self, key, vector) -> None:
         self.clear()
 
 
+def folded_in() -> Snapshot:
+    """A model of items alone, on which users are solved."""
+    vectors = np.random.default_rng(0).normal(0, 0.5, (6, 4)).astype(np.float32)
+    nobody = KeyedEmbeddings.empty(4)
+    model = KeyedEmbeddings(nobody.user_keys, nobody.users, ITEMS.keys, vectors)
+    return replace(snapshot(model=model), folding=FoldIn(np.arange(6, dtype=np.int32), vectors, 0.1, 0.01))
+
+
 def test_a_reader_needs_not_what_was_solved_before_nor_that_it_be_kept():
-    items = np.random.default_rng(0).normal(0, 0.5, (6, 4)).astype(np.float32)
-    model = Embeddings(np.empty(0, np.int32), np.empty((0, 4), np.float32), np.arange(6, dtype=np.int32), items)
-    kept = replace(snapshot(model=model), folding=FoldIn(model.item_rows, items, 0.1, 0.01))
+    kept = folded_in()
     expected = [kept.recommend(user, 3) for user in USERS.ids]
-    assert set(kept._folded) == {0, 1, 2}  # the last user has nothing, and no vector
+    assert set(kept._folded) == {USERS.key(user) for user in ("ann", "bob", "cy")}  # di has nothing, and no vector
     for other in (kept, replace(kept, _folded={}), replace(kept, _folded=Forgotten())):
         assert [other.recommend(user, 3) for user in USERS.ids] == expected
 
 
+def test_the_vectors_of_everybody_are_those_that_are_solved_one_by_one_to_the_last_bit():
+    served = folded_in()
+    everybody = served.embeddings()
+    alone = {user: served.vector_of(USERS.key(user)) for user in USERS.ids}
+    assert everybody.user_keys.tolist() == sorted(USERS.key(user) for user, vector in alone.items() if vector is not None)
+    for key, vector in zip(everybody.user_keys.tolist(), everybody.users, strict=True):
+        assert vector.tobytes() == served.vector_of(key).tobytes()
+    assert everybody.items.tobytes() == served.model.items.tobytes()
+    assert snapshot().embeddings().same_bits(scored(SCORES))
+
+
 @pytest.mark.parametrize("n", [0, -1])
 def test_fewer_than_one_item_cannot_be_asked_for(n):
-    users, items = Vocabulary.of("user", [1]), Vocabulary.of("item", [1])
-    snapshot = Snapshot(Embeddings.empty(2), None, users, items, [Interactions.none()], [], Generation(1))
     with pytest.raises(InputError, match="at least one item"):
-        snapshot.recommend(1, n)
+        snapshot().recommend("ann", n)

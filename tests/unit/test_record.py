@@ -48,6 +48,7 @@ def test_a_finished_request_is_told_with_its_receipt(rows):
         "seconds_to_restore": 2.5,
         "seconds_to_purge": 4.0,
         "guarantee": "exact",
+        "chosen": [],
         "shards": [1],
         "pairs_erased": 3,
         "generation": 2,
@@ -69,9 +70,9 @@ def test_a_table_has_a_header_and_a_line_a_request(rows):
     assert (second["request_id"], second["purged_at"]) == ("b", "")
 
 
-def test_several_shards_stand_in_one_field(rows):
-    (line,) = csv.DictReader(io.StringIO(to_csv([replace(rows[0], shards=(0, 2, 7))])))
-    assert line["shards"] == "0 2 7"
+def test_several_values_stand_in_one_field(rows):
+    (line,) = csv.DictReader(io.StringIO(to_csv([replace(rows[0], shards=(0, 2, 7), chosen=("model.alpha0", "seed"))])))
+    assert (line["shards"], line["chosen"]) == ("0 2 7", "model.alpha0 seed")
 
 
 @given(st.sampled_from("=+-@\t\r"), st.text(max_size=8))

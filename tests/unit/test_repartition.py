@@ -16,8 +16,8 @@ from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
-ANN, BOB = 900, 2002  # a user that is numbered before all others, and one after
-SOFA, LAMP = 901, 902
+ANN, BOB = "900", "2002"
+SOFA, LAMP = "901", "902"
 STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
 
 
@@ -45,7 +45,13 @@ def configured(kind: str = "hashed", **model) -> EraserConfig:
     settings = {"width": 4, "epochs": 1} | model
     return config_from(
         {
-            "data": {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3},
+            "data": {
+                "synthetic_users": 40,
+                "synthetic_items": 30,
+                "synthetic_per_user": 7,
+                "synthetic_communities": 3,
+                "valid_share": 0.1,
+            },
             "partition": {"kind": kind, "n_shards": 3},
             "model": settings,
         }
@@ -56,10 +62,11 @@ def with_a_history(deployments: Deployments, name: str, config: EraserConfig) ->
     """Users, an item and a pair erased, users and items learned."""
     coordinator = deployments.fit(name, config, generated(config))
     plain = Plain(coordinator)
+    user, item = plain.users[4], plain.items[2]
     requests = [
-        UnlearningRequest(user_id=plain.users[4]),
-        UnlearningRequest(item_id=plain.items[2]),
-        UnlearningRequest(pairs=(min(pair for pair in plain.shards[0][0] if pair[1] != plain.items[2]),)),
+        UnlearningRequest(user_id=user),
+        UnlearningRequest(item_id=item),
+        UnlearningRequest(pairs=(min(pair for pair in plain.shards[0][0] if pair[0] != user and pair[1] != item),)),
     ]
     pairs = [(ANN, plain.items[5]), (ANN, SOFA), (BOB, SOFA), (plain.users[9], LAMP)]
     for request in requests:
@@ -102,14 +109,25 @@ def test_it_is_a_fresh_fit_on_what_remains(deployments: Deployments, kind: str) 
     assert coordinator.process_pending() == []
     assert coordinator.status(submitted.request_id) is RequestState.DONE
     assert digest_of(coordinator) == fresh(deployments, "fresh", plain, config)
-    loaded = coordinator._loaded()
-    assert [len(loaded.users.tombstones()), len(loaded.items.tombstones())] == [0, 0]
-    assert loaded.users.ids[0] == ANN
     assert Plain(coordinator).pairs == plain.pairs
     now = coordinator._store.files()
     assert now == files_of(coordinator._store, digest_of(coordinator))
-    assert not [path for path in files & set(now) if path.startswith(("vocabulary", "generations"))]
+    # Who is there has not changed; where nobody's place depends on others, nothing has.
+    assert {path for path in files if path.startswith("vocabulary")} == {path for path in now if path.startswith("vocabulary")}
+    if kind in ("hashed", "random"):
+        assert {path for path in files if "interactions" in path} == {path for path in now if "interactions" in path}
     assert audited(coordinator).exact
+
+
+@pytest.mark.parametrize("kind", ["hashed", "random"])
+def test_where_nothing_is_chosen_and_nobodys_place_depends_on_others_it_changes_no_file(
+    deployments: Deployments, kind: str
+) -> None:
+    coordinator, _ = with_a_history(deployments, "shop", configured(kind, alpha0=0.3))
+    digest, files = digest_of(coordinator), coordinator._store.files()
+    repartitioned(coordinator)
+    assert (digest_of(coordinator), coordinator._store.files()) == (digest, files)
+    assert coordinator.describe().guarantee == "exact"
 
 
 def test_with_nothing_before_it_the_generation_stays_what_it_was(deployments: Deployments) -> None:
@@ -118,7 +136,7 @@ def test_with_nothing_before_it_the_generation_stays_what_it_was(deployments: De
     digest, files = digest_of(coordinator), coordinator._store.files()
     repartitioned(coordinator)
     assert (digest_of(coordinator), coordinator._store.files()) == (digest, files)
-    assert coordinator.describe()["generation"] == 2
+    assert coordinator.describe().generation == 2
 
 
 def test_erasures_after_it_are_exact_again(deployments: Deployments) -> None:
@@ -155,7 +173,7 @@ def test_what_waits_is_carried_out_with_it(deployments: Deployments, changes: Se
     assert not coordinator.has_pending()
     n_shards = coordinator.config.partition.n_shards
     for receipt in receipts:
-        assert receipt.generation == coordinator.describe()["generation"]
+        assert receipt.generation == coordinator.describe().generation
         assert [bool(change.submodel_after) for change in receipt.changes] == [k < n_shards for k in receipt.shards_touched]
 
 
@@ -173,15 +191,15 @@ def test_what_is_asked_while_it_runs_takes_effect_at_once_and_is_carried_out_aft
         coordinator.learn([(BOB, LAMP)])
         with pytest.raises(UnknownIdError):
             coordinator.recommend(user)
-        assert coordinator._loaded().users.row(user) not in coordinator.served_model().user_rows
+        assert coordinator._serving.loaded.users.key(user) not in coordinator.served_model().user_keys
 
     coordinator._on_step = at(step, ask)
     repartitioned(coordinator, *changes)
     assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, changes))
-    assert coordinator.describe()["serving"] == "excision"
+    assert coordinator.describe().serving == "excision"
     with pytest.raises(UnknownIdError):
         coordinator.recommend(user)
-    assert coordinator._loaded().users.row(user) not in coordinator.served_model().user_rows
+    assert coordinator._serving.loaded.users.key(user) not in coordinator.served_model().user_keys
     after = Plain(coordinator)
     assert len(coordinator.process_pending()) == 1
     after.erase(request)
@@ -214,17 +232,18 @@ def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployment
     wanted = changed(config, changes)
     assert digest_of(coordinator) == fresh(deployments, "fresh", plain, wanted)
     assert wanted.agrees_with(coordinator.config)
-    assert coordinator.describe()["guarantee"] == wanted.guarantee
+    assert coordinator.describe().guarantee == wanted.guarantee
+    assert coordinator.describe().chosen == (() if wanted.is_settled else ("aggregation.foldin_alpha0",))
 
     # What follows is done with them: in this process, and in the next.
     for open_it in (lambda: coordinator, lambda: deployments.open("shop")):
         opened = open_it()
         after = Plain(opened)
-        request = UnlearningRequest(user_id=next(raw for raw in after.users if raw is not None))
+        request = UnlearningRequest(user_id=after.users[0])
         opened.submit(request)
         opened.process_pending()
         after.erase(request)
-        assert opened.config.fingerprint() == opened._loaded().manifest.config.fingerprint()
+        assert opened.config.fingerprint() == opened._serving.loaded.manifest.config.fingerprint()
         assert digest_of(opened) == after.digest(deployments.store("scratch"))
         assert audited(opened).exact
         plain.erase(request)
@@ -238,6 +257,27 @@ def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployment
     assert digest_of(opened) == fresh(deployments, "fresh again", plain, changed(wanted, ["model.width=3"]))
 
 
+def levels(coordinator: Coordinator) -> tuple[str, tuple[str, ...]]:
+    """What a deployment claims, and the settings that were chosen from its log: said alike of it and by its receipts."""
+    status, manifest = coordinator.describe(), coordinator._serving.loaded.manifest
+    assert (status.guarantee, status.chosen) == (manifest.guarantee, manifest.chosen)
+    return status.guarantee, status.chosen
+
+
+def test_receipts_name_the_settings_that_were_chosen_from_the_log(deployments: Deployments) -> None:
+    for name, kind, model, claimed in (
+        ("auto", "hashed", {}, ("exact-given-settings", ("model.alpha0",))),
+        ("given", "hashed", {"alpha0": 0.3}, ("exact", ())),
+        ("learned", "user_based", {}, ("exact-given-partition", ("model.alpha0",))),
+        ("both", "user_based", {"alpha0": 0.3}, ("exact-given-partition", ())),
+    ):
+        config = configured(kind, **model)
+        coordinator = deployments.fit(name, config, generated(config))
+        coordinator.submit(UnlearningRequest(user_id=coordinator._serving.loaded.users.ids[3]))
+        (receipt,) = coordinator.process_pending()
+        assert levels(coordinator) == (receipt.guarantee, receipt.chosen) == claimed
+
+
 def test_what_was_left_to_be_chosen_is_chosen_anew_however_often(deployments: Deployments) -> None:
     config = configured("hashed")
     coordinator, plain = with_a_history(deployments, "shop", config)
@@ -245,10 +285,13 @@ def test_what_was_left_to_be_chosen_is_chosen_anew_however_often(deployments: De
     coordinator = deployments.open("shop")
     chosen = coordinator.config.model.alpha0
     assert '"alpha0":"auto"' in coordinator._ledger.noted("settings", "")
+    assert levels(coordinator) == ("exact-given-settings", ("model.alpha0",))
     repartitioned(coordinator, "model.alpha0=0.7")
     assert coordinator.config.model.alpha0 == 0.7
+    assert levels(coordinator) == ("exact", ())
     repartitioned(coordinator, "model.alpha0=auto")
     assert coordinator.config.model.alpha0 == chosen
+    assert levels(coordinator) == ("exact-given-settings", ("model.alpha0",))
     assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, ["partition.n_shards=2"]))
 
 
@@ -302,8 +345,8 @@ def test_before_the_first_fit_there_is_nothing_to_divide(deployments: Deployment
 
 def test_it_counts_among_what_may_wait(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
-    coordinator = deployments.fit("shop", config, generated(config))
-    coordinator.settings = coordinator.settings.model_copy(update={"max_pending": 1})
+    few = config.unlearning.model_copy(update={"max_pending": 1})
+    coordinator = deployments.fit("shop", config.model_copy(update={"unlearning": few}), generated(config))
     coordinator.repartition()
     with pytest.raises(QueueFullError):
         coordinator.repartition()
@@ -313,7 +356,7 @@ def test_it_counts_among_what_may_wait(deployments: Deployments) -> None:
 def test_a_key_is_the_same_request_also_after_the_seed_was_changed(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     coordinator = deployments.fit("shop", config, generated(config))
-    user = coordinator._loaded().users.ids[3]
+    user = coordinator._serving.loaded.users.ids[3]
     first = coordinator.submit(UnlearningRequest(user_id=user), "key")
     coordinator.process_pending()
     repartitioned(coordinator, "seed=5")
@@ -364,7 +407,7 @@ def test_a_kill_after_any_step_changes_nothing_of_what_comes_out(deployments: De
     opened.process_pending()
     plain.erase(request)
     assert digest_of(opened) == fresh(deployments, "fresh", plain, changed(config, changes))
-    assert opened.describe()["generation"] == 4
+    assert opened.describe().generation == 4
     assert opened._ledger.counts()["done"] == 2
     assert len(opened._ledger.receipts()) == 4
     assert verify_chain(opened._ledger.receipts()) == []

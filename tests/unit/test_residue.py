@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save
 
+from ray_eraser.config import TrainingConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import InputError
+from ray_eraser.ids import ShardId
 from ray_eraser.store import Store
 from ray_eraser.unlearning import residue
-from ray_eraser.unlearning.audit import Erased
+from ray_eraser.unlearning.erased import Erased
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.residue import ResidueReport, is_distinctive, ledger_files, scan
 
@@ -40,7 +44,7 @@ def logs(tmp_path) -> Path:
     return tmp_path / "logs"
 
 
-def places(report: ResidueReport) -> list[tuple[str, str, int, str, int]]:
+def places(report: ResidueReport) -> list[tuple[str, str, int | None, str, int]]:
     return [(found.file, found.kind, found.position, found.where, found.count) for found in report.findings]
 
 
@@ -53,9 +57,12 @@ def found_in(text: str | bytes, erased: Erased, store: Store, logs: Path) -> set
 
 
 def renamed(dataset: Dataset, user, item) -> Dataset:
-    users = Vocabulary("user", tuple(user(raw) for raw in dataset.users.ids))
-    items = Vocabulary("item", tuple(item(raw) for raw in dataset.items.ids))
-    return Dataset(dataset.name, users, items, dataset.train, dataset.valid, dataset.test)
+    """The log with other names for the same users and items."""
+    sets = []
+    for part in (dataset.train, dataset.valid, dataset.test):
+        users, items = dataset.users.raw(part.users), dataset.items.raw(part.items)
+        sets.append([(user(one), item(other)) for one, other in zip(users, items, strict=True)])
+    return Dataset.of_pairs(dataset.name, sets[0], valid=sets[1], test=sets[2])
 
 
 KINDS = {
@@ -68,39 +75,105 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_erasure_leaves_nothing_on_disk(kind, tiny, tiny_config, deployments):
-    dataset = renamed(tiny, *KINDS[kind])
+    dataset = renamed(tiny, *KINDS[kind]).learned()
     coordinator = deployments.fit("d", tiny_config, dataset)
     users, items = dataset.users.ids, dataset.items.ids
-    of_last = dataset.train.of_users(np.array([len(users) - 1])).items
+    of_last = dataset.train.items_of(len(users) - 1)
     pairs = tuple((users[-1], item) for item in dataset.items.raw(of_last) if item not in items[5:8])
     erased = Erased(users[3:30], items[5:8], pairs)
-    everybody = {("user", n) for n in range(27)} | {("item", n) for n in range(3)}
+    everything = {("user", n) for n in range(27)} | {("item", n) for n in range(3)} | {("pair", n) for n in range(len(pairs))}
 
     def found() -> set[tuple[str, int]]:
         report = scan(deployments.store("d"), [], [], erased)
         assert report.unreadable == ()
         return {(finding.kind, finding.position) for finding in report.findings}
 
-    assert found() == everybody
+    assert found() == everything
     for request in (
         *(UnlearningRequest(user_id=raw) for raw in erased.user_ids),
         *(UnlearningRequest(item_id=raw) for raw in erased.item_ids),
         UnlearningRequest(pairs=erased.pairs),
     ):
         coordinator.submit(request)
-    assert found() == everybody | {("pair", n) for n in range(len(pairs))}  # accepted, and not erased yet
+    assert found() == everything  # accepted, and not erased yet
     coordinator.process_pending()
     assert found() == set()
     coordinator.close()
     assert found() == set()
 
 
+def traces(folder: Path, texts: list[str], keys: np.ndarray) -> dict[str, set[str]]:
+    """Files under a folder that have an id or a key in any of their bytes, or in packed cells; by a simple search."""
+    found: dict[str, set[str]] = {}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        contents = [path.read_bytes()]
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            contents += [str(table["id"].to_pylist()).encode(), table["key"].to_numpy().astype("<u8").tobytes()]
+        is_there = {
+            "id": any(text.encode() in content for content in contents for text in texts),
+            "key": any(int(key).to_bytes(8, "little") in content for content in contents for key in keys),
+        }
+        if whats := {what for what, there in is_there.items() if there}:
+            found[str(path.relative_to(folder)).partition("-")[0]] = whats
+    return found
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_no_byte_of_any_file_has_an_erased_id_or_its_key(tiny, tiny_config, deployments, slices):
+    """Not by the search of the product. Users and items have no name in common, so that a key is one id's alone."""
+    dataset = renamed(tiny, *KINDS["long texts"]).learned()
+    config = tiny_config.model_copy(update={"training": TrainingConfig(slices=slices)})
+    coordinator = deployments.fit("d", config, dataset)
+    users, items = dataset.users.ids[3:9], dataset.items.ids[5:8]
+    keys = np.concatenate([dataset.users.keys[3:9], dataset.items.keys[5:8]])
+    folder = deployments.folder / "d"
+    before = traces(folder, [*users, *items], keys)
+    assert {path.partition("/")[0] for path in before} == {"vocabulary", "shards", "aggregate"}
+    assert {what for path, whats in before.items() if "/submodel" in path for what in whats} == {"key"}
+    for request in (
+        *(UnlearningRequest(user_id=raw) for raw in users),
+        *(UnlearningRequest(item_id=raw) for raw in items),
+    ):
+        coordinator.submit(request)
+    coordinator.process_pending()
+    assert traces(folder, [*users, *items], keys) == {}
+    coordinator.close()
+    assert traces(folder, [*users, *items], keys) == {}
+
+
+def test_no_file_has_a_gap_where_somebody_was(tiny, tiny_config, deployments):
+    dataset = renamed(tiny, *KINDS["short texts"])
+    coordinator = deployments.fit("d", tiny_config, dataset)
+    for raw in dataset.users.ids[::7]:
+        coordinator.submit(UnlearningRequest(user_id=raw))
+    coordinator.process_pending()
+    folder = deployments.folder / "d"
+    named: dict[str, list[int]] = {"users": [], "items": []}
+    for path in sorted((folder / "vocabulary").iterdir()):
+        table = pq.read_table(path)
+        assert table["id"].null_count == table["key"].null_count == 0
+        named[path.name.partition("-")[0]] += table["key"].to_pylist()
+    present: dict[str, set[int]] = {"users": set(), "items": set()}
+    for path in folder.rglob("interactions-*"):
+        arrays = load_file(path)
+        per_user = arrays["train"] + arrays["valid"]
+        of_items = np.concatenate([arrays["train_items"], arrays["valid_items"]])
+        assert per_user.all()
+        assert np.array_equal(np.unique(of_items), np.arange(len(arrays["item_keys"])))
+        present["users"] |= set(arrays["user_keys"].tolist())
+        present["items"] |= set(arrays["item_keys"].tolist())
+    for kind, keys in named.items():
+        assert keys == sorted(keys)
+        assert set(keys) == present[kind]
+
+
 def test_what_fills_several_pages_of_the_ledger_leaves_it_too(tiny, tiny_config, deployments):
     dataset = renamed(tiny, lambda raw: f"user-{raw}-" + "x" * 900, lambda raw: f"item-{raw}-" + "y" * 500)
     coordinator = deployments.fit("d", tiny_config, dataset)
-    row = np.array([7])
-    user = dataset.users.ids[7]
-    pairs = tuple((user, item) for item in dataset.items.raw(dataset.train.of_users(row).items))
+    row = int(np.bincount(dataset.train.users).argmax())
+    user = dataset.users.ids[row]
+    pairs = tuple((user, item) for item in dataset.items.raw(dataset.train.items_of(row)))
     assert sum(len(item) + len(user) for _, item in pairs) > 2 * 4096
     coordinator.submit(UnlearningRequest(pairs=pairs))
     erased = Erased(pairs=pairs)
@@ -118,25 +191,88 @@ def planted(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "planted")
 
 
+def part_with(planted: Path, kind: str, raw: object) -> tuple[str, int]:
+    """The file of a vocabulary that has an id, and the id's row in it."""
+    for path in (planted / "vocabulary").glob(f"{kind}s-*"):
+        ids = pq.read_table(path)["id"].to_pylist()
+        if str(raw) in ids:
+            return f"vocabulary/{path.name}", ids.index(str(raw))
+    raise AssertionError(raw)
+
+
 def test_an_id_in_a_vocabulary_is_found_by_column_and_row(planted):
     report = scan(Store(str(planted)), [], [], Erased(user_ids=("1003", 1004, 42), item_ids=(7,)))
-    users, items = (next((planted / "vocabulary").glob(f"{kind}s-*")) for kind in ("user", "item"))
-    assert places(report) == [
-        (f"vocabulary/{items.name}", "item", 0, "column id, row 6", 1),
-        (f"vocabulary/{items.name}", "item", 0, "column key (the hash of its id), row 6", 1),
-        (f"vocabulary/{users.name}", "user", 0, "column id, row 3", 1),
-        (f"vocabulary/{users.name}", "user", 1, "column id, row 4", 1),
-    ]
+    expected = []
+    for kind, position, raw in (("item", 0, 7), ("user", 0, 1003), ("user", 1, 1004)):
+        path, row = part_with(planted, kind, raw)
+        expected += [
+            (path, kind, position, f"column id, row {row}", 1),
+            (path, kind, position, f"column key (the hash of its id), row {row}", 1),
+        ]
+    assert sorted(one for one in places(report) if one[0].startswith("vocabulary")) == sorted(expected)
     assert not report.clean
 
 
-def test_the_keyed_hash_of_an_erased_item_is_found_where_its_id_is_gone(planted):
-    (path,) = (planted / "vocabulary").glob("items-*")
-    table = pq.read_table(path)
-    gone = pa.array([None if raw == 7 else raw for raw in table["id"].to_pylist()], table["id"].type)
-    pq.write_table(table.set_column(0, "id", gone), path)
-    (found,) = scan(Store(str(planted)), [], [], Erased(item_ids=(7,))).findings
-    assert found.where == "column key (the hash of its id), row 6"
+def test_the_key_of_an_erased_id_is_found_in_every_kind_of_file(tiny, tiny_config, deployments):
+    config = tiny_config.model_copy(update={"training": TrainingConfig(slices=2)})
+    coordinator = deployments.fit("d", config, tiny)
+    report = scan(deployments.store("d"), [], [], Erased((1003,), (7,)))
+    loaded = coordinator._serving.loaded
+    manifest = loaded.manifest
+    home = next(k for k, data in loaded.shards.items() if tiny.users.key(1003) in data.user_keys)
+    of_user = {found.file for found in report.findings if found.kind == "user" and found.where.startswith("key")}
+    of_item = {found.file for found in report.findings if found.kind == "item" and found.where.startswith("key")}
+    record = manifest.shards[home]
+    wanted = {record.interactions.path, record.submodel.path}
+    assert wanted <= of_user <= wanted | {record.checkpoints[0].path}  # by the user's slice
+    having = [k for k, data in loaded.shards.items() if tiny.items.key(7) in data.item_keys]
+    assert {manifest.aggregate.path} | {manifest.shards[k].interactions.path for k in having} <= of_item
+    assert any("checkpoint" in path for path in of_item)
+    assert all(found.count == 1 for found in report.findings)
+    interactions = next(found for found in report.findings if found.file == record.interactions.path and found.kind == "user")
+    place = loaded.shards[home].user_keys.tolist().index(tiny.users.key(1003))
+    assert interactions.where == f"key (the hash of its id) in user_keys, place {place}"
+
+
+def test_the_key_of_a_user_is_no_trace_of_the_item_of_that_name(planted):
+    """Both have one key: its place says whose it is."""
+    store = Store(str(planted))
+    users = {found.kind for found in scan(store, [], [], Erased(user_ids=(7,), item_ids=(1003,))).findings}
+    assert users == set()
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_the_key_of_an_erased_id_is_found_where_its_id_is_gone(planted, kind):
+    raw = 1003 if kind == "user" else 7
+    name, row = part_with(planted, kind, raw)
+    table = pq.read_table(planted / name)
+    gone = pa.array([None if one == str(raw) else one for one in table["id"].to_pylist()], pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("id"), "id", gone), planted / name)
+    erased = Erased((raw,)) if kind == "user" else Erased(item_ids=(raw,))
+    found = [one.where for one in scan(Store(str(planted)), [], [], erased).findings if one.file == name]
+    assert found == [f"column key (the hash of its id), row {row}"]
+
+
+def test_keys_are_looked_for_under_the_seed_of_the_generation(tiny, tiny_config, deployments):
+    deployments.fit("d", tiny_config.model_copy(update={"seed": 77}), tiny)
+    report = scan(deployments.store("d"), [], [], Erased((1003,)))
+    assert any("submodel" in found.file for found in report.findings)
+
+
+def test_a_pair_is_found_in_the_interactions_that_have_it(planted, tiny):
+    user, item = tiny.users.ids[3], tiny.items.raw(tiny.train.items_of(3)[:1])[0]
+    other = next(raw for raw in tiny.items.ids if raw not in tiny.items.raw(tiny.train.items_of(3)))
+    report = scan(Store(str(planted)), [], [], Erased(pairs=((user, other), (user, item))))
+    (found,) = report.findings
+    assert (found.kind, found.position, found.count) == ("pair", 1, 1)
+    assert found.where.startswith("keys (the hashes of both ids) in train, place ")
+    assert "/interactions-" in found.file
+
+
+def test_a_held_out_pair_is_found_too(planted, tiny):
+    user, item = tiny.users.raw(tiny.valid.users[:1])[0], tiny.items.raw(tiny.valid.items[:1])[0]
+    (found,) = scan(Store(str(planted)), [], [], Erased(pairs=((user, item),))).findings
+    assert "in valid, place" in found.where
 
 
 def test_row_numbers_are_no_ids(planted):
@@ -146,14 +282,121 @@ def test_row_numbers_are_no_ids(planted):
 
 
 def test_an_id_in_a_vocabulary_that_a_crash_left_is_found(planted):
-    table = pa.table({"id": pa.array([ANN, "bob"])})
-    pq.write_table(table, planted / "vocabulary" / f"users-{'0' * 64}.parquet.partial-1", compression="zstd")
-    (found,) = [found for found in scan(Store(str(planted)), [], [], Erased((ANN,))).findings if "row" in found.where]
-    assert found.where == "column id, row 0"
+    table = pa.table({"key": pa.array([1, 2], pa.uint64()), "id": pa.array([ANN, "bob"])})
+    name = f"vocabulary/users-00-{'0' * 64}.parquet.partial-1"
+    pq.write_table(table, planted / name, compression="zstd")
+    found = [one.where for one in scan(Store(str(planted)), [], [], Erased((ANN,))).findings if one.file == name]
+    assert "column id, row 0" in found
+
+
+def test_ids_and_keys_of_a_log_that_was_being_divided_are_found(planted, tiny):
+    (planted / "pieces").mkdir()
+    part = next(part for part in tiny.users.parts if len(part) > 1)
+    pq.write_table(pa.table({"key": part.keys, "id": part.ids}), planted / "pieces" / "user-0")
+    (planted / "pieces" / "users").write_bytes(tiny.users.keys.tobytes())
+    raw = part.ids[1].as_py()
+    report = scan(Store(str(planted)), [], [], Erased((raw,), (raw,)))
+    assert {(one.file, one.kind, one.where) for one in report.findings if one.file.startswith("pieces")} == {
+        ("pieces/user-0", "user", "column id, row 1"),
+        ("pieces/user-0", "user", "column key (the hash of its id), row 1"),
+        ("pieces/users", "user", f"key (the hash of its id) in the file, place {tiny.users.row(raw)}"),
+    }
+
+
+def test_keys_in_an_unfinished_submodel_are_found_as_far_as_it_goes(planted, tiny):
+    keys = tiny.users.keys
+    whole = save({"user_keys": keys, "users": np.zeros((len(keys), 8), np.float32)})
+    name = f"shards/0/submodel-{'0' * 64}.safetensors.partial-1"
+    for content, is_there in ((whole[:-9], True), (whole[: len(whole) // 8], False)):
+        (planted / name).write_bytes(content)
+        report = scan(Store(str(planted)), [], [], Erased((tiny.users.ids[-1],)))
+        found = [one.where for one in report.findings if one.file == name]
+        assert found == ([f"key (the hash of its id) in user_keys, place {len(keys) - 1}"] if is_there else [])
+        if not is_there:
+            assert any(line.startswith(f"{name}: is damaged safetensors data") for line in report.unreadable)
+
+
+# Orphans.
+
+
+def test_a_deployment_has_no_orphans(planted):
+    report = scan(Store(str(planted)), [], [], Erased())
+    assert report.clean
+    assert (report.structured_only, report.searched_files) == (0, len(Store(str(planted)).everything()))
+
+
+def with_manifest(planted: Path, **files: object) -> None:
+    """Change the only generation so that it is whole."""
+    store = Store(str(planted))
+    (path,) = (planted / "generations").iterdir()
+    manifest = store.read_manifest(path.stem)
+    path.unlink()
+    store.write_manifest(replace(manifest, **files))
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_an_id_that_nobody_has_any_more_is_counted_and_not_named(planted, tiny, kind):
+    store = Store(str(planted))
+    vocabulary = {"user": tiny.learned().users, "item": tiny.learned().items}[kind].extended(["orphan@example.org"])
+    for path in (planted / "vocabulary").glob(f"{kind}s-*"):
+        path.unlink()
+    refs = store.write_vocabulary(vocabulary)
+    with_manifest(planted, **{f"{kind}s": refs})
+    report = scan(store, [], [], Erased())
+    name, _ = part_with(planted, kind, "orphan@example.org")
+    assert places(report) == [(name, "orphan", None, f"{kind}s without an interaction, in column key", 1)]
+    assert not report.clean
+    assert "orphan@" not in str(report)
+
+
+@pytest.mark.parametrize("what", ["aggregate", "submodel", "interactions"])
+def test_a_key_that_nobody_has_any_more_is_found_in_what_was_learned(planted, what):
+    store = Store(str(planted))
+    (path,) = (planted / "generations").iterdir()
+    manifest = store.read_manifest(path.stem)
+    record = manifest.shards[1]
+    ghost = np.array([2**64 - 1], np.uint64)
+    if what == "interactions":
+        data = store.read_shard_data(record.interactions)
+        ref = store.write_shard_data(ShardId(1), replace(data, item_keys=np.append(data.item_keys, ghost)))
+        shards = (manifest.shards[0], replace(record, interactions=ref), manifest.shards[2])
+        with_manifest(planted, shards=shards)
+    else:
+        model = store.read_embeddings(manifest.aggregate if what == "aggregate" else record.submodel)
+        model = replace(
+            model,
+            item_keys=np.append(model.item_keys, ghost),
+            items=np.concatenate([model.items, np.zeros((1, model.width), np.float32)]),
+        )
+        ref = store.write_aggregate(model) if what == "aggregate" else store.write_submodel(ShardId(1), model)
+        shards = (manifest.shards[0], replace(record, submodel=ref), manifest.shards[2])
+        with_manifest(planted, **({"aggregate": ref} if what == "aggregate" else {"shards": shards}))
+    assert places(scan(store, [], [], Erased())) == [
+        (ref.path, "orphan", None, "items without an interaction, in item_keys", 1)
+    ]
+
+
+def test_all_ids_are_orphans_where_a_crash_left_no_interactions(tmp_path):
+    store = Store(str(tmp_path / "s"))
+    store.write_vocabulary(Vocabulary.of("user", range(100)))
+    report = scan(store, [], [], Erased())
+    assert {found.kind for found in report.findings} == {"orphan"}
+    assert sum(found.count for found in report.findings) == 100
+
+
+def test_where_interactions_cannot_be_read_nobody_is_called_an_orphan(planted):
+    path = next((planted / "shards" / "1").glob("interactions-*"))
+    path.write_bytes(path.read_bytes()[:40])
+    report = scan(Store(str(planted)), [], [], Erased())
+    assert report.findings == ()
+    name = str(path.relative_to(planted))
+    assert sorted(line.partition(":")[0] for line in report.unreadable) == [name, name]
+    path.unlink()
+    assert [line.partition(":")[0] for line in scan(Store(str(planted)), [], [], Erased()).unreadable] == [name]
 
 
 def test_an_unfinished_vocabulary_is_named_as_one_that_could_not_be_searched(planted):
-    path = planted / "vocabulary" / f"users-{'0' * 64}.parquet.partial-1"
+    path = planted / "vocabulary" / f"users-00-{'0' * 64}.parquet.partial-1"
     pq.write_table(pa.table({"id": pa.array([f"user-{n}@example.org" for n in range(5000)])}), path, compression="zstd")
     path.write_bytes(path.read_bytes()[:-100])
     report = scan(Store(str(planted)), [], [], Erased((ANN,)))
@@ -172,10 +415,15 @@ def test_an_id_in_any_other_file_of_a_store_is_found(planted):
 
 def test_an_id_that_is_part_of_another_one_in_a_vocabulary_is_not_found(tmp_path):
     store = Store(str(tmp_path / "s"))
-    store.write_vocabulary(Vocabulary("user", ("ann-smith", "ann-smith-2", "joann-smith")))
-    store.write_vocabulary(Vocabulary("item", ("thing-1", "the ann-smith thing")), np.arange(2, dtype=np.uint64))
-    assert scan(store, [], [], Erased(("ann-smith-3", "ann-smit", "smith-2"), ("thing-", "ann-smith-2"))).clean
-    assert len(scan(store, [], [], Erased(("ann-smith",))).findings) >= 1
+    users, items = ("ann-smith", "ann-smith-2", "joann-smith"), ("thing-1", "the ann-smith thing")
+    for vocabulary in (Vocabulary.of("user", users), Vocabulary.of("item", items)):
+        store.write_vocabulary(vocabulary)
+
+    def found(*asked) -> list[str]:
+        return [one.kind for one in scan(store, [], [], Erased(*asked)).findings if one.kind != "orphan"]
+
+    assert found(("ann-smith-3", "ann-smit", "smith-2"), ("thing-", "ann-smith-2")) == []
+    assert set(found(("ann-smith",))) == {"user"}
 
 
 def write_ledger(path: Path, payload: str | None, key: str | None = None, *, erase: bool = False) -> sqlite3.Connection:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from ray_eraser.config import DAY, PartitionConfig
 from ray_eraser.errors import ConfigError, DataFileError, InputError
 from ray_eraser.partition import divide
-from ray_eraser.seeds import secret
 from ray_eraser.study.figures import draw_plans
 from ray_eraser.study.simulation import (
     Arrival,
@@ -33,7 +32,7 @@ from ray_eraser.study.simulation import (
     route,
     shown_rows,
 )
-from ray_eraser.unlearning.plan import Costs, Plan, expected_shards
+from ray_eraser.unlearning.plan import Costs, Plan
 
 SIZES = (100, 200)
 COSTS = Costs(shard_seconds=1, seconds_per_interaction=0.01, aggregation_seconds=1)
@@ -190,14 +189,20 @@ def test_even_shards_share_the_interactions():
 def test_a_real_log_is_divided_as_a_deployment_divides_it(tiny, tiny_config, kind):
     config = PartitionConfig(kind=kind, n_shards=3)
     division = LogDivision(tiny, config, tiny_config.seed)
-    key = secret(tiny_config.seed, "ids")
-    partition = divide(tiny.train, tiny.users.keys(key), tiny.items.keys(key), config, tiny_config.seed)
+    partition = divide(tiny.train, tiny.users.keys, tiny.items.keys, config, tiny_config.seed)
     assert list(division.sizes) == partition.sizes().tolist()
     rng = np.random.default_rng(0)
     for request, rows in (("user", tiny.train.users), ("item", tiny.train.items)):
         possible = {frozenset(partition.owners[rows == row].tolist()) for row in np.unique(rows)}
         assert {division.touched(request, rng) for _ in range(2000)} == possible
     assert {division.touched("pairs", rng) for _ in range(200)} == {frozenset([shard]) for shard in range(3)}
+
+
+def test_a_log_is_divided_under_the_seed_that_is_given(tiny):
+    config = PartitionConfig(kind="hashed", n_shards=3)
+    other = tiny.under(7)
+    owners = divide(other.train, other.users.keys, other.items.keys, config, 7).owners
+    assert LogDivision(tiny, config, 7).sizes == tuple(np.bincount(owners, minlength=3).tolist())
 
 
 def test_a_learned_partition_of_a_log_is_refused(tiny):
@@ -214,7 +219,7 @@ def test_a_batch_of_user_requests_trains_as_many_shards_as_expected():
     routed = route(stream, EvenDivision("hashed", 10, 1000, 100, 10), seed=2)
     outcome = replay(routed, Plan("deadline", DAY / 2), (100,) * 10, Costs(0, 0, 1), 1)
     assert outcome.batches == (20,) * 300
-    assert outcome.retrainings / 300 == pytest.approx(expected_shards(10, 20), rel=0.02)
+    assert outcome.retrainings / 300 == pytest.approx(10 * (1 - 0.9**20), rel=0.02)
 
 
 @given(

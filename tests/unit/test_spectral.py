@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.aggregation import spectral as module
-from ray_eraser.aggregation.grams import Grams, times
+from ray_eraser.aggregation.grams import Grams, _name, times
 from ray_eraser.aggregation.grams import dense as whole
 from ray_eraser.aggregation.mean import side_by_side
 from ray_eraser.aggregation.spectral import bases, spectral
@@ -104,8 +104,8 @@ def test_submodels_that_say_the_same_have_the_rank_of_one():
 
 def test_equal_singular_values_and_orthogonal_shards_do_no_harm():
     # Four shards without a common row, each scoring one pair 1: the singular values are 1, 1, 1, 1.
-    one = np.ones((1, 1), np.float32)
-    shards = [Embeddings(np.array([k], np.int32), one, np.array([k], np.int32), one) for k in range(4)]
+    rows = [np.array([k], np.int32) for k in range(4)]
+    shards = [Embeddings(row, np.ones((1, 1), np.float32), row, np.ones((1, 1), np.float32)) for row in rows]
     np.testing.assert_allclose(dense(spectral(shards, 4, 0))[:4, :4], np.eye(4), atol=1e-6)
     assert np.linalg.norm(dense(spectral(shards, 2, 0))[:4, :4] - np.eye(4)) == pytest.approx(2**0.5, abs=1e-5)
 
@@ -282,7 +282,18 @@ def test_grams_that_are_kept_are_those_made_anew_and_live_no_longer_than_their_s
             kept, anew = grams.sides(submodels, precision), Grams().sides(submodels, precision)
             assert all(np.array_equal(mine, theirs) for mine, theirs in zip(kept, anew, strict=True))
     grams.keep([one, four])
-    assert {key[:2] for key in grams._blocks} == {(one, one), (four, four)}
+    assert {key[:2] for key in grams._blocks} == {(name, name) for name in (_name(one), _name(four))}
+
+
+def test_grams_stay_where_the_rows_of_all_submodels_are_numbered_anew():
+    tables, grams = some_submodels(3, 2), Grams()
+    first = grams.sides(tables)
+    held = dict(grams._blocks)
+    moved = [Embeddings(one.user_rows * 2 + 5, one.users, one.item_rows * 3, one.items) for one in tables]
+    assert all(np.array_equal(now, then) for now, then in zip(grams.sides(moved), first, strict=True))
+    assert grams._blocks == held
+    louder = [Embeddings(one.user_rows, one.users * 2, one.item_rows, one.items) for one in tables]
+    assert np.array_equal(grams.sides(louder)[0], 4 * first[0])
 
 
 @pytest.mark.parametrize("shares_users", [True, False])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,14 +9,14 @@ from hypothesis import strategies as st
 from ray_eraser.config import DataConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.splits import hold_out, split
+from ray_eraser.data.splits import hold_out, set_of, split
 from ray_eraser.data.vocabulary import Vocabulary
 
 pairs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), unique=True, max_size=60)
 shares = st.floats(0, 0.99)
 salts = st.integers(0, 2**63 - 1)
-USERS = Vocabulary.of("user", range(31)).keys(b"users")
-ITEMS = Vocabulary.of("item", range(31)).keys(b"items")
+USERS = Vocabulary.of("user", range(31), seed=1).keys
+ITEMS = Vocabulary.of("item", range(31), seed=2).keys
 
 
 def interactions(chosen):
@@ -64,17 +66,8 @@ def test_renumbering_the_rows_changes_no_choice(chosen, salt):
     assert as_set(held) == as_set(Interactions.of(30 - held_in_reverse.users, 30 - held_in_reverse.items))
 
 
-def grid(n_users, n_items):
-    users, items = np.divmod(np.arange(n_users * n_items), n_items)
-    none = Interactions.none()
-    return Dataset(
-        "grid",
-        Vocabulary.of("user", range(n_users)),
-        Vocabulary.of("item", range(n_items)),
-        Interactions.of(users, items),
-        none,
-        none,
-    )
+def grid(n_users, n_items, seed=1):
+    return Dataset.of_pairs("grid", itertools.product(range(n_users), range(n_items)), seed)
 
 
 def test_a_split_has_the_shares_that_the_config_names():
@@ -93,13 +86,31 @@ def test_the_validation_set_is_drawn_apart_from_the_test_set():
 
 
 def test_another_seed_holds_other_pairs():
-    one, other = (split(grid(40, 25), DataConfig(), seed, test=True, valid=False).test for seed in (1, 2))
+    whole = grid(40, 25)
+    one, other = (split(whole, DataConfig(test_share=0.2), seed, test=True, valid=False).test for seed in (1, 2))
     assert as_set(one) != as_set(other)
 
 
+def test_nothing_is_held_out_unless_the_config_asks_for_it():
+    whole = grid(40, 25)
+    parts = split(whole, DataConfig(), 1, test=True, valid=True)
+    assert as_set(parts.train) == as_set(whole.train)
+    assert (len(parts.valid), len(parts.test)) == (0, 0)
+
+
+def test_a_pair_belongs_to_the_set_that_a_split_of_a_log_puts_it_in():
+    # What is learned later goes where a fit on all would have put it.
+    config = DataConfig(test_share=0.3, valid_share=0.4)
+    whole = grid(40, 25)
+    parts = split(whole, config, 1, test=True, valid=True)
+    test, valid = set_of(whole.users.keys[whole.train.users], whole.items.keys[whole.train.items], config, 1)
+    assert as_set(whole.train.take(test)) == as_set(parts.test)
+    assert as_set(whole.train.take(valid)) == as_set(parts.valid)
+
+
 def test_a_users_pairs_with_the_item_of_the_same_name_are_chosen_like_any_other():
-    whole = grid(2000, 2000)
-    diagonal = Interactions.of(np.arange(2000), np.arange(2000))
+    whole = Dataset.of_pairs("diagonal", [(name, name) for name in range(2000)], 3)
+    assert whole.users.keys.tolist() == whole.items.keys.tolist()
     parts = split(whole, DataConfig(test_share=0.2), 3, test=True, valid=False)
     # 2,000 choices: standard deviation 0.009.
-    assert abs(len(parts.test.common(diagonal)) / 2000 - 0.2) < 0.04
+    assert abs(len(parts.test) / 2000 - 0.2) < 0.04

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ray_eraser.training.stopping import EarlyStopping
+from ray_eraser.models.stopping import EarlyStopping
 
 
 def after(patience, scores):

@@ -10,32 +10,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.config import EraserConfig
-from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.data.keyed import KeyedPairs, ShardData
+from ray_eraser.data.vocabulary import PARTS, Part, Vocabulary, part_of
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import InputError, StoreError
 from ray_eraser.ids import ShardId
-from ray_eraser.models.base import UNTRAINED
-from ray_eraser.store import FileRef, Manifest, ShardData, ShardRecord, Store, embeddings_bytes, manifest_ref, shard_data_bytes
+from ray_eraser.models.base import UNTRAINED, Table, TrainingState
+from ray_eraser.store import FileRef, Manifest, ShardRecord, Store, embeddings_bytes, manifest_ref, shard_data_bytes
 
-ROWS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), max_size=20)
+KEYS = st.integers(0, 2**64 - 1)
+PAIRS = st.sets(st.tuples(KEYS, KEYS), max_size=20)
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+MANY = [f"user-{number}" for number in range(300)]
 
 
-def pairs(*rows):
-    return Interactions.of(*np.array(rows, np.int32).reshape(-1, 2).T)
+def data_of(train, valid=()):
+    """A shard's interactions from pairs of keys."""
+    return ShardData.none().with_learned(KeyedPairs.of(sorted(train)), KeyedPairs.of(sorted(valid)))
 
 
 def some_embeddings():
     users = np.arange(6, dtype=np.float32).reshape(2, 3)
     items = -np.arange(9, dtype=np.float32).reshape(3, 3)
-    return Embeddings(np.array([1, 4], np.int32), users, np.array([0, 2, 9], np.int32), items)
+    return KeyedEmbeddings(np.array([1, 4], np.uint64), users, np.array([0, 2, 2**64 - 1], np.uint64), items)
 
 
-SOME_DATA = ShardData(pairs((0, 1), (0, 3), (5, 1)), pairs((0, 2)))
+SOME_DATA = data_of([(0, 1), (0, 3), (2**63, 1)], [(0, 2)])
+USERS = Vocabulary.of("user", [1, 2])
+ITEMS = Vocabulary.of("item", ["a", "ü"])
+
+
+NOWHERE = FileRef("aggregate/x", "x")
+
+
+def manifest_of(users=(), items=(), shards=(), aggregate=NOWHERE):
+    return Manifest(EraserConfig(), {"threads": 1}, (), ("user",), users, items, shards, aggregate)
 
 
 @pytest.fixture
@@ -45,56 +58,121 @@ def store(tmp_path):
 
 def written(store):
     """One file of each kind that is read back by its own method, with that method."""
-    items = store.write_vocabulary(Vocabulary("item", ("a", None)), np.array([7, 0], np.uint64))
-    users = store.write_vocabulary(Vocabulary("user", (1, 2, None)))
+    users, items = store.write_vocabulary(USERS), store.write_vocabulary(ITEMS)
     data = store.write_shard_data(ShardId(0), SOME_DATA)
     submodel = store.write_submodel(ShardId(0), some_embeddings())
+    checkpoint = store.write_checkpoint(ShardId(0), UNTRAINED)
     aggregate = store.write_aggregate(some_embeddings())
-    record = ShardRecord(ShardId(0), data, submodel, 3, 1)
-    manifest = store.write_manifest(Manifest(EraserConfig(), {"threads": 1}, users, items, (record,), aggregate))
+    record = ShardRecord(ShardId(0), data, submodel, 3, 1, (checkpoint,))
+    manifest = store.write_manifest(manifest_of(users, items, (record,), aggregate))
     return {
-        "users": (users, lambda ref: store.read_vocabulary(ref, "user")),
-        "items": (items, lambda ref: store.read_vocabulary(ref, "item")),
-        "keys": (items, store.read_item_keys),
+        "users": (users[0], lambda ref: store.read_vocabulary([ref], "user", manifest_of())),
+        "items": (items[-1], store.read_part),
         "interactions": (data, store.read_shard_data),
         "submodel": (submodel, store.read_embeddings),
+        "checkpoint": (checkpoint, store.read_checkpoint),
         "aggregate": (aggregate, store.read_embeddings),
         "manifest": (manifest, lambda ref: store.read_manifest(ref.digest)),
     }
 
 
-KINDS = ("users", "items", "keys", "interactions", "submodel", "aggregate", "manifest")
+KINDS = ("users", "items", "interactions", "submodel", "checkpoint", "aggregate", "manifest")
 
 
-@given(train=ROWS, valid=ROWS)
+@given(train=PAIRS, valid=PAIRS)
 def test_interactions_come_back_as_they_were_written(tmp_path_factory, train, valid):
-    data = ShardData(pairs(*train), pairs(*valid))
+    data = data_of(train, valid - train)
     store = Store(str(tmp_path_factory.getbasetemp() / "round-trips"))
     back = store.read_shard_data(store.write_shard_data(ShardId(2), data))
+    assert shard_data_bytes(back) == shard_data_bytes(data)
+    for mine, theirs in ((data.user_keys, back.user_keys), (data.item_keys, back.item_keys)):
+        assert (theirs.dtype, theirs.tolist()) == (np.uint64, mine.tolist())
     for mine, theirs in ((data.train, back.train), (data.valid, back.valid)):
         assert mine.codes().tolist() == theirs.codes().tolist()
         assert theirs.users.dtype == theirs.items.dtype == np.int32
 
 
+# ---- vocabularies -----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "ids",
-    [(3, 5, 2**62), (3, None, 5), ("a", "é\n\t'\"", "z" * 500), (None, "b"), (None, None), ()],
-    ids=["integers", "integer erased", "strings", "string erased", "all erased", "nobody"],
+    [(3, 5, 2**62, 2**64 - 1), ("a", "é\n\t'\"", "z" * 500), ("7", "07"), (7, "guest-7"), (), tuple(MANY)],
+    ids=["integers", "strings", "digits", "mixed", "nobody", "many"],
 )
-def test_a_vocabulary_comes_back_with_its_tombstones(store, ids):
-    assert store.read_vocabulary(store.write_vocabulary(Vocabulary("user", ids)), "user").ids == ids
+def test_a_vocabulary_comes_back_as_it_was_written(store, ids):
+    vocabulary = Vocabulary.of("user", ids)
+    refs = store.write_vocabulary(vocabulary)
+    manifest = replace(manifest_of(), integers=("user",) if vocabulary.integers else ())
+    back = store.read_vocabulary(refs, "user", manifest)
+    assert (back.ids, back.keys.tolist(), back.secret) == (vocabulary.ids, vocabulary.keys.tolist(), vocabulary.secret)
+    assert all(back.find(raw) == vocabulary.key(raw) for raw in ids)
 
 
-def test_item_keys_come_back_to_the_last_bit(store):
-    keys = np.array([0, 1, 2**64 - 1], np.uint64)
-    back = store.read_item_keys(store.write_vocabulary(Vocabulary("item", (1, 2, 3)), keys))
-    assert back.dtype == np.uint64
-    assert back.tolist() == keys.tolist()
+@settings(max_examples=20)
+@given(st.sets(TEXTS, max_size=8), st.sets(TEXTS, max_size=8), st.sets(TEXTS, max_size=8))
+def test_the_files_of_a_vocabulary_are_those_of_its_ids_whatever_came_and_went(tmp_path_factory, first, later, gone):
+    store = Store(str(tmp_path_factory.getbasetemp() / "round-trips"))
+    vocabulary = Vocabulary.of("user", first).extended(later)
+    vocabulary = vocabulary.without(np.array([vocabulary.key_of(text) for text in gone], np.uint64))
+    assert store.write_vocabulary(vocabulary) == store.write_vocabulary(Vocabulary.of("user", (first | later) - gone))
 
 
-@pytest.mark.parametrize("model", [some_embeddings(), Embeddings.empty(3)], ids=["some", "nobody"])
+def test_a_part_without_an_id_has_no_file(store):
+    refs = store.write_vocabulary(USERS)
+    assert sorted(ref.path.split("-")[1] for ref in refs) == sorted({f"{part_of(int(key)):02d}" for key in USERS.keys})
+    assert store.write_vocabulary(Vocabulary.empty("user")) == ()
+
+
+def test_of_a_changed_vocabulary_only_the_parts_are_written_that_changed(store, monkeypatch):
+    before = Vocabulary.of("user", MANY)
+    refs = store.write_vocabulary(before)
+    assert len(refs) == PARTS
+    monkeypatch.setattr(Store, "_put", lambda _, path, content, **how: puts.append(path))
+    for after, changed in (
+        (before, []),
+        (before.without(np.array([before.key("user-7")], np.uint64)), ["user-7"]),
+        (before.extended(["user-7", "new"]), ["new"]),
+        (before.without(np.array([before.key("user-7")], np.uint64)).extended(["new"]), ["user-7", "new"]),
+    ):
+        puts = []
+        again = store.write_vocabulary(after, before, refs)
+        parts = {part_of(before.key_of(raw)) for raw in changed}
+        assert {number for number in range(PARTS) if again[number] != refs[number]} == parts
+        assert puts == [again[number].path for number in sorted(parts)]
+
+
+def test_of_a_part_that_lost_its_last_id_no_file_is_named(store):
+    refs = store.write_vocabulary(USERS)
+    left = USERS.without(np.array([USERS.key(1)], np.uint64))
+    assert store.write_vocabulary(left, USERS, refs) == (refs[USERS.row(2)],)
+    assert store.write_vocabulary(left.extended(["1"]), left, (refs[USERS.row(2)],)) == refs
+
+
+def test_parts_that_were_read_before_are_not_read_again(store):
+    refs = store.write_vocabulary(USERS)
+    known = Part(np.array([5], np.uint64), ITEMS.parts[0].ids)
+    for path in store.files():
+        store.delete(path)
+    back = store.read_vocabulary(refs, "user", manifest_of(), dict.fromkeys(refs, known))
+    assert [part for part in back.parts if part is known] == [known] * len(refs)
+
+
+# ---- vectors, states and manifests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [some_embeddings(), KeyedEmbeddings.empty(3)], ids=["some", "nobody"])
 def test_vectors_come_back_to_the_last_bit(store, model):
     assert store.read_embeddings(store.write_submodel(ShardId(0), model)).same_bits(model)
+
+
+def test_a_state_of_training_comes_back_by_its_keys_to_the_last_bit(store):
+    users = Table(np.array([1, 2**64 - 1], np.uint64), {"vectors": np.ones((2, 3), np.float32) / 3, "steps": np.arange(2)})
+    state = TrainingState(users, Table(np.empty(0, np.uint64), {"vectors": np.empty((0, 3), np.float32)}), 2)
+    back = store.read_checkpoint(store.write_checkpoint(ShardId(0), state))
+    assert back.stages == 2
+    for name, array in state.arrays().items():
+        assert (back.arrays()[name].dtype, back.arrays()[name].tobytes()) == (array.dtype, array.tobytes())
 
 
 def test_a_manifest_comes_back_whole(store):
@@ -103,6 +181,7 @@ def test_a_manifest_comes_back_whole(store):
     assert manifest.config == EraserConfig()
     assert manifest.shards[0].n_train == 3
     assert manifest.n_interactions == 3
+    assert (manifest.chosen, manifest.integers) == ((), ("user",))
     assert manifest.to_json() == store.read(ref)
 
 
@@ -119,16 +198,16 @@ def test_the_same_content_has_the_same_name_and_is_there_once(store):
     listed = store.files()
     assert {kind: ref for kind, (ref, _) in written(store).items()} == first
     assert store.files() == listed
-    assert len(listed) == len(set(first.values()))
+    assert len(listed) == len(set(first.values()) | {*store.write_vocabulary(USERS), *store.write_vocabulary(ITEMS)})
 
 
 def test_one_more_pair_gives_another_name(store):
-    more = ShardData(SOME_DATA.train, Interactions.union([SOME_DATA.valid, pairs((9, 9))]))
+    more = SOME_DATA.with_learned(KeyedPairs.none(), KeyedPairs.of([(9, 9)]))
     assert store.write_shard_data(ShardId(0), SOME_DATA) != store.write_shard_data(ShardId(0), more)
 
 
 def test_a_pair_held_out_is_not_the_same_content_as_a_pair_learned_from():
-    swapped = ShardData(SOME_DATA.valid, SOME_DATA.train)
+    swapped = ShardData(SOME_DATA.user_keys, SOME_DATA.item_keys, SOME_DATA.valid, SOME_DATA.train)
     assert shard_data_bytes(swapped) != shard_data_bytes(SOME_DATA)
 
 
@@ -151,7 +230,7 @@ def test_a_damaged_file_is_refused_by_name(store, kind, damage):
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"nonsense", b"\xff"])
 def test_content_of_another_kind_is_refused_by_name_even_under_its_right_digest(store, content):
     digest = hashlib.sha256(content).hexdigest()
-    for path in ("generations/x", "shards/0/x", "vocabulary/x"):
+    for path in ("generations/x", "shards/0/x", "vocabulary/users-00-x"):
         (store.local_folder / path).parent.mkdir(parents=True, exist_ok=True)
         (store.local_folder / path).write_bytes(content)
     (store.local_folder / manifest_ref(digest).path).write_bytes(content)
@@ -159,8 +238,12 @@ def test_content_of_another_kind_is_refused_by_name_even_under_its_right_digest(
         store.read_manifest(digest)
     with pytest.raises(StoreError, match=r"shards/0/x: is not a file of embeddings"):
         store.read_embeddings(FileRef("shards/0/x", digest))
-    with pytest.raises(StoreError, match=r"vocabulary/x: is not the Parquet"):
-        store.read_vocabulary(FileRef("vocabulary/x", digest), "user")
+    with pytest.raises(StoreError, match=r"shards/0/x: is not a file of interactions"):
+        store.read_shard_data(FileRef("shards/0/x", digest))
+    with pytest.raises(StoreError, match=r"shards/0/x: is not a checkpoint"):
+        store.read_checkpoint(FileRef("shards/0/x", digest))
+    with pytest.raises(StoreError, match=r"vocabulary/users-00-x: is not the Parquet"):
+        store.read_vocabulary([FileRef("vocabulary/users-00-x", digest)], "user", manifest_of())
 
 
 def altered_manifest(store, change):
@@ -173,25 +256,41 @@ def altered_manifest(store, change):
     return digest
 
 
-def test_a_manifest_of_another_format_is_refused(store):
-    digest = altered_manifest(store, lambda fields: fields.update(format=2))
-    with pytest.raises(StoreError, match=f"{digest}.*format 2, this version reads 1"):
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_manifest_of_another_format_is_refused_with_the_way_out(store, number):
+    digest = altered_manifest(store, lambda fields: fields.update(format=number))
+    problem = f"{digest}.*format {number}, this version reads 2: train again, with another storage path"
+    with pytest.raises(StoreError, match=problem):
         store.read_manifest(digest)
 
 
-def test_a_manifest_from_before_there_were_checkpoints_has_none(store):
-    def older(fields):
-        del fields["config"]["training"], fields["shards"][0]["checkpoints"]
+def test_a_storage_path_of_format_1_is_refused_with_the_way_out_and_nothing_of_it_swept(deployments, tiny_config, store):
+    folder = deployments.folder / "old"
+    (folder / "vocabulary").mkdir(parents=True)
+    (folder / "deployment.json").write_text('{"ledger": "an older one"}')
+    (folder / "vocabulary" / f"users-{'0' * 64}.parquet").write_bytes(b"of format 1")
+    with pytest.raises(StoreError, match=r"deployment\.json: this storage path is of format 1, this version reads format 2"):
+        deployments.store("old").owner()
+    with pytest.raises(StoreError, match="train again from the log, with another storage path, and delete this one"):
+        deployments.open("old", tiny_config)
+    assert (folder / "vocabulary" / f"users-{'0' * 64}.parquet").exists()
+    assert (folder / "deployment.json").exists()
 
-    manifest = store.read_manifest(altered_manifest(store, older))
-    assert manifest.shards[0].checkpoints == ()
-    assert manifest.config == EraserConfig()
+
+def test_a_storage_path_belongs_to_the_ledger_that_claimed_it(store):
+    assert store.owner() is None
+    store.claim("this one")
+    assert store.owner() == "this one"
+    assert store.files() == []
+    (store.local_folder / "ledger.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"ledger\.json: cannot be read"):
+        store.owner()
 
 
 def test_a_manifest_names_its_checkpoints(store):
     ref = store.write_checkpoint(ShardId(0), UNTRAINED)
     manifest = store.read_manifest(written(store)["manifest"][0].digest)
-    manifest = replace(manifest, shards=(replace(manifest.shards[0], checkpoints=(ref, ref)),))
+    manifest = replace(manifest, shards=(replace(manifest.shards[0], checkpoints=(ref, ref)),), chosen=("model.alpha0",))
     back = store.read_manifest(store.write_manifest(manifest).digest)
     assert back == manifest
     assert back.files().count(ref) == 2
@@ -276,4 +375,4 @@ def test_another_process_writes_the_same_bytes(store):
 
 
 def vocabulary_digest(folder):
-    return Store(folder).write_vocabulary(Vocabulary("item", ("a", None, "ü")), np.array([7, 0, 9], np.uint64)).digest
+    return ",".join(ref.digest for ref in Store(folder).write_vocabulary(Vocabulary.of("item", [*MANY, "ü"])))

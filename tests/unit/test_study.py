@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_eraser import seeds
-from ray_eraser.config import load_config, preset_names
+from ray_eraser.config import EraserConfig, load_config, preset_names
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.vocabulary import Vocabulary
+from ray_eraser.errors import DataFileError
 from ray_eraser.evaluation import evaluate
+from ray_eraser.ids import RawId
 from ray_eraser.pool import LocalShardPool
+from ray_eraser.prepare import keyed, settle
 from ray_eraser.study.cells import MODELS, Cell, measure
 from ray_eraser.study.plans import METHODS, PLANS
-from ray_eraser.study.protocols import Protocol, chosen_users
+from ray_eraser.study.protocols import Protocol, Who, chosen_users
 from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
-from ray_eraser.training.weights import CANDIDATES, choose_alpha0
+from ray_eraser.training.weights import CANDIDATES
 from ray_eraser.unlearning.request import UnlearningRequest
 
 SMALL = (
     "data.synthetic_users=60",
     "data.synthetic_items=40",
     "data.synthetic_per_user=8",
+    "data.test_share=0.2",
     "model.width=6",
     "model.epochs=2",
     "aggregation.foldin_alpha0=0.3",
@@ -42,7 +46,8 @@ def test_a_cell_measures_what_a_deployment_with_its_settings_gives(tmp_path: Pat
     dataset = read_dataset("synthetic", config.data, config.seed)
     coordinator = Coordinator("same", str(tmp_path), partial(LocalShardPool, str(tmp_path)), config)
     coordinator.fit(dataset)
-    expected = evaluate(coordinator.served_model(), dataset.train, dataset.test)
+    model = coordinator.served_model().in_rows(dataset.users.keys, dataset.items.keys)
+    expected = evaluate(model, dataset.train, dataset.test)
     coordinator.close()
     assert result.quality == {name: value for name, value in expected.items() if "@" in name}
     assert result.touched == 1  # a pair sits in one shard
@@ -87,14 +92,15 @@ def test_the_papers_methods_are_what_their_presets_say() -> None:
 
 
 def test_active_users_are_those_with_most_interactions() -> None:
-    users = np.repeat([0, 1, 2, 3], [5, 1, 3, 2])
-    items = np.concatenate([np.arange(n) for n in (5, 1, 3, 2)])
-    empty = Interactions.none()
-    users_of, items_of = Vocabulary.of("user", range(4)), Vocabulary.of("item", range(5))
-    dataset = Dataset("four", users_of, items_of, Interactions.of(users, items), empty, empty)
-    assert chosen_users(dataset, "most_active", 0.5, 0).tolist() in ([0, 2], [2, 0])
-    assert chosen_users(dataset, "least_active", 0.25, 0).tolist() == [1]
-    assert len(chosen_users(dataset, "random", 0.5, 0)) == 2
+    activity = {"ann": 5, "bob": 1, "cy": 3, "dan": 2}
+    dataset = Dataset.of_pairs("four", [(user, item) for user, n in activity.items() for item in range(n)])
+
+    def chosen(who: Who, share: float) -> list[RawId]:
+        return dataset.users.raw(chosen_users(dataset, who, share, 0))
+
+    assert sorted(map(str, chosen("most_active", 0.5))) == ["ann", "cy"]
+    assert chosen("least_active", 0.25) == ["bob"]
+    assert len(set(chosen("random", 0.5))) == 2
 
 
 @pytest.mark.parametrize("batches", [1, 3])
@@ -106,6 +112,13 @@ def test_a_protocol_erases_its_users_and_reports_on_the_others(batches: int) -> 
     assert row["seconds"] >= row["seconds_shards"]
 
 
+@pytest.mark.parametrize("measured", [Cell, lambda *cell: Protocol(Cell(*cell), "random")])
+def test_without_a_test_set_nothing_is_measured_and_the_way_out_is_said(measured: Callable[..., Cell | Protocol]) -> None:
+    wanted = measured("synthetic", "wmf-als", "ours", (*THREE, "data.test_share=0"))
+    with pytest.raises(DataFileError, match=r"no test set: set data\.test_share=0\.2"):
+        wanted.row()
+
+
 def test_results_are_kept_and_tables_name_the_papers_figure(tmp_path: Path) -> None:
     row = measure(Cell("synthetic", "wmf", "sisa", (*SMALL, "partition.n_shards=3"))).to_row() | {"data": "ml-1m"}
     write_results(tmp_path / "r.parquet", [row])
@@ -115,23 +128,32 @@ def test_results_are_kept_and_tables_name_the_papers_figure(tmp_path: Path) -> N
     assert plain_markdown([{"key": "x", "a": 1, "b": 0.12345}]) == "| a | b |\n|---|---|\n| 1 | 0.1235 |\n"
 
 
-def _log(n_users: int, n_items: int, per_user: int) -> tuple[Interactions, np.ndarray, np.ndarray]:
+def chosen_alpha0(log: Dataset, config: EraserConfig) -> float:
+    pool = LocalShardPool("/nowhere", config)
+    settled, chosen = settle(config, log.train.of_users, len(log.train), log.users.keys, log.items.keys, pool)
+    assert chosen == ("model.alpha0",)
+    return settled.model.alpha0
+
+
+def two_kinds_of_users(n_users: int, n_items: int, per_user: int) -> Dataset:
     rng = np.random.default_rng(0)
     # Two kinds of users, each with half of the items.
     items = rng.integers(0, n_items // 2, (n_users, per_user)) + (np.arange(n_users) % 2 * (n_items // 2))[:, None]
-    train = Interactions.of(np.repeat(np.arange(n_users), per_user), items.ravel())
-    user_keys = seeds.hash_ids([b"u%d" % u for u in range(n_users)], b"key")
-    return train, user_keys, seeds.hash_ids([b"i%d" % i for i in range(n_items)], b"key")
+    return Dataset.of_pairs("two kinds", zip(np.repeat(np.arange(n_users), per_user), items.ravel(), strict=True))
 
 
 def test_alpha0_is_chosen_alike_twice_and_from_the_candidates() -> None:
-    train, user_keys, item_keys = _log(60, 40, 8)
+    log = two_kinds_of_users(60, 40, 8)
     config = load_config(changes=["model.width=6"])
-    pool = LocalShardPool("/nowhere", config)
-    chosen = choose_alpha0(train, user_keys, item_keys, config, pool)
+    chosen = chosen_alpha0(log, config)
     assert chosen in CANDIDATES
-    assert choose_alpha0(train, user_keys, item_keys, config, pool) == chosen
-    assert choose_alpha0(Interactions.none(), user_keys, item_keys, config, pool) == 0.3
+    assert chosen_alpha0(log, config) == chosen
+
+
+def test_where_nothing_is_left_to_choose_from_the_usual_value_is_taken() -> None:
+    log = two_kinds_of_users(60, 40, 8)
+    for nothing in (replace(log, train=Interactions.none()), Dataset.of_pairs("nobody", [])):
+        assert chosen_alpha0(nothing, load_config(changes=["model.width=6"])) == 0.3
 
 
 def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> None:
@@ -156,6 +178,4 @@ def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> 
 def test_the_weight_of_the_unobserved_is_found_on_both_of_the_papers_logs(data_folder: Path, name: str, best: float) -> None:
     config = load_config()
     dataset = read_dataset(str(data_folder / name), config.data, config.seed)
-    key = seeds.secret(config.seed, "ids")
-    pool = LocalShardPool("/nowhere", config)
-    assert choose_alpha0(dataset.train, dataset.users.keys(key), dataset.items.keys(key), config, pool) == best
+    assert chosen_alpha0(keyed(dataset, config), config) == best

@@ -17,16 +17,17 @@ from ray_eraser.config import EraserConfig, changed, config_from, load_config
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.errors import ConfigError, InputError
 from ray_eraser.evaluation import evaluate
 from ray_eraser.pool import LocalShardPool
-from ray_eraser.store import ShardData
 from ray_eraser.study.figures import draw_sweep
 from ray_eraser.study.sweep import (
     DEFAULT_OVER,
     Range,
     Sweep,
     Values,
+    at_least,
     choose,
     chosen_toml,
     draw_requests,
@@ -151,7 +152,7 @@ def test_a_sweep_of_other_data_or_settings_is_another_sweep(tiny: Dataset, tiny_
 def test_trials_see_no_test_set(tiny: Dataset) -> None:
     assert len(tiny.test)
     assert len(for_sweeping(tiny).test) == 0
-    with pytest.raises(InputError, match=r"data\.valid_share"):
+    with pytest.raises(InputError, match=r"no validation set .* set data\.valid_share=0\.1"):
         for_sweeping(replace(tiny, valid=Interactions.none()))
 
 
@@ -180,8 +181,10 @@ def test_more_requests_than_there_is_data_are_refused(tiny: Dataset) -> None:
 
 def test_shards_touched_are_counted_over_everybody() -> None:
     # Shard 0 knows users 0, 1 and item 0; shard 1 users 1, 2 and items 0, 1; a held-out pair counts like any other.
-    first = ShardData(Interactions.of(np.array([0]), np.array([0])), Interactions.of(np.array([1]), np.array([0])))
-    second = ShardData(Interactions.of(np.array([1, 2]), np.array([1, 0])), Interactions.none())
+    keys = np.arange(3, dtype=np.uint64)
+    held = Interactions.of(np.array([1]), np.array([0]))
+    first = ShardData.of(Interactions.of(np.array([0]), np.array([0])), held, keys, keys)
+    second = ShardData.of(Interactions.of(np.array([1, 2]), np.array([1, 0])), Interactions.none(), keys, keys)
     of_users, of_items = (2 + 2) / 3, (1 + 2) / 2
     assert touched_per_request([first, second], {"user": 1}) == pytest.approx(of_users)
     assert touched_per_request([first, second], {"item": 2}) == pytest.approx(of_items)
@@ -196,15 +199,17 @@ def test_what_trials_share_is_what_a_deployment_makes_for_itself(
 ) -> None:
     config = changed(tiny_config, [f"partition.kind={kind}", "model.alpha0=auto"])
     alone = Coordinator("alone", str(tmp_path / "alone"), partial(LocalShardPool, str(tmp_path / "alone")), config)
-    expected = alone.fit(tiny)
-    alone.close()
-    settled = config.settled(shared_alpha0(tiny, config))
-    embeddings = shared_embeddings(tiny, settled) if settled.partition.needs_embeddings else None
-    partition = shared_partition(tiny, settled, embeddings)
+    alone.fit(tiny)
+    dataset = for_sweeping(tiny)
+    settled = config.settled(shared_alpha0(dataset, config))
+    partition = shared_partition(dataset, settled, shared_embeddings(dataset, settled))
     told = Coordinator("told", str(tmp_path / "told"), partial(LocalShardPool, str(tmp_path / "told")), settled)
-    report = told.fit(tiny, partition)
+    told.fit(dataset, partition)
+    expected, got = (coordinator._serving.loaded.manifest for coordinator in (alone, told))
     told.close()
-    assert (report.digest, report.alpha0) == (expected.digest, expected.alpha0)
+    alone.close()
+    assert expected.chosen == ("model.alpha0",)
+    assert replace(got, chosen=expected.chosen) == expected
 
 
 def test_a_partition_is_shared_by_those_whose_settings_make_the_same(tiny_config: EraserConfig) -> None:
@@ -233,11 +238,12 @@ def test_a_trial_is_a_deployment_measured_on_the_validation_set(
     (row,) = measured(given, dataset, None, drawn, MIX, [3], local, str(tmp_path / "trial"))
     alone = Coordinator("alone", str(tmp_path / "alone"), partial(LocalShardPool, str(tmp_path / "alone")), tiny_config)
     report = alone.fit(tiny)
-    expected = evaluate(alone.served_model(), tiny.train, tiny.valid)
+    model = alone.served_model().in_rows(tiny.users.keys, tiny.items.keys)
+    expected = evaluate(model, tiny.train, tiny.valid)
     touched = touched_per_request(list(alone.shard_data().values()), MIX)
     alone.close()
     assert (row["ndcg@10"], row["recall@10"]) == (expected["ndcg@10"], expected["recall@10"])
-    assert (row["state"], row["level"], row["touched"], row["balance"]) == ("finished", "exact", touched, report.balance)
+    assert (row["state"], row["touched"], row["balance"]) == ("finished", touched, report.balance)
     assert 0 < row["forget_seconds"] < row["restore_seconds"]
     assert row["cost"] == 3 * len(tiny.train)
     assert row.keys() <= empty_row("k", "t", tiny_config).keys()
@@ -300,9 +306,20 @@ def test_a_choice_is_the_best_the_quickest_or_the_best_compromise() -> None:
 
 
 @pytest.mark.parametrize("how", ["quality", "knee", "fastest"])
-def test_of_equals_the_exact_one_is_chosen(how: Any) -> None:
-    twins = [row("a", 0.3, 1.0, 1.0, level="exact-given-partition"), row("b", 0.3, 1.0, 1.0)]
-    assert choose(twins, how)["key"] == "b"
+def test_of_equals_the_one_of_the_strongest_guarantee_is_chosen(how: Any) -> None:
+    levels = {"a": "exact-given-partition", "b": "exact-given-settings", "c": "exact"}
+    equals = [row(key, 0.3, 1.0, 1.0, level=level) for key, level in levels.items()]
+    assert choose(equals, how)["key"] == "c"
+    assert choose(equals[:2], how)["key"] == "b"
+
+
+def test_a_level_that_is_asked_for_is_had_or_exceeded() -> None:
+    levels = ("exact-given-partition", "exact-given-settings", "exact")
+    rows = [row(level, 0.3, 1.0, 1.0, level=level) for level in levels]
+    assert [row["key"] for row in at_least(rows, "exact-given-settings")] == ["exact-given-settings", "exact"]
+    assert [row["key"] for row in at_least(rows, "exact")] == ["exact"]
+    with pytest.raises(InputError, match="no finished trial is exact, they are exact-given-settings or exact-given-partition"):
+        at_least(rows[:2], "exact")
 
 
 def test_the_chosen_settings_are_read_back_as_they_were() -> None:
@@ -310,6 +327,21 @@ def test_the_chosen_settings_are_read_back_as_they_were() -> None:
     text = chosen_toml(row("x", 0.3, 1.0, 1.0, settings=config.model_dump_json()), "knee", "first")
     assert config_from(tomllib.loads(text)) == config
     assert text.startswith("# Chosen by knee of the sweep first: validation NDCG@10 0.3000, restored in 1.00 s")
+
+
+def test_what_was_left_open_is_open_in_the_chosen_settings_and_counts_in_the_level() -> None:
+    config = load_config()
+    given = empty_row("x", "t", config)
+    assert given["level"] == "exact-given-settings"
+    text = chosen_toml({**row("x", 0.3, 1.0, 1.0), **{name: given[name] for name in ("level", "settings")}}, "quality", "s")
+    assert config_from(tomllib.loads(text)).model.alpha0 == "auto"
+
+
+def test_the_chosen_settings_say_that_they_hold_out_a_part_of_the_log(tiny_config: EraserConfig) -> None:
+    said = "To learn from the whole log, set both shares of [data] to 0."
+    chosen = row("x", 0.3, 1.0, 1.0, settings=tiny_config.model_dump_json())
+    assert said in chosen_toml(chosen, "knee", "first")
+    assert said not in chosen_toml(ROWS[0], "knee", "first")
 
 
 def test_the_table_has_a_column_for_each_setting_and_a_line_for_each_trial() -> None:

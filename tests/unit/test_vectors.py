@@ -7,38 +7,45 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import InputError
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.vectors import Vectors
 
 
 def some() -> Vectors:
-    model = Embeddings(
-        np.array([0, 2], np.int32),
-        np.array([[1, 2], [3, 4]], np.float32),
-        np.array([0, 1, 3], np.int32),
-        np.arange(6, dtype=np.float32).reshape(3, 2),
+    """Of bob there is no vector, and of item 30 no id."""
+    users, all_items = Vocabulary.of("user", ["ann", "bob", "eve"]), Vocabulary.of("item", [10, 30, 40])
+    vectors = {"ann": [1, 2], "eve": [3, 4], 10: [0, 1], 30: [2, 3], 40: [4, 5]}
+    user_keys = np.sort(np.array([users.key(raw) for raw in ("ann", "eve")], np.uint64))
+    model = KeyedEmbeddings(
+        user_keys,
+        np.array([vectors[raw] for raw in users.raw_of(user_keys)], np.float32),
+        all_items.keys,
+        np.array([vectors[raw] for raw in all_items.ids], np.float32),
     )
-    items = Vocabulary("item", (10, None, 30, 40))
-    return Vectors.of(model, Vocabulary("user", ("ann", "bob", "eve")), items, 7, "d" * 64, "generation")
+    items = all_items.without(np.array([all_items.key(30)], np.uint64))
+    return Vectors.of(model, users, items, 7, "d" * 64, "generation")
 
 
-def test_vectors_stand_with_the_ids_of_their_rows_and_what_has_no_id_any_more_is_left_out():
+def by_id(ids, vectors) -> dict:
+    return dict(zip(ids, np.asarray(vectors).tolist(), strict=True))
+
+
+def test_vectors_stand_with_their_ids_and_what_has_no_id_any_more_is_left_out():
     vectors = some()
-    assert (vectors.user_ids, vectors.item_ids) == (("ann", "eve"), (10, 40))
-    assert vectors.users.tolist() == [[1, 2], [3, 4]]
-    assert vectors.items.tolist() == [[0, 1], [4, 5]]
+    assert by_id(vectors.user_ids, vectors.users) == {"ann": [1, 2], "eve": [3, 4]}
+    assert by_id(vectors.item_ids, vectors.items) == {10: [0, 1], 40: [4, 5]}
 
 
 def test_what_is_written_is_read_by_numpy_and_parquet(tmp_path):
     some().write(tmp_path / "deep" / "down")
     folder = tmp_path / "deep" / "down"
+    users, items = (pq.read_table(folder / f"{kind}.parquet")["id"].to_pylist() for kind in ("users", "items"))
     with np.load(folder / "vectors.npz") as arrays:
-        assert arrays["users"].tolist() == [[1, 2], [3, 4]]
+        assert by_id(users, arrays["users"]) == {"ann": [1, 2], "eve": [3, 4]}
+        assert by_id(items, arrays["items"]) == {10: [0, 1], 40: [4, 5]}
         assert arrays["items"].dtype == np.float32
-    assert pq.read_table(folder / "users.parquet")["id"].to_pylist() == ["ann", "eve"]
-    assert pq.read_table(folder / "items.parquet")["id"].to_pylist() == [10, 40]
     about = json.loads((folder / "about.json").read_text())
     assert about == {"generation": 7, "digest": "d" * 64, "serving": "generation", "width": 2, "n_users": 2, "n_items": 2}
 
@@ -53,7 +60,7 @@ def test_a_deployment_hands_out_what_it_recommends_from_and_nobody_who_was_erase
     coordinator = deployments.fit("a", tiny_config, tiny)
     user, other = tiny.users.ids[3], tiny.users.ids[4]
     before = coordinator.vectors()
-    assert (before.generation, before.digest, before.serving) == (1, coordinator.describe()["digest"], "generation")
+    assert (before.generation, before.digest, before.serving) == (1, coordinator.describe().digest, "generation")
     assert user in before.user_ids
     scores = before.items @ before.users[before.user_ids.index(other)]
     ranked = [before.item_ids[position] for position in np.argsort(-scores, kind="stable")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from ray_eraser.training.kernels import compiled
+from ray_eraser.kernels.compiled import compiled
 
 _LANES = 32
 """Triplets whose negatives are searched side by side: enough for the processor to have something to do while it waits."""

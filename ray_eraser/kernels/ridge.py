@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ray_eraser.determinism import in_parts
-from ray_eraser.training.kernels import compiled
+from ray_eraser.kernels.compiled import compiled
 
 _LANES = 16
 _GATHERED = 1 << 12

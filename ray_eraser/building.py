@@ -1,0 +1,408 @@
+"""How a generation is made: who trains what, the aggregation, the manifest, and the ledger's word that it is current."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from ray_eraser.aggregator import Aggregated, AggregationOrder
+from ray_eraser.compute import Compute
+from ray_eraser.config import EraserConfig
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.keyed import KeyedPairs
+from ray_eraser.errors import StaleEpochError
+from ray_eraser.generation import Change, Gain, Loaded
+from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
+from ray_eraser.ingest import ingest
+from ray_eraser.logs import named_safely
+from ray_eraser.opening import recorded
+from ray_eraser.partition import Partition
+from ray_eraser.partition.assignment import balance_of
+from ray_eraser.pool import ShardPool
+from ray_eraser.prepare import prepare, settle
+from ray_eraser.shard import ShardOrder, Trained
+from ray_eraser.status import Progress
+from ray_eraser.store import FileRef, Manifest, ShardRecord, Store, manifest_ref
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow
+from ray_eraser.unlearning.plan import CostModel, Run, ShardRun
+from ray_eraser.unlearning.receipt import Receipt, ShardChange, commitment
+from ray_eraser.unlearning.request import UnlearningRequest
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[str, Sequence[RequestRow]], None]
+"""Hears of every durable step, and of the requests that it was taken for."""
+
+PoolFor = Callable[[EraserConfig], ShardPool]
+"""The pool whose shards have some settings."""
+
+_NO_GAIN = Gain(KeyedPairs.none(), KeyedPairs.none())
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """How a log was divided.
+
+    Attributes:
+        n_users, n_items: who has an interaction.
+        sizes: (K,) interactions that each shard learns from.
+        shards_per_user: see `Partition.shards_per_user`.
+    """
+
+    n_users: int
+    n_items: int
+    sizes: np.ndarray
+    shards_per_user: float
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A generation in the making: who trains what, and what is kept as it is.
+
+    Attributes:
+        config: its settings.
+        chosen: the names of those that were chosen from the log.
+        pool: of shards with these settings.
+        integers: of `user` and `item` those whose ids are given back as integers.
+        users, items: the files of its vocabularies.
+        orders: for the shards that must be trained.
+        kept: the files of the others.
+        notes: what the ledger is to remember with it.
+        division: of the log, where it has just been divided.
+    """
+
+    config: EraserConfig
+    chosen: tuple[str, ...]
+    pool: ShardPool
+    integers: tuple[str, ...]
+    users: tuple[FileRef, ...]
+    items: tuple[FileRef, ...]
+    orders: Mapping[ShardId, ShardOrder]
+    kept: Mapping[ShardId, ShardRecord] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    division: Division | None = None
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit made.
+
+    Attributes:
+        generation, digest: what was published.
+        n_users, n_items: who has an interaction that is kept.
+        n_interactions: what is learned from.
+        held_out: interactions kept for validation, which nothing is learned from.
+        n_shards, shard_sizes, balance, shards_per_user, partition: how the interactions are divided.
+        guarantee, chosen: what receipts will claim, and the settings that were chosen from the log.
+        alpha0: the weight of unobserved pairs; None where nothing depends on it.
+        seconds: of every stage.
+    """
+
+    generation: Generation
+    digest: str
+    n_users: int
+    n_items: int
+    n_interactions: int
+    held_out: int
+    n_shards: int
+    shard_sizes: list[int]
+    balance: float
+    shards_per_user: float
+    partition: str
+    guarantee: str
+    chosen: tuple[str, ...]
+    alpha0: float | None
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, draft: Draft, published: GenerationRow, manifest: Manifest, seconds: Mapping[str, float]) -> FitReport:
+        """Of a draft that was trained and published."""
+        division, config = draft.division, draft.config
+        assert division is not None, "a fit has divided its log"
+        return cls(
+            generation=published.number,
+            digest=published.digest,
+            n_users=division.n_users,
+            n_items=division.n_items,
+            n_interactions=int(division.sizes.sum()),
+            held_out=sum(record.n_valid for record in manifest.shards),
+            n_shards=config.partition.n_shards,
+            shard_sizes=[int(size) for size in division.sizes],
+            balance=round(balance_of(division.sizes), 4),
+            shards_per_user=round(division.shards_per_user, 4),
+            partition=config.partition.kind,
+            guarantee=manifest.guarantee,
+            chosen=draft.chosen,
+            alpha0=config.own_alpha0 if config.needs_alpha0 else None,
+            seconds={name: round(value, 3) for name, value in seconds.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class HeadStart:
+    """What was made of requests before they were a batch; of none where nothing was."""
+
+    rows: Sequence[RequestRow] = ()
+    made: tuple[Change, Draft] | None = None
+
+    def of(self, batch: Sequence[RequestRow]) -> tuple[Change, Draft] | None:
+        """What a batch makes of the generation, if it is those requests."""
+        return self.made if [row.request_id for row in batch] == [row.request_id for row in self.rows] else None
+
+
+class Builder:
+    """Makes generations for one coordinator.
+
+    Args:
+        store, ledger: the deployment's.
+        epoch: of the coordinator.
+        clock: seconds since 1970.
+        on_step: see `OnStep`.
+    """
+
+    def __init__(self, store: Store, ledger: Ledger, epoch: Epoch, clock: Callable[[], float], on_step: OnStep) -> None:
+        self._store, self._ledger, self._epoch = store, ledger, epoch
+        self._clock, self._step = clock, on_step
+        self.costs = CostModel.from_json(ledger.noted("costs", CostModel().to_json()))
+        self.progress = Progress()
+
+    def report(self, stage: str = "idle", done: int = 0, total: int = 0, note: str = "") -> None:
+        """Say what is being done."""
+        self.progress = Progress(stage, done, total, note)
+
+    # ---- drafts --------------------------------------------------------------------------------------------------------
+
+    def from_dataset(
+        self,
+        dataset: Dataset,
+        config: EraserConfig,
+        compute: Compute,
+        pool_for: PoolFor,
+        partition: Partition | None = None,
+        held: Partition | None = None,
+    ) -> Draft:
+        """Key, divide and write a log; every shard is to be trained. See `prepare`."""
+        self.report("partition", 0, 1)
+        ready = prepare(dataset, config, compute, partition, held)
+        learned, config = ready.log, ready.config
+        users, items = self._store.write_vocabulary(learned.users), self._store.write_vocabulary(learned.items)
+        files = [self._store.write_shard_data(ShardId(shard), data) for shard, data in enumerate(ready.shards)]
+        integers = tuple(vocabulary.kind for vocabulary in (learned.users, learned.items) if vocabulary.integers)
+        sizes, per_user = ready.partition.sizes(), ready.partition.shards_per_user(learned.train)
+        division = Division(len(learned.users), len(learned.items), sizes, per_user)
+        orders = self._first_orders(files)
+        return Draft(config, ready.chosen, pool_for(config), integers, users, items, orders, division=division)
+
+    def from_log(self, source: str, config: EraserConfig, compute: Compute, pool_for: PoolFor) -> Draft:
+        """The same where the log is never in one place. See `ingest`."""
+        self.report("partition", 0, 3)
+        parts = ingest(source, self._store, config, compute, lambda done: self.report("partition", done, 3))
+        looked_at = partial(parts.of_users, store_uri=self._store.uri, compute=compute)
+        n_pairs = int(parts.sizes.sum())
+        config, chosen = settle(config, looked_at, n_pairs, parts.users.keys, parts.items.keys, compute)
+        integers = tuple(vocabulary.kind for vocabulary in (parts.users, parts.items) if vocabulary.integers)
+        division = Division(len(parts.users), len(parts.items), parts.sizes, parts.shards_per_user)
+        orders = self._first_orders(parts.shards)
+        return Draft(config, chosen, pool_for(config), integers, parts.user_refs, parts.item_refs, orders, division=division)
+
+    def _first_orders(self, files: Sequence[FileRef]) -> dict[ShardId, ShardOrder]:
+        return {ShardId(shard): ShardOrder(self._epoch, file) for shard, file in enumerate(files)}
+
+    def draft_of_change(self, change: Change, config: EraserConfig, pool: ShardPool) -> Draft:
+        """Write the vocabularies of what remains; the shards that a change touches are to be trained."""
+        before = change.before
+        manifest = before.manifest
+        orders = {}
+        for shard in change.touched:
+            record, gain = manifest.shards[shard], change.added.get(shard, _NO_GAIN)
+            erased = change.erased.get(shard, KeyedPairs.none())
+            orders[shard] = ShardOrder(self._epoch, record.interactions, erased, gain.train, gain.valid, record.checkpoints)
+        return Draft(
+            config,
+            manifest.chosen,
+            pool,
+            manifest.integers,
+            self._store.write_vocabulary(change.users, before.users, manifest.users),
+            self._store.write_vocabulary(change.items, before.items, manifest.items),
+            orders,
+            {record.shard: record for record in manifest.shards if record.shard not in orders},
+        )
+
+    # ---- training and publishing ---------------------------------------------------------------------------------------
+
+    def train_and_publish(
+        self, draft: Draft, change: Change | None, batch: Sequence[RequestRow], running: ShardPool
+    ) -> tuple[GenerationRow, Aggregated]:
+        """Train what a draft orders, aggregate, write the manifest, and let the ledger point to it, with the receipts.
+
+        Args:
+            draft: the generation.
+            change: what it makes of the one before; None where there is none.
+            batch: the requests that it carries out.
+            running: the pool that serves; one that was made for the draft is closed where this fails.
+        """
+        try:
+            if draft.pool is not running:
+                running.abandon()
+            return self._trained_and_published(draft, change, batch)
+        except StaleEpochError:
+            raise  # the processes are those of the coordinator that took over
+        except Exception:
+            if draft.pool is not running:
+                draft.pool.close()
+            raise
+
+    def _trained_and_published(
+        self, draft: Draft, change: Change | None, batch: Sequence[RequestRow]
+    ) -> tuple[GenerationRow, Aggregated]:
+        trained = self._train(draft)
+        self._step("retrained", batch)
+        files = {**draft.kept} | {shard: answer.record for shard, answer in trained.items()}
+        records = tuple(files[ShardId(k)] for k in range(draft.config.partition.n_shards))
+
+        self.report("aggregation", 0, 1)
+        aggregated = draft.pool.aggregate(AggregationOrder(records, KeyedPairs.none()))
+        self._step("aggregated", batch)
+        manifest = Manifest(
+            recorded(draft.config),
+            aggregated.environment,
+            draft.chosen,
+            draft.integers,
+            draft.users,
+            draft.items,
+            records,
+            aggregated.aggregate,
+        )
+        written = self._store.write_manifest(manifest)
+        self._step("written", batch)
+
+        number = Generation(1 if change is None else change.before.number + 1)
+        superseded = () if change is None else self._superseded(manifest, written.digest)
+        row = GenerationRow(number, written.digest, self._clock(), superseded)
+        receipts = {} if change is None else _receipts(batch, change, change.before, manifest, row)
+        self._ledger.publish(self._epoch, row, receipts, [request.request_id for request in batch], draft.notes)
+        self._observe(trained, aggregated)
+        return row, aggregated
+
+    def _train(self, draft: Draft) -> dict[ShardId, Trained]:
+        finished: list[float] = []
+        self.report("shards", 0, len(draft.orders))
+
+        def on_done(trained: Trained) -> None:
+            finished.append(trained.seconds)
+            note = f"shard {trained.record.shard} in {trained.seconds:.1f} s"
+            self.report("shards", len(finished), len(draft.orders), note)
+
+        return draft.pool.erase(draft.orders, on_done)
+
+    def _superseded(self, manifest: Manifest, digest: str) -> tuple[str, ...]:
+        """Files that are no part of a generation to come.
+
+        With the generation before goes what an attempt has left that failed: it may hold what is erased now. Listed while it is
+        sure that nobody else writes here; whoever finds this generation replaced later on deletes nothing but that.
+        """
+        kept = files_of(manifest, digest)
+        return tuple(path for path in self._store.files() if path not in kept)
+
+    def _observe(self, trained: Mapping[ShardId, Trained], aggregated: Aggregated) -> None:
+        """Remember what a run took, to know what the next will."""
+        shards = tuple(ShardRun.of(answer.record.n_train, answer.seconds) for answer in trained.values())
+        self.costs = self.costs.observe(Run(shards, aggregated.seconds))
+        self._ledger.note("costs", self.costs.to_json())
+
+    # ---- ahead of time -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def ahead(
+        self, rows: Sequence[RequestRow], planned: Callable[[Sequence[RequestRow]], tuple[Change, Draft]], pool: ShardPool
+    ) -> Iterator[HeadStart]:
+        """Within, a shard trains already beside the excision, where it is known what it will be told.
+
+        It is no step: it writes files that nothing points to, the same ones whenever it is repeated. Only what is ordered of
+        a batch counts.
+
+        Args:
+            rows: all that the next batch will be of; none where that is not known.
+            planned: makes a draft of them.
+            pool: whose shard begins.
+        """
+        start = HeadStart()
+        try:
+            if rows:
+                change, draft = planned(rows)
+                pool.begin(draft.orders)
+                start = HeadStart(rows, (change, draft))
+        except Exception as error:  # noqa: BLE001 - it fails again where it is asked for, and is answered for there
+            log.info("no head start", extra={"reason": named_safely(error)})
+        try:
+            yield start
+        finally:
+            pool.abandon()
+
+    # ---- files ---------------------------------------------------------------------------------------------------------
+
+    def left_over(self, published: GenerationRow) -> list[str]:
+        """Files that are no part of a published generation, sorted."""
+        wanted = files_of(self._store.read_manifest(published.digest), published.digest)
+        return [path for path in self._store.files() if path not in wanted]
+
+    def delete(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self._store.delete(path)
+
+
+def files_of(manifest: Manifest, digest: str) -> set[str]:
+    """Paths of all files of a generation."""
+    return {ref.path for ref in manifest.files()} | {manifest_ref(digest).path}
+
+
+def _receipts(
+    batch: Sequence[RequestRow], change: Change, before: Loaded, after: Manifest, published: GenerationRow
+) -> dict[RequestId, Receipt]:
+    """The unfinished receipts of the requests that ask for an erasure."""
+    return {
+        row.request_id: _receipt(row, row.work, change.erasures[row.request_id], before, after, published)
+        for row in batch
+        if isinstance(row.work, UnlearningRequest)
+    }
+
+
+def _receipt(
+    row: RequestRow,
+    request: UnlearningRequest,
+    owned: Mapping[ShardId, KeyedPairs],
+    before: Loaded,
+    after: Manifest,
+    published: GenerationRow,
+) -> Receipt:
+    """All of a receipt but what is known when it is finished: when that is, and its place in the chain."""
+    assert row.salt is not None and row.excised_at is not None  # noqa: PT018 - one fact: it is unfinished
+    old, new = before.manifest.shards, dict(enumerate(after.shards))  # a new partition may have fewer
+    changes = tuple(ShardChange.between(old[shard], new.get(shard)) for shard in sorted(owned))
+    return Receipt(
+        request_id=row.request_id,
+        kind=row.kind,
+        guarantee=after.guarantee,
+        chosen=after.chosen,
+        commitment=commitment(request, row.salt),
+        pairs_erased=sum(len(pairs) for pairs in owned.values()),
+        shards_touched=tuple(change.shard for change in changes),
+        changes=changes,
+        generation=published.number,
+        generation_digest=published.digest,
+        aggregate_before=before.manifest.aggregate.digest,
+        aggregate_after=after.aggregate.digest,
+        purged=published.to_purge,
+        received_at=row.received_at,
+        excised_at=row.excised_at,
+    ).under_seal(row.salt)
+
+
+def noted_with(draft: Draft, settings: EraserConfig) -> Draft:
+    """A draft with which the ledger notes the settings that the deployment has from then on."""
+    return replace(draft, notes={"settings": recorded(settings).model_dump_json()})

@@ -1,0 +1,189 @@
+"""Interactions by the keys of their ids: how they are stored, and how they are named between processes.
+
+Rows are numbers for one computation; keys are what an id has for ever. U' users and I' items of one shard, n pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ray_eraser.data.interactions import Interactions
+
+
+@dataclass(frozen=True, eq=False)
+class KeyedPairs:
+    """Pairs of a user's and an item's key, in any order, each once.
+
+    Attributes:
+        users, items: (n,) uint64.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def none(cls) -> KeyedPairs:
+        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64))
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int]]) -> KeyedPairs:
+        keys_n2 = np.array(pairs, np.uint64).reshape(-1, 2)
+        return cls(keys_n2[:, 0].copy(), keys_n2[:, 1].copy())
+
+    @classmethod
+    def in_keys(cls, pairs: Interactions, user_keys: np.ndarray, item_keys: np.ndarray) -> KeyedPairs:
+        """Pairs of rows, by the keys of these rows."""
+        return cls(user_keys[pairs.users], item_keys[pairs.items])
+
+    @classmethod
+    def union(cls, parts: Sequence[KeyedPairs]) -> KeyedPairs:
+        """All pairs of parts that have none in common."""
+        return cls(
+            np.concatenate([np.empty(0, np.uint64), *(part.users for part in parts)]),
+            np.concatenate([np.empty(0, np.uint64), *(part.items for part in parts)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, chosen: np.ndarray) -> KeyedPairs:
+        """The pairs at positions, or where a mask (n,) is true."""
+        return KeyedPairs(self.users[chosen], self.items[chosen])
+
+    def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Interactions:
+        """The pairs in rows of ascending keys; those of which an id has no row there are left out."""
+        users, items = places_of(self.users, user_keys), places_of(self.items, item_keys)
+        known = (users >= 0) & (items >= 0)
+        return Interactions.of(users[known], items[known])
+
+    def compact(self) -> tuple[Interactions, np.ndarray, np.ndarray]:
+        """(the pairs in rows of their own, the users' keys by row, the items' keys by row), both ascending."""
+        user_keys, item_keys = np.unique(self.users), np.unique(self.items)
+        return self.in_rows(user_keys, item_keys), user_keys, item_keys
+
+    def same(self, other: KeyedPairs) -> bool:
+        """Whether both are the same pairs in the same order."""
+        return np.array_equal(self.users, other.users) and np.array_equal(self.items, other.items)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardData:
+    """A shard's interactions, in rows of its own: what its submodel learns from, and what it may look at to stop.
+
+    The same pairs give the same value, whatever was there before: each user and item that has a pair has a row, in the order of
+    keys, and nobody else has one.
+
+    Attributes:
+        user_keys: (U',) uint64, ascending.
+        item_keys: (I',) uint64, ascending.
+        train: what is learned from.
+        valid: what is held out, none of it in `train`.
+    """
+
+    user_keys: np.ndarray
+    item_keys: np.ndarray
+    train: Interactions
+    valid: Interactions
+
+    @classmethod
+    def none(cls) -> ShardData:
+        nobody = np.empty(0, np.uint64)
+        return cls(nobody, nobody, Interactions.none(), Interactions.none())
+
+    @classmethod
+    def of(cls, train: Interactions, valid: Interactions, user_keys: np.ndarray, item_keys: np.ndarray) -> ShardData:
+        """From pairs in rows of others, whose keys ascend."""
+        user_rows, place_of_user = _renumbered(train.users, valid.users)
+        item_rows, place_of_item = _renumbered(train.items, valid.items)
+        parts = [Interactions(place_of_user[part.users], place_of_item[part.items]) for part in (train, valid)]
+        return cls(user_keys[user_rows], item_keys[item_rows], *parts)
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.valid)
+
+    @cached_property
+    def pairs(self) -> Interactions:
+        """All of them, held out or not."""
+        return Interactions.union([self.train, self.valid]) if len(self.valid) else self.train
+
+    def keyed(self, pairs: Interactions) -> KeyedPairs:
+        """Some of its pairs by their keys."""
+        return KeyedPairs.in_keys(pairs, self.user_keys, self.item_keys)
+
+    def in_rows_of(self, user_keys: np.ndarray, item_keys: np.ndarray) -> tuple[Interactions, Interactions]:
+        """(train, valid) in rows of ascending keys that have all of these among them."""
+        users = np.searchsorted(user_keys, self.user_keys).astype(np.int32)
+        items = np.searchsorted(item_keys, self.item_keys).astype(np.int32)
+        train, valid = (Interactions(users[part.users], items[part.items]) for part in (self.train, self.valid))
+        return train, valid
+
+    def without(self, erased: KeyedPairs) -> ShardData:
+        """What remains; pairs that are not here are passed over."""
+        gone = erased.in_rows(self.user_keys, self.item_keys)
+        if not len(gone):
+            return self
+        return ShardData.of(self.train.without(gone), self.valid.without(gone), self.user_keys, self.item_keys)
+
+    def with_learned(self, train: KeyedPairs, valid: KeyedPairs) -> ShardData:
+        """These pairs as well, none of which is here."""
+        if not len(train) and not len(valid):
+            return self
+        user_keys = np.unique(np.concatenate([self.user_keys, train.users, valid.users]))
+        item_keys = np.unique(np.concatenate([self.item_keys, train.items, valid.items]))
+        trained, held = self.in_rows_of(user_keys, item_keys)
+        return ShardData(
+            user_keys,
+            item_keys,
+            Interactions.union([trained, train.in_rows(user_keys, item_keys)]),
+            Interactions.union([held, valid.in_rows(user_keys, item_keys)]),
+        )
+
+    def has(self, pairs: KeyedPairs) -> np.ndarray:
+        """Mask (n,) of the pairs that are here, held out or not."""
+        users, items = places_of(pairs.users, self.user_keys), places_of(pairs.items, self.item_keys)
+        found = (users >= 0) & (items >= 0)
+        known = np.flatnonzero(found)
+        if len(known) <= _FEW:
+            for place in known.tolist():
+                own = self.pairs.items_of(users[place])
+                at = int(own.searchsorted(items[place]))
+                found[place] = at < len(own) and own[at] == items[place]
+        else:
+            codes = (users[known].astype(np.int64) << 32) | items[known]
+            found[known] = np.isin(codes, self.pairs.codes())
+        return found
+
+    def items_of(self, user_key: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of the items that a user has here, learned from and held out, each ascending."""
+        row = places_of(np.array([user_key], np.uint64), self.user_keys)[0]
+        if row < 0:
+            return np.empty(0, np.uint64), np.empty(0, np.uint64)
+        return self.item_keys[self.train.items_of(row)], self.item_keys[self.valid.items_of(row)]
+
+
+_FEW = 64
+"""So many pairs are looked up one by one; for more, all of a shard's are put side by side first."""
+
+
+def places_of(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Where each key stands among ascending ones, (n,) int32; -1 where it is not among them."""
+    if not len(ascending):
+        return np.full(len(keys), -1, np.int32)
+    places = np.searchsorted(ascending, keys).astype(np.int32)
+    return np.where(ascending.take(places, mode="clip") == keys, places, np.int32(-1))
+
+
+def all_keys(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The distinct keys of several ascending arrays, ascending."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
+
+
+def _renumbered(some: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the rows that there are, ascending; by row its place among them, int32)."""
+    present = np.zeros(1 + max(some.max(initial=-1), others.max(initial=-1)), bool)
+    present[some] = present[others] = True
+    return np.flatnonzero(present), np.cumsum(present, dtype=np.int32) - np.int32(1)

@@ -1,0 +1,1 @@
+"""Tight loops that models and aggregations share."""

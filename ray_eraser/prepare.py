@@ -1,0 +1,123 @@
+"""From a log to what every shard learns from: the ids keyed, the open settings chosen, the interactions divided.
+
+Pure. A fit, a re-partition, a sweep's trial and the membership study all begin here, so that they begin alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ray_eraser.compute import Compute
+from ray_eraser.config import EraserConfig
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
+from ray_eraser.embeddings import Embeddings
+from ray_eraser.partition import Partition, divide, place
+from ray_eraser.training.pretrain import pretrain
+from ray_eraser.training.weights import choose_alpha0_among, users_looked_at
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A log, ready to be trained on.
+
+    Attributes:
+        log: without its test set and without ids that have no interaction; rows in the order of keys.
+        config: the settings, with nothing left open.
+        chosen: the names of the settings that were chosen from the log.
+        partition: of `log.train`.
+        shards: every shard's interactions, in order.
+    """
+
+    log: Dataset
+    config: EraserConfig
+    chosen: tuple[str, ...]
+    partition: Partition
+    shards: tuple[ShardData, ...]
+
+
+def prepare(
+    dataset: Dataset,
+    config: EraserConfig,
+    compute: Compute,
+    partition: Partition | None = None,
+    held: Partition | None = None,
+) -> Prepared:
+    """Key, settle and divide a log.
+
+    Args:
+        dataset: what to learn from; its test set is left alone.
+        config: the settings; what is open is chosen.
+        compute: where to train what choices are made by.
+        partition: of `dataset.train`, where it is to be the same as another time; None makes one as configured.
+        held: of `dataset.valid`, likewise.
+    """
+    log = keyed(dataset, config)
+    assert (partition is None and held is None) or log.users.secret == dataset.users.secret, "it is of another order"
+    config, chosen = settle(config, log.train.of_users, len(log.train), log.users.keys, log.items.keys, compute)
+    if partition is None:
+        partition = divided(log, config, pretrained(log, config, compute))
+    if held is None:
+        keys = log.users.keys, log.items.keys
+        held = Partition(partition.n_shards, place(log.valid, log.train, partition, *keys, config.partition, config.seed))
+    return Prepared(log, config, chosen, partition, shards_of(log, partition, held))
+
+
+def keyed(dataset: Dataset, config: EraserConfig) -> Dataset:
+    """A log as it is learned from: ids in the order of this seed's keys, without the test set and whoever is in it alone."""
+    return dataset.under(config.seed).learned()
+
+
+def settle(
+    config: EraserConfig,
+    of_users: Callable[[np.ndarray], Interactions],
+    n_pairs: int,
+    user_keys: np.ndarray,
+    item_keys: np.ndarray,
+    compute: Compute,
+) -> tuple[EraserConfig, tuple[str, ...]]:
+    """(the settings with nothing left open, the names of those that were chosen from the log).
+
+    Args:
+        config: the settings.
+        of_users: gives what is learned from of the users in these rows.
+        n_pairs: how much is learned from.
+        user_keys: (U,) uint64, by row.
+        item_keys: (I,) uint64, by row.
+        compute: where candidates are tried.
+    """
+    if config.is_settled:
+        return config, ()
+    looked_at = of_users(users_looked_at(n_pairs, user_keys, config))
+    alpha0 = choose_alpha0_among(looked_at, user_keys, item_keys, config, compute)
+    return config.settled(alpha0), (config.open_setting,)
+
+
+def pretrained(log: Dataset, config: EraserConfig, compute: Compute) -> Embeddings | None:
+    """Embeddings of the whole log for the partitions that are made from them; never written, and gone when they are made."""
+    if not config.partition.needs_embeddings:
+        return None
+    return compute.run([partial(pretrain, log.train, log.items.keys, config)])[0]
+
+
+def divided(log: Dataset, config: EraserConfig, embeddings: Embeddings | None) -> Partition:
+    """The configured partition of what is learned from."""
+    return divide(log.train, log.users.keys, log.items.keys, config.partition, config.seed, embeddings)
+
+
+def shards_of(log: Dataset, partition: Partition, held: Partition) -> tuple[ShardData, ...]:
+    """Every shard's interactions, by the partitions of both sets."""
+    return tuple(
+        ShardData.of(
+            log.train.take(partition.owners == shard),
+            log.valid.take(held.owners == shard),
+            log.users.keys,
+            log.items.keys,
+        )
+        for shard in range(partition.n_shards)
+    )

@@ -1,0 +1,138 @@
+"""What may be asked of an open deployment. Nothing here changes anything, and nothing waits for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray_eraser.building import Builder
+from ray_eraser.config import DAY, EraserConfig, UnlearningConfig
+from ray_eraser.data.keyed import ShardData
+from ray_eraser.embeddings import KeyedEmbeddings
+from ray_eraser.ids import RawId, RequestId, ShardId
+from ray_eraser.pool import ShardPool
+from ray_eraser.serving import Serving
+from ray_eraser.status import Progress, Status, pending, predicted_seconds
+from ray_eraser.store import Store
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger
+from ray_eraser.unlearning.plan import overdue, plan_of
+from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.request import RequestState
+from ray_eraser.vectors import Vectors
+
+
+class Reading:
+    """The questions that a `Coordinator` answers.
+
+    Attributes:
+        deployment: its name.
+        settings: when requests are carried out and the like.
+    """
+
+    deployment: str
+    settings: UnlearningConfig
+    _store: Store
+    _ledger: Ledger
+    _serving: Serving
+    _builder: Builder
+    _clock: Callable[[], float]
+
+    @property
+    def config(self) -> EraserConfig:
+        """The settings of what is served."""
+        return self._serving.config
+
+    @property
+    def pool(self) -> ShardPool:
+        """The processes of what is served."""
+        return self._serving.pool
+
+    # ---- what is served --------------------------------------------------------------------------------------------------
+
+    def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
+        """See `Snapshot.recommend`. Never waits for training."""
+        return self._serving.snapshot.recommend(user_id, n)
+
+    def shard_data(self) -> dict[ShardId, ShardData]:
+        """What every shard of the current generation holds."""
+        return dict(self._serving.loaded.shards)
+
+    def served_model(self) -> KeyedEmbeddings:
+        """The vectors that recommendations are computed from now."""
+        return self._serving.snapshot.embeddings()
+
+    def vectors(self) -> Vectors:
+        """What is served now, for whoever serves it elsewhere. See `Vectors`: copies that were handed out do not forget.
+
+        While shards are trained again it is the excision, which depends on nothing that was asked to be forgotten either.
+        """
+        return self._serving.vectors()
+
+    def status(self, request_id: RequestId) -> RequestState:
+        return self._ledger.request(request_id).state
+
+    def receipt(self, request_id: RequestId) -> Receipt | None:
+        """The receipt of a finished request; None while it is unfinished."""
+        row = self._ledger.request(request_id)
+        return row.receipt if row.state is RequestState.ERASED else None
+
+    def set_aside(self) -> dict[RequestId, str]:
+        """The requests that an operator should look at, and what their training failed of."""
+        return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
+
+    def erasures(self, limit: int = 100, *, finished: bool) -> list[dict[str, Any]]:
+        """See `status.pending`."""
+        return pending(self._ledger, limit, finished=finished)
+
+    def progress(self) -> Progress:
+        """What is being done."""
+        return self._builder.progress
+
+    def describe(self) -> Status:
+        """Where the deployment stands.
+
+        Raises:
+            DeploymentError: nothing has been trained yet.
+        """
+        return Status.of(
+            self.deployment,
+            self._store.uri,
+            self._serving.change,
+            self._ledger,
+            self.settings,
+            self._builder.costs,
+            self.config.runtime.slots,
+            self._clock(),
+            runs=True,
+        )
+
+    # ---- when ----------------------------------------------------------------------------------------------------------
+
+    def due_at(self) -> float | None:
+        """When `process_pending` should be called by the plan, in seconds since 1970; None where nothing waits."""
+        waiting = self._ledger.waiting()
+        if not waiting or self._serving.is_empty:
+            return None
+        return plan_of(self.settings).next_run(waiting, self._published().published_at, self._predicted_seconds())
+
+    def is_due(self) -> bool:
+        """Whether `process_pending` should be called now, by the plan."""
+        due_at = self.due_at()
+        return due_at is not None and due_at <= self._clock()
+
+    def has_pending(self) -> bool:
+        """Whether `process_pending` would have something to do."""
+        return bool(self._ledger.waiting())
+
+    def overdue(self) -> int:
+        """How many requests wait longer than the law allows."""
+        return overdue(self._ledger.waiting(), self.settings.deadline_days * DAY, self._clock())
+
+    def _predicted_seconds(self) -> float:
+        """What carrying out all that waits will take."""
+        return predicted_seconds(self._serving.change, self._builder.costs, self.config.runtime.slots)
+
+    def _published(self) -> GenerationRow:
+        published = self._ledger.current()
+        assert published is not None, "a request was carried out, so a generation was published"
+        return published

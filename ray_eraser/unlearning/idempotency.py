@@ -1,0 +1,94 @@
+"""Idempotency keys: a submission repeated with the same key is the same request.
+
+A key may name a user ("erase u7") and stays recorded after the request is finished. So the ledger keeps a keyed hash of it. The
+secret of that hash is random and lies outside of the storage path and the ledger: a copy of these is nothing to try candidates
+with. Without the secret, repeated keys of earlier requests are taken for new ones.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from ray_eraser.errors import ConfigError, RequestError
+from ray_eraser.unlearning.request import key_problem
+
+log = logging.getLogger(__name__)
+
+_BYTES = 32
+
+
+class KeyHash:
+    """What the ledger keeps of idempotency keys."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    @classmethod
+    def of(cls, folder: str, ledger: str) -> KeyHash:
+        """With the secret of one ledger, which is made where there is none.
+
+        Args:
+            folder: where secrets are kept; empty: `ray_eraser` in the user's folder for state ($XDG_STATE_HOME).
+            ledger: its name.
+
+        Raises:
+            ConfigError: a folder was named that cannot be used.
+        """
+        place = Path(folder).expanduser() if folder else _usual_folder()
+        try:
+            return cls(_kept_secret(place / f"{ledger}.key"))
+        except (OSError, RuntimeError, ValueError) as error:
+            if folder:
+                raise ConfigError(
+                    "unlearning.key_folder", f"{folder!r} cannot be used ({error}): choose a private folder"
+                ) from error
+            # A promise is kept all the same, but for repetitions across a restart.
+            log.warning("no folder for the secret of idempotency keys", extra={"problem": type(error).__name__})
+            return cls(secrets.token_bytes(_BYTES))
+
+    def __call__(self, key: str | None) -> str | None:
+        """The hash of a key, hexadecimal; None where none was given.
+
+        Raises:
+            RequestError: it cannot be a key.
+        """
+        if key is None:
+            return None
+        if problem := key_problem(key):
+            raise RequestError(f"the idempotency key {problem}")
+        return hmac.new(self._secret, key.encode(), "sha256").hexdigest()
+
+
+def _usual_folder() -> Path:
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "ray_eraser"
+
+
+def _kept_secret(file: Path) -> bytes:
+    if not file.exists():
+        _make_secret(file)
+    content = file.read_bytes()
+    if len(content) != _BYTES:
+        raise ValueError(f"{file.name} does not hold {_BYTES} bytes")
+    return content
+
+
+def _make_secret(file: Path) -> None:
+    """Whole under another name first, and never over one that is there: two that start at once end with one secret."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(secrets.token_bytes(_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+        with suppress(FileExistsError):
+            os.link(fresh, file)
+    finally:
+        fresh.unlink()
