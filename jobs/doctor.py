@@ -18,6 +18,7 @@ from ray_eraser import doctor as look
 from ray_eraser.config import DAY, UnlearningConfig
 from ray_eraser.doctor import Advice, Outcome
 from ray_eraser.store import Store
+from ray_eraser.unlearning.idempotency import secret_file
 from ray_eraser.unlearning.ledger import Ledger
 from ray_eraser.unlearning.plan import overdue
 from ray_eraser.unlearning.request import RequestState
@@ -52,7 +53,7 @@ def doctor(
             url = settings.unlearning.ledger
             found = [
                 *_ray(ray_address),
-                *look.check_files(_secrets(keys, unlearning.signing_key, config, url)),
+                *look.check_files(_secrets(keys, unlearning, ledger.name, config, url)),
                 *_storage(store, url),
                 look.check_clock(time.time(), ledger.newest_time()),
                 *_requests(ledger, unlearning.deadline_days),
@@ -74,10 +75,13 @@ def _ray(address: str | None) -> Iterator[Advice]:
     return look.check_ray(look_at_ray(address))
 
 
-def _secrets(keys: Path | None, signing_key: str, config: Path | None, ledger_url: str) -> dict[str, Path]:
+def _secrets(
+    keys: Path | None, unlearning: UnlearningConfig, ledger_name: str, config: Path | None, ledger_url: str
+) -> dict[str, Path]:
     files = {} if keys is None else {"API keys": keys}
-    if signing_key:
-        files["signing key"] = Path(signing_key)
+    if unlearning.signing_key:
+        files["signing key"] = Path(unlearning.signing_key)
+    files["secret of idempotency keys"] = secret_file(unlearning.key_folder, ledger_name)
     if config is not None and ledger_url and sa.make_url(ledger_url).password:
         files["configuration with a password"] = config
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))

@@ -110,6 +110,7 @@ def unlearn(
             "request_id": receipt.request_id,
             "state": str(state),
             "guarantee": receipt.guarantee,
+            "chosen": list(receipt.chosen),
             "shards_touched": list(receipt.shards_touched),
             "pairs_erased": receipt.pairs_erased,
             "seconds": receipt.seconds,

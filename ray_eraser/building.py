@@ -298,7 +298,7 @@ class Builder:
             note = f"shard {trained.record.shard} in {trained.seconds:.1f} s"
             self.report("shards", len(finished), len(draft.orders), note)
 
-        return draft.pool.erase(draft.orders, on_done)
+        return draft.pool.train(draft.orders, on_done)
 
     def _superseded(self, manifest: Manifest, digest: str) -> tuple[str, ...]:
         """Files that are no part of a generation to come.

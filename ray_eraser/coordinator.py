@@ -95,8 +95,10 @@ class Coordinator(Reading):
     def _open(self, config: EraserConfig | None) -> None:
         # A start that is refused leaves the coordinator that runs in force.
         agreed(self.deployment, self._store, self._ledger, config)
+        given = config.unlearning if config is not None else unlearning_settings(self._ledger, config)
         if config is None:
-            self._signer = _signer_of(unlearning_settings(self._ledger, config))
+            self._signer = _signer_of(given)
+        key_hash = KeyHash.of(given.key_folder, self._ledger.name, self._store.local_folder)
         self._epoch = self._ledger.begin_epoch(self._clock())
         # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
         published, settings = agreed(self.deployment, self._store, self._ledger, config)
@@ -111,7 +113,7 @@ class Coordinator(Reading):
             self._clock,
             self._step,
             self._predicted_seconds,
-            KeyHash.of(self.settings.key_folder, self._ledger.name),
+            key_hash,
         )
         self._intake = Intake(desk, self._serving)
         if published is not None:
@@ -308,7 +310,7 @@ class Coordinator(Reading):
         if not works:
             return change, self._builder.draft_of_change(change, self.config, self.pool)
         settings = settings_with(self._ledger, self.config, [setting for work in works for setting in work.changes])
-        draft = self._builder.from_dataset(remaining_dataset(change), settings, self.pool, self._pool_for)
+        draft = self._builder.from_dataset(remaining_dataset(change, settings), settings, self.pool, self._pool_for)
         return change, noted_with(draft, settings)
 
     @contextmanager

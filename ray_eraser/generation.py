@@ -11,10 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
+from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData, places_of
-from ray_eraser.data.splits import set_of
+from ray_eraser.data.splits import set_of, split
 from ray_eraser.data.vocabulary import Part, Vocabulary
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.ids import Generation, RequestId, ShardId
@@ -188,9 +189,21 @@ def _orphans(gone: Iterable[np.ndarray], left: Iterable[np.ndarray]) -> np.ndarr
     return keys
 
 
-def remaining_dataset(change: Change) -> Dataset:
-    """What remains once a batch is carried out, as a log that is read for the first time; what is held out stays so."""
+def remaining_dataset(change: Change, config: EraserConfig) -> Dataset:
+    """What remains once a batch is carried out, as a log that is read for the first time with some settings.
+
+    What is held out stays so, unless these settings hold out otherwise: then the log is split again, as a new one would be.
+    """
     users, items = change.users, change.items
     parts = [data.in_rows_of(users.keys, items.keys) for data in change.after.values()]
     train, valid = (Interactions.union([part[side] for part in parts]) for side in (0, 1))
-    return Dataset("remaining", users, items, train, valid, Interactions.none())
+    log = Dataset("remaining", users, items, train, valid, Interactions.none())
+    if _held_by(config) == _held_by(change.before.manifest.config):
+        return log
+    whole = replace(log, train=Interactions.union([train, valid]), valid=Interactions.none())
+    return split(whole.under(config.seed), config.data, config.seed, test=True, valid=True)
+
+
+def _held_by(config: EraserConfig) -> tuple[float, ...]:
+    """The settings that decide what is held out."""
+    return config.seed, config.data.test_share, config.data.valid_share

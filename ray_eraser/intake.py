@@ -75,7 +75,7 @@ class Intake:
     def submit(self, submission: Submission) -> Submitted:
         """Accept one request to forget. See `Coordinator.submit`."""
         with self._accepting():
-            (answer,) = self._accept([submission])
+            (answer,) = self._accept([submission]).values()
             if isinstance(answer, InputError):
                 raise answer
         self.excise()
@@ -85,21 +85,23 @@ class Intake:
         """Accept many requests to forget. See `Coordinator.submit_many`."""
         with self._accepting():
             answers = self._accept(submissions, partial=partial)
-            for number, (submission, answer) in enumerate(zip(submissions, answers, strict=True), 1):
+            rows = {number: submission.row or number + 1 for number, submission in enumerate(submissions)}
+            for number, answer in sorted(answers.items()):
                 if isinstance(answer, InputError) and not partial:
-                    raise RequestError(f"row {submission.row or number}: {_reason(answer)}") from answer
+                    raise RequestError(f"row {rows[number]}: {_reason(answer)}") from answer
         self.excise()
-        submitted = iter(self._submitted([answer for answer in answers if not isinstance(answer, InputError)]))
+        in_order = [answers[number] for number in rows]
+        submitted = iter(self._submitted([answer for answer in in_order if not isinstance(answer, InputError)]))
         return [
-            Refusal(submission.row or number, _reason(answer)) if isinstance(answer, InputError) else next(submitted)
-            for number, (submission, answer) in enumerate(zip(submissions, answers, strict=True), 1)
+            Refusal(rows[number], _reason(answer)) if isinstance(answer, InputError) else next(submitted)
+            for number, answer in enumerate(in_order)
         ]
 
-    def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[RequestRow | InputError]:
+    def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> dict[int, RequestRow | InputError]:
         """Check all against one reading of what is served and what waits, then record them at once.
 
-        Gives for each what was recorded, now or before under its key, or what is wrong with it. Unless `partial`, nothing is
-        recorded where anything is wrong.
+        Gives for each, by its position, what was recorded, now or before under its key, or what is wrong with it. Unless
+        `partial`, nothing is recorded where anything is wrong, and those that would have been are left out.
         """
         hashes = [self._desk.key_hash(submission.idempotency_key) for submission in submissions]
         asked = [submission.request for submission in submissions]
@@ -109,22 +111,25 @@ class Intake:
         by_key: dict[str, UnlearningRequest] = {}
         answers: dict[int, RequestRow | InputError] = {}
         for number, (found, hashed, request) in enumerate(zip(known, hashes, asked, strict=True)):
-            if found is not None:
+            if isinstance(found, RequestError):
                 answers[number] = found
-            elif problem := self._problem(request, to_come, by_key, hashed):
+            elif hashed is not None and by_key.get(hashed, request) != request:
+                answers[number] = RequestError("the idempotency key belongs to another request: choose a new key")
+            elif found is None and (problem := self._problem(request, to_come)):
                 answers[number] = problem
+            else:
+                if hashed is not None:
+                    by_key[hashed] = request
+                if found is not None:
+                    answers[number] = found
         new = [number for number in range(len(asked)) if number not in answers]
         if partial or not any(isinstance(answer, InputError) for answer in answers.values()):
             entries = [Entry(_new_name(), asked[n], secrets.token_hex(32), hashes[n], submissions[n].priority) for n in new]
             answers |= zip(new, self._record(entries, backlog.amended_by([asked[n] for n in new])), strict=True)
-        return [answers[number] for number in sorted(answers)]
+        return answers
 
-    def _problem(
-        self, request: UnlearningRequest, to_come: _ToCome, by_key: dict[str, UnlearningRequest], hashed: str | None
-    ) -> InputError | None:
-        """What is wrong with a new request; remembers its key."""
-        if hashed is not None and by_key.setdefault(hashed, request) != request:
-            return RequestError("the idempotency key belongs to another request: choose a new key")
+    def _problem(self, request: UnlearningRequest, to_come: _ToCome) -> InputError | None:
+        """What is wrong with a new request."""
         try:
             self._check(request, to_come)
         except InputError as error:
@@ -180,8 +185,7 @@ class Intake:
         test, _ = set_of(keys.users, keys.items, config.data, config.seed)
         new = [pair for pair, is_out in zip(named, known | test, strict=True) if not is_out and pair not in waiting]
         if not new:
-            n_test = int((test & ~known).sum())
-            held = f", and data.test_share holds {n_test} of them out for the test" if n_test else ""
+            held = " or held out for the test by data.test_share" if (test & ~known).any() else ""
             raise RequestError(f"all of the {len(named)} pairs are known already{held}: there is nothing to learn")
         coming = [*waiting, *new]
         snapshot.users.extended(user for user, _ in coming), snapshot.items.extended(item for _, item in coming)

@@ -28,19 +28,19 @@ class ShardPool(Compute, Protocol):
         """Bring up every shard and the aggregator, so that the first request does not wait for processes to start."""
         ...
 
-    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+    def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         """Let shards carry out their orders, as many at a time as there are slots; `on_done` hears of each."""
         ...
 
     def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:
-        """Let a shard start on an order that `erase` will give next, and do not wait for it; where it is one shard alone.
+        """Let a shard start on an order that `train` will give next, and do not wait for it; where it is one shard alone.
 
-        At most once before `erase` or `abandon`.
+        At most once before `train` or `abandon`.
         """
         ...
 
     def abandon(self) -> None:
-        """Wait for the end of what was begun, should `erase` not have asked for it: none may write when files are counted."""
+        """Wait for the end of what was begun, should `train` not have asked for it: none may write when files are counted."""
         ...
 
     def prepare_excision(self, order: AggregationOrder) -> None:
@@ -70,10 +70,10 @@ class LocalShardPool:
     def warm(self) -> None:
         self._aggregator.ready()
 
-    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+    def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         done = {}
         for shard, order in orders.items():
-            done[shard] = self._shards[shard].erase(order)
+            done[shard] = self._shards[shard].train(order)
             on_done(done[shard])
         return done
 

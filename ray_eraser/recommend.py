@@ -54,7 +54,7 @@ class Snapshot:
     def recommend(self, user_id: RawId, n: int) -> list[RawId]:
         """Raw ids of the best `n` items that the user has not seen, best first; fewer where fewer are left.
 
-        A user without a remaining interaction has no vector and is given the items that most others have.
+        A user with nothing but held-out interactions has no vector and is given the items that most others have.
 
         Raises:
             UnknownIdError: the user was never here or has been erased.

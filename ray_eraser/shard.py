@@ -96,7 +96,7 @@ class Shard:
         )
         train_submodel(ShardData(two, two, made_up, Interactions.none()), brief, self.shard_id)
 
-    def erase(self, order: ShardOrder) -> Trained:
+    def train(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.
 
         From scratch, or with slices from the last checkpoint that is the same without and with these pairs.

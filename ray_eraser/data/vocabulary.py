@@ -118,7 +118,8 @@ class Vocabulary:
             keys, texts = keys[first], texts.take(pa.array(np.flatnonzero(first)))
         ends = np.searchsorted(keys, _EDGES)
         bounds = [0, *ends.tolist(), len(keys)]
-        parts = [Part(keys[a:b].copy(), texts.slice(a, b - a)) for a, b in pairwise(bounds)]
+        # Copies: a slice of Arrow strings would be pickled with the whole array that it is a part of.
+        parts = [Part(keys[a:b].copy(), texts.take(pa.array(np.arange(a, b)))) for a, b in pairwise(bounds)]
         return cls(kind, key, tuple(parts), integers)
 
     @classmethod

@@ -147,7 +147,7 @@ class RayShardPool:
         with translated("the shards' processes"):
             ray.get(waiting, timeout=_START_SECONDS + 5 * len(waiting))
 
-    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+    def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         done: dict[ShardId, Trained] = {}
         for shard, trained in self._carried_out(orders):
             done[shard] = trained
@@ -159,7 +159,7 @@ class RayShardPool:
         if len(orders) == 1:
             ((shard, order),) = orders.items()
             worker = self._workers()[-1] if self._per_slot else self._worker(shard)
-            reference = _erase(worker, shard, order) if self._per_slot else worker.erase.remote(order)
+            reference = _train(worker, shard, order) if self._per_slot else worker.train.remote(order)
             self._begun = _Begun(shard, order, reference)
 
     def abandon(self) -> None:
@@ -175,10 +175,10 @@ class RayShardPool:
         self.abandon()
         if self._per_slot:
             # The first of them goes to the last worker, which is the one that has begun.
-            calls = first | {shard: partial(_erase, shard=shard, order=orders[shard]) for shard in orders if shard not in first}
+            calls = first | {shard: partial(_train, shard=shard, order=orders[shard]) for shard in orders if shard not in first}
             return self._tasks.on(self._workers(), calls, "shard")
         actors = {shard: self._worker(shard) for shard in orders}
-        asked = {shard: first.get(shard) or partial(_erase_own, order=order) for shard, order in orders.items()}
+        asked = {shard: first.get(shard) or partial(_train_own, order=order) for shard, order in orders.items()}
         starts = {shard: partial(call, actors[shard]) for shard, call in asked.items()}
         return self._tasks.windowed(starts, "shard", self._whereabouts(actors))
 
@@ -377,12 +377,12 @@ class _Begun:
         return self.shard in orders and self.order.repeats(orders[self.shard])
 
 
-def _erase(slot: Any, shard: ShardId, order: ShardOrder) -> Any:
-    return slot.erase.remote(shard, order)
+def _train(slot: Any, shard: ShardId, order: ShardOrder) -> Any:
+    return slot.train.remote(shard, order)
 
 
-def _erase_own(actor: Any, order: ShardOrder) -> Any:
-    return actor.erase.remote(order)
+def _train_own(actor: Any, order: ShardOrder) -> Any:
+    return actor.train.remote(order)
 
 
 def _whereabouts_here(_: object) -> tuple[str, str]:

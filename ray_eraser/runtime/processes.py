@@ -39,8 +39,8 @@ class SlotProcess:
     def ready(self) -> None:
         self._make(ShardId(0)).ready()
 
-    def erase(self, shard: ShardId, order: ShardOrder) -> Trained:
-        return self._shards.setdefault(shard, self._make(shard)).erase(order)
+    def train(self, shard: ShardId, order: ShardOrder) -> Trained:
+        return self._shards.setdefault(shard, self._make(shard)).train(order)
 
 
 class AggregatorProcess(Aggregator):

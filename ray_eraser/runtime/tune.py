@@ -86,8 +86,8 @@ class TrialShardPool:
             waiting += [worker.run.remote([partial(make_model, self._config.model)]) for worker in self._workers]
             ray.get(waiting, timeout=_START_SECONDS + self._timeout)
 
-    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
-        calls = {shard: partial(_erase, shard=shard, order=order) for shard, order in orders.items()}
+    def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+        calls = {shard: partial(_train, shard=shard, order=order) for shard, order in orders.items()}
         done: dict[ShardId, Trained] = {}
         for shard, answer in self._tasks.on(self._workers, calls, "shard"):
             done[shard] = answer[shard]
@@ -125,8 +125,8 @@ class TrialShardPool:
         self._workers.clear()
 
 
-def _erase(worker: Any, shard: ShardId, order: ShardOrder) -> Any:
-    return worker.erase.remote({shard: order}, _hear_nothing)
+def _train(worker: Any, shard: ShardId, order: ShardOrder) -> Any:
+    return worker.train.remote({shard: order}, _hear_nothing)
 
 
 def _run(worker: Any, call: Callable[[], Any]) -> Any:

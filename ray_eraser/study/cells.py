@@ -139,8 +139,8 @@ class TimedPool(LocalShardPool):
         super().__init__(store_uri, config)
         self.shards, self.aggregation, self.touched = 0.0, 0.0, 0
 
-    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
-        done = super().erase(orders, on_done)
+    def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+        done = super().train(orders, on_done)
         self.shards += sum(trained.seconds for trained in done.values())
         self.touched += len(done)
         return done

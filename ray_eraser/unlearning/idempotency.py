@@ -29,19 +29,23 @@ class KeyHash:
         self._secret = secret
 
     @classmethod
-    def of(cls, folder: str, ledger: str) -> KeyHash:
+    def of(cls, folder: str, ledger: str, storage: Path | None = None) -> KeyHash:
         """With the secret of one ledger, which is made where there is none.
 
         Args:
             folder: where secrets are kept; empty: `ray_eraser` in the user's folder for state ($XDG_STATE_HOME).
             ledger: its name.
+            storage: the storage path, where it is local: who copies it must not have the secret as well.
 
         Raises:
             ConfigError: a folder was named that cannot be used.
         """
-        place = Path(folder).expanduser() if folder else _usual_folder()
+        if folder and storage is not None and secret_file(folder, ledger).resolve().is_relative_to(storage.resolve()):
+            raise ConfigError(
+                "unlearning.key_folder", f"{folder!r} is under the storage path, and would be copied with it: choose another"
+            )
         try:
-            return cls(_kept_secret(place / f"{ledger}.key"))
+            return cls(_kept_secret(secret_file(folder, ledger)))
         except (OSError, RuntimeError, ValueError) as error:
             if folder:
                 raise ConfigError(
@@ -62,6 +66,15 @@ class KeyHash:
         if problem := key_problem(key):
             raise RequestError(f"the idempotency key {problem}")
         return hmac.new(self._secret, key.encode(), "sha256").hexdigest()
+
+
+def secret_file(folder: str, ledger: str) -> Path:
+    """Where the secret of one ledger is; see `KeyHash.of`.
+
+    Raises:
+        RuntimeError: no folder is named, and the user has none.
+    """
+    return (Path(folder).expanduser() if folder else _usual_folder()) / f"{ledger}.key"
 
 
 def _usual_folder() -> Path:

@@ -41,7 +41,7 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.evaluation import evaluate
 from ray_eraser.models import make_model
 from ray_eraser.models.base import UNTRAINED, Start
-from ray_eraser.seeds import derive, secret
+from ray_eraser.seeds import derive
 from ray_eraser.training.submodel import item_start
 from ray_eraser.training.weights import CANDIDATES
 
@@ -97,7 +97,7 @@ def implicit_curve(model: Any, dataset: Dataset, held: Interactions, looks: Sequ
 def our_curve(config: EraserConfig, dataset: Dataset, held: Interactions, looks: Sequence[int]) -> list[Look]:
     """Train in as many stages as there are looks, each going on where the one before stopped."""
     model, none = make_model(config.model), Interactions.none()
-    items = item_start(dataset.items.keys(secret(config.seed, "ids"))[dataset.train.item_rows()], config)
+    items = item_start(dataset.items.keys[dataset.train.item_rows()], config)
     state, spent, curve = UNTRAINED, 0.0, []
     model.train(UNTRAINED, dataset.train, none, Start(0, items), 1)  # what is compiled or loaded once does not count
     for before, epoch in zip((0, *looks), looks, strict=False):
@@ -171,7 +171,7 @@ def _cells(look: Look) -> str:
 def draws_a_second(kind: type, ours: EraserConfig, dataset: Dataset, runs: int, epochs: int = 5) -> list[str]:
     """Lines of the report: both in turn, so that what else the machine does hits both."""
     n, none = len(dataset.train), Interactions.none()
-    items = item_start(dataset.items.keys(secret(ours.seed, "ids"))[dataset.train.item_rows()], ours)
+    items = item_start(dataset.items.keys[dataset.train.item_rows()], ours)
     model = make_model(ours.model)
     its: dict[str, list[float]] = {"implicit, draws": [], "implicit, draws learned from": []}
     mine: list[float] = []

@@ -30,6 +30,7 @@ from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.evaluation import evaluate
@@ -44,6 +45,9 @@ from ray_eraser.study.settings import tuned
 from ray_eraser.training.pretrain import pretrain
 from ray_eraser.training.submodel import item_start, train_submodel
 from ray_eraser.unlearning.request import UnlearningRequest
+
+HELD_OUT = ("data.test_share=0.2", "data.valid_share=0.1")
+"""Of a log that comes without a split."""
 
 _ALPHA0 = 0.3  # where the study has found no other for a log
 _LONG = ("wmf", "bpr", "lightgcn")  # whole trainings of half a minute and more on MovieLens-1M
@@ -106,14 +110,13 @@ def row(name: str, runs: Sequence[Run]) -> str:
 
 def settled(data: str, model: str, method: str, changes: Sequence[str] = ()) -> EraserConfig:
     """The study's settings for a log, a base model and a method."""
-    changes = [*MODELS[model], *tuned(Path(data).name, model, method), "runtime.threads=1", *changes]
+    changes = [*HELD_OUT, *MODELS[model], *tuned(Path(data).name, model, method), "runtime.threads=1", *changes]
     return load_config(None, changes, [method]).settled(_ALPHA0)
 
 
 def partitions(data: str, dataset: Dataset) -> Iterator[Part]:
     config = settled(data, "wmf-als", "ours")
-    key = seeds.secret(config.seed, "ids")
-    user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
+    user_keys, item_keys = dataset.users.keys, dataset.items.keys
     yield Part("embeddings that learned partitions are made from", lambda: pretrain(dataset.train, item_keys, config))
     embeddings = pretrain(dataset.train, item_keys, config)
     for kind in get_args(PartitionConfig.model_fields["kind"].annotation):
@@ -125,8 +128,7 @@ def partitions(data: str, dataset: Dataset) -> Iterator[Part]:
 def trainings(data: str, dataset: Dataset, model_name: str) -> Iterator[Part]:
     config = settled(data, model_name, "retrain")
     model, train = make_model(config.model), dataset.train
-    item_keys = dataset.items.keys(seeds.secret(config.seed, "ids"))
-    start = Start(3, item_start(item_keys[train.item_rows()], config))
+    start = Start(3, item_start(dataset.items.keys[train.item_rows()], config))
     epoch = partial(model.train, UNTRAINED, train, Interactions.none(), start, 1)
     yield Part(f"{model_name}, a training of one epoch", epoch)
     whole = partial(model.fit, train, Interactions.none(), start)
@@ -134,14 +136,13 @@ def trainings(data: str, dataset: Dataset, model_name: str) -> Iterator[Part]:
 
 
 def submodels_of(data: str, dataset: Dataset) -> list[Embeddings]:
-    """Of ten hashed shards."""
+    """Of ten hashed shards, in the rows of the log."""
     config = settled(data, "wmf-als", "ours")
-    key = seeds.secret(config.seed, "ids")
-    user_keys, item_keys = dataset.users.keys(key), dataset.items.keys(key)
-    partition = divide(dataset.train, user_keys, item_keys, config.partition, config.seed)
-    shards = [dataset.train.take(partition.owners == k) for k in range(partition.n_shards)]
-    none = Interactions.none()
-    return [train_submodel(shard, none, item_keys, config, ShardId(k)) for k, shard in enumerate(shards)]
+    keys = dataset.users.keys, dataset.items.keys
+    partition = divide(dataset.train, *keys, config.partition, config.seed)
+    owned = [dataset.train.take(partition.owners == k) for k in range(partition.n_shards)]
+    shards = [ShardData.of(train, Interactions.none(), *keys) for train in owned]
+    return [train_submodel(shard, config, ShardId(k)).in_rows(*keys) for k, shard in enumerate(shards)]
 
 
 def aggregations(data: str, dataset: Dataset) -> Iterator[Part]:
@@ -154,10 +155,12 @@ def aggregations(data: str, dataset: Dataset) -> Iterator[Part]:
 
 def reads(data: str, dataset: Dataset) -> Iterator[Part]:
     config = settled(data, "wmf-als", "ours")
-    model = aggregate(submodels_of(data, dataset), dataset.train, config)
-    parts = [dataset.train], [dataset.valid]
-    snapshot = Snapshot(model, folding(model, config), dataset.users, dataset.items, *parts, Generation(1))
-    users = [raw for raw in dataset.users.raw(dataset.train.user_rows()[:_USERS_READ]) if raw is not None]
+    keys = dataset.users.keys, dataset.items.keys
+    model = aggregate(submodels_of(data, dataset), dataset.train, config).keyed(*keys)
+    folded = folding(model.in_rows(model.user_keys, model.item_keys), config)
+    shards = [ShardData.of(dataset.train, dataset.valid, *keys)]
+    snapshot = Snapshot(model, folded, dataset.users, dataset.items, shards, Generation(1))
+    users = dataset.users.raw(dataset.train.user_rows()[:_USERS_READ])
 
     def read_all() -> None:
         for user in users:
@@ -165,7 +168,8 @@ def reads(data: str, dataset: Dataset) -> Iterator[Part]:
 
     yield Part(f"recommend ten items, {len(users)} users one by one", read_all)
     n_tested = len(dataset.test.user_rows())
-    yield Part(f"evaluate {n_tested} users in batches", partial(evaluate, snapshot.embeddings(), dataset.train, dataset.test))
+    served = snapshot.embeddings().in_rows(*keys)
+    yield Part(f"evaluate {n_tested} users in batches", partial(evaluate, served, dataset.train, dataset.test))
 
 
 def erasures(data: str, dataset: Dataset, runs: int) -> list[Run]:
@@ -179,8 +183,7 @@ def erasures(data: str, dataset: Dataset, runs: int) -> list[Run]:
             coordinator.submit(UnlearningRequest(user_id=user))
             coordinator.process_pending()
 
-        present = [raw for raw in dataset.users.raw(dataset.train.user_rows()) if raw is not None]
-        users = sorted(present, key=lambda user: seeds.derive(0, "bench", user))
+        users = sorted(dataset.users.raw(dataset.train.user_rows()), key=lambda user: seeds.derive(0, "bench", user))
         erase(users[0])  # pays for what is loaded once
         done = [run_once(partial(erase, user)) for user in users[1 : runs + 1]]
         coordinator.close()

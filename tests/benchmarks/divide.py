@@ -17,6 +17,7 @@ from measured import heading, write_report
 
 from ray_eraser.config import EraserConfig, load_config
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData
 from ray_eraser.determinism import deterministic
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
@@ -64,9 +65,9 @@ def main() -> None:
     divide = [f"partition.kind={asked.kind}", f"partition.max_iterations={asked.iterations}"]
     config = load_config(None, [*divide, "model.epochs=2", "model.alpha0=0.1", *asked.changes])
     log = read_log(asked.data)
-    n_items = int(log.items.max()) + 1
+    keys = [np.arange(int(rows.max()) + 1, dtype=np.uint64) for rows in (log.users, log.items)]
     with deterministic(1):
-        embeddings = train_submodel(log, Interactions.none(), np.arange(n_items, dtype=np.uint64), config, ShardId(0))
+        embeddings = train_submodel(ShardData(*keys, log, Interactions.none()), config, ShardId(0)).in_rows(*keys)
         forget_peak()
         before = memory("VmRSS")
         started = time.perf_counter()

@@ -30,7 +30,7 @@ from ray_eraser.runtime.client import Client, Ticket
 from ray_eraser.seeds import derive
 
 _DEPLOYMENT = "forget"
-_LOOK = 20  # reads after which the reader asks anew what is being trained
+_LOOK = 20  # reads after which the reader asks again what is being trained
 
 
 def run_reader(address: str, users: Sequence[RawId], file: Path, is_over: Any) -> None:
@@ -39,7 +39,7 @@ def run_reader(address: str, users: Sequence[RawId], file: Path, is_over: Any) -
     number, training = 0, False
     while not is_over.is_set():
         if number % _LOOK == 0:
-            training = client.progress()["stage"] != "idle"
+            training = client.progress().stage != "idle"
         at, started = time.time(), time.perf_counter()
         client.recommend(users[number % len(users)], 10)
         journal.write(at=at, seconds=time.perf_counter() - started, training=training)
@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(None, [*arguments.changes, f"unlearning.plan={arguments.plan}"])
     dataset = ray_eraser.read_dataset(arguments.data, config.data, config.seed)
-    users = sorted(map(str, dataset.users.ids), key=lambda user: derive(0, "benchmark", user))
+    users = sorted(map(str, dataset.users.raw(dataset.train.user_rows())), key=lambda user: derive(0, "benchmark", user))
     readers, askers = users[:100], users[100:]
     spawn = multiprocessing.get_context("spawn")
     with own_ray() as (address, _), tempfile.TemporaryDirectory() as folder:

@@ -75,7 +75,7 @@ def main() -> None:
     coordinator = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = [f"| {name} | {n} | {took:.1f} | {memory / MB:.0f} |" for name, n, took, memory in compute.batches]
     rest = seconds - sum(took for _, _, took, _ in compute.batches)
-    what = f"{int(got.sizes.sum())} interactions to learn from, {len(got.user_keys)} users, {len(got.item_keys)} items"
+    what = f"{int(got.sizes.sum())} interactions to learn from, {len(got.users)} users, {len(got.items)} items"
     write_report(
         [
             *heading("A big log read in fragments", 1),

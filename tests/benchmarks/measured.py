@@ -73,7 +73,7 @@ def training_seconds(client: Client, n_interactions: int) -> float:
     """What the training of a deployment with one shard took in the shard's process, from reading its interactions to writing
     its vectors: without what is only done once when a deployment is made.
     """
-    return float(client.describe()["costs"]["seconds_per_interaction"]) * n_interactions
+    return client.describe().costs.seconds_per_interaction * n_interactions
 
 
 @dataclass

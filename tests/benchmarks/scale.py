@@ -27,9 +27,8 @@ from measured import Erasures, heading, own_ray, percentiles, training_seconds, 
 
 import ray_eraser
 from ray_eraser.config import EraserConfig, load_config
-from ray_eraser.determinism import deterministic
 from ray_eraser.runtime.client import Client
-from ray_eraser.store import FileRef, Store, embeddings_bytes
+from ray_eraser.store import Store, embeddings_bytes
 from ray_eraser.training.submodel import train_submodel
 
 _EVERY_SECONDS = 0.5
@@ -92,13 +91,11 @@ def _some_users(source: str, n: int) -> list[int]:
 def _same_bits(store: Store, digest: str, shards: set[int]) -> bool:
     """Whether the submodels of these shards are what training on their stored interactions gives, from scratch, here."""
     manifest = store.read_manifest(digest)
-    item_keys = store.read_item_keys(manifest.items)
     for record in manifest.shards:
         if record.shard in shards:
             data = store.read_shard_data(record.interactions)
-            with deterministic(manifest.config.runtime.threads):
-                submodel = train_submodel(data.train, data.valid, item_keys, manifest.config, record.shard)
-            if embeddings_bytes(submodel) != store.read(FileRef(record.submodel.path, record.submodel.digest)):
+            submodel = train_submodel(data, manifest.config, record.shard)
+            if embeddings_bytes(submodel) != store.read(record.submodel):
                 return False
     return True
 

@@ -100,7 +100,6 @@ class Settings:
         return config_from(
             {
                 "seed": self.seed,
-                "data": {"test_share": 0},
                 "partition": {"n_shards": self.shards},
                 "model": {"width": 16, "epochs": 4, "alpha0": 0.3},
                 "runtime": {"timeout_seconds": 120},
@@ -453,7 +452,7 @@ def _settled(client: Client) -> dict[str, int]:
     """Wait until nothing is left to be done; requests by state."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        requests: dict[str, int] = _until_answered(client.describe)[0]["requests"]
+        requests: dict[str, int] = dict(_until_answered(client.describe)[0].requests)
         waiting = sum(n for state, n in requests.items() if not RequestState(state).is_final)
         if not waiting or time.monotonic() > deadline:
             return requests
@@ -554,13 +553,13 @@ class Checked:
     def _remaining(self, digest: str) -> Iterator[str]:
         """The interactions and ids that are stored, compared with the models'."""
         manifest = self._store.read_manifest(digest)
-        users = self._store.read_vocabulary(manifest.users, "user")
-        items = self._store.read_vocabulary(manifest.items, "item")
+        users = self._store.read_vocabulary(manifest.users, "user", manifest)
+        items = self._store.read_vocabulary(manifest.items, "item", manifest)
         stored: Counter[Any] = Counter()
         for record in manifest.shards:
             data = self._store.read_shard_data(record.interactions)
-            for part in (data.train, data.valid):
-                stored.update(zip(users.raw(part.users), items.raw(part.items), strict=True))
+            pairs = data.keyed(data.pairs)
+            stored.update(zip(users.raw_of(pairs.users), items.raw_of(pairs.items), strict=True))
         wanted = {pair for model in self._models.values() for pair in model.pairs}
         if stored.keys() - wanted:
             yield f"{len(stored.keys() - wanted)} pairs are stored that must not be, such as {min(stored.keys() - wanted)}"

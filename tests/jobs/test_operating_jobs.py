@@ -115,6 +115,16 @@ def cli() -> Iterator[ModuleType]:
     sys.path.remove(str(JOBS))
 
 
+def test_a_deployment_remembers_where_its_secrets_are_from_any_folder(
+    cli: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = cli.settings(None, ["unlearning.key_folder=keys", "unlearning.signing_key=shop.pem"]).unlearning
+    assert (given.key_folder, given.signing_key) == (str(tmp_path / "keys"), str(tmp_path / "shop.pem"))
+    usual = cli.settings(None, []).unlearning
+    assert (usual.key_folder, usual.signing_key) == ("", "")
+
+
 STAGES = [
     Progress(),
     Progress("shards", 0, 2),

@@ -111,7 +111,7 @@ class TestProcessPerSlot(PoolContract):
 
     def test_no_shard_has_a_process_of_its_own(self, pool: RayShardPool, orders: dict[ShardId, ShardOrder]) -> None:
         pool.warm()
-        pool.erase(orders, lambda _: None)
+        pool.train(orders, lambda _: None)
         assert roles_of(pool) == {"slot-0", "aggregator", "excisor"}
         nodes, notices = pool.describe()
         assert {role for held in nodes.values() for role in held} == roles_of(pool)
@@ -125,7 +125,7 @@ class TestProcessPerSlot(PoolContract):
         pool = slot_pool(f"killed-{uuid.uuid4().hex[:8]}", store, tiny_config, slots=2)
         try:
             pool.warm()
-            expected = pool.erase(orders, lambda _: None)
+            expected = pool.train(orders, lambda _: None)
             before = processes_of(pool)
             assert sorted(before) == ["slot-0", "slot-1"]
             victim = pool._actors["slot-0"]
@@ -134,7 +134,7 @@ class TestProcessPerSlot(PoolContract):
             # Its order waits behind the sleeping call, so that it is killed with an order in its hands.
             killer = threading.Timer(1.0, partial(os.kill, pid, signal.SIGKILL))
             killer.start()
-            answers = pool.erase(orders, lambda _: None)
+            answers = pool.train(orders, lambda _: None)
             killer.join()
             assert {k: answer.record for k, answer in answers.items()} == {k: answer.record for k, answer in expected.items()}
             with pytest.raises(ray.exceptions.RayActorError):

@@ -55,7 +55,7 @@ def random_pairs(generator: np.random.Generator, n: int) -> list[tuple[int, int]
 def trained(folder: str, shard: int, config, data: ShardData) -> ShardRecord:
     store = Store(folder)
     order = ShardOrder(Epoch(1), store.write_shard_data(ShardId(shard), data))
-    return Shard(ShardId(shard), folder, config).erase(order).record
+    return Shard(ShardId(shard), folder, config).train(order).record
 
 
 @pytest.mark.parametrize(

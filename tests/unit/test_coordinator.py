@@ -33,6 +33,7 @@ from ray_eraser.pool import LocalShardPool
 from ray_eraser.training.submodel import item_start
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.ledger import Ledger
+from ray_eraser.unlearning.plan import CostModel, ShardRun
 from ray_eraser.unlearning.receipt import commitment, sealed, sealed_path
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.unlearning.signing import load_public_key, make_key_pair
@@ -380,6 +381,16 @@ def test_nothing_that_is_kept_has_a_digest_of_a_file_that_is_gone(
     assert [digest for digest in superseded if digest.encode() in kept] == []
 
 
+def test_the_ledger_keeps_no_exact_size_of_a_shard(coordinator: Coordinator, tiny: Dataset) -> None:
+    """From before an erasure, it would say how much went."""
+    erase(coordinator, user_id=tiny.users.ids[6])
+    runs = CostModel.from_json(coordinator._ledger.noted("costs", "")).shards
+    assert len(runs) == 4  # three at first, and one again
+    rough = {ShardRun.of(size, 0.0).interactions for size in range(1000)}
+    assert {run.interactions for run in runs} <= rough
+    assert len([size for size in rough if size >= 50]) < 40
+
+
 # ---- excision
 
 
@@ -454,7 +465,7 @@ def test_no_process_keeps_in_memory_what_was_erased(
         interactions, submodels = {r.interactions for r in shards}, {r.submodel for r in shards}
         assert set(aggregator._data) <= interactions
         assert set(aggregator._submodels) == set(aggregator._in_rows) == submodels
-        tables = {id(submodel.items) for submodel in aggregator._submodels.values()}
+        tables = {(id(submodel.users), id(submodel.items)) for submodel in aggregator._submodels.values()}
         assert {one for key in aggregator._grams._blocks for one in key[:2]} <= tables
         for numbering, vocabulary in ((aggregator._users, loaded.users), (aggregator._items, loaded.items)):
             assert set(numbering._rows) == submodels
@@ -659,8 +670,8 @@ class FailsOnce(LocalShardPool):
             self._failing.remove(call)
             raise PoolError("shard 1", "its process died")
 
-    def erase(self, *arguments):
-        done = super().erase(*arguments)
+    def train(self, *arguments):
+        done = super().train(*arguments)
         self._fail("erase")
         return done
 

@@ -26,14 +26,15 @@ from ray_eraser.errors import (
     TrainingError,
     UnknownIdError,
 )
+from ray_eraser.ids import RawId
 from ray_eraser.store import Store
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
 
-ANN, SOFA = 2001, 901
+ANN, SOFA = "2001", "906"  # who is learned from with it, and held out for nothing, as other users here are
 
 
-def about_user(user: int) -> UnlearningRequest:
+def about_user(user: RawId) -> UnlearningRequest:
     return UnlearningRequest(user_id=user)
 
 
@@ -42,19 +43,19 @@ def coordinator(deployments: Deployments, trained: Path) -> Coordinator:
     return deployments.copy(trained, "shop")
 
 
-def poisoned(coordinator: Coordinator, user: int, error: Callable[[], Exception]) -> list[bool]:
+def poisoned(coordinator: Coordinator, user: RawId, error: Callable[[], Exception]) -> list[bool]:
     """Training fails wherever a user's pairs are erased, as long as the list is not emptied."""
-    row = coordinator._serving.loaded.users.row(user)
+    key = coordinator._serving.loaded.users.key(user)
     sick = [True]
-    erase = coordinator.pool.erase
+    erase = coordinator.pool.train
 
     def failing(orders, on_done):
-        if sick and any(row in order.erased.users for order in orders.values()):
-            erase({shard: order for shard, order in orders.items() if row not in order.erased.users}, on_done)
+        if sick and any(key in order.erased.users for order in orders.values()):
+            erase({shard: order for shard, order in orders.items() if key not in order.erased.users}, on_done)
             raise error()
         return erase(orders, on_done)
 
-    coordinator.pool.erase = failing
+    coordinator.pool.train = failing
     return sick
 
 
@@ -108,7 +109,7 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
     def stays_out(opened: Coordinator) -> None:
         with pytest.raises(UnknownIdError):
             opened.recommend(sick)
-        assert opened._serving.loaded.users.row(sick) not in opened.served_model().user_rows
+        assert opened._serving.loaded.users.key(sick) not in opened.served_model().user_keys
         assert opened.describe().serving == "excision"
 
     stays_out(coordinator)
@@ -375,12 +376,20 @@ def files_by_kind(coordinator: Coordinator) -> dict[str, str]:
     manifest, digest = coordinator._serving.loaded.manifest, digest_of(coordinator)
     return {
         "manifest": f"generations/{digest}.json",
-        "users": manifest.users.path,
-        "items": manifest.items.path,
+        "users": manifest.users[0].path,
+        "items": manifest.items[0].path,
         "interactions": manifest.shards[1].interactions.path,
         "submodel": manifest.shards[1].submodel.path,
         "aggregate": manifest.aggregate.path,
     }
+
+
+def part_with(coordinator: Coordinator, user: RawId) -> str:
+    """Path of the part of the vocabulary that has a user's id."""
+    loaded = coordinator._serving.loaded
+    return next(
+        ref.path for ref in loaded.manifest.users if loaded.users.key(user) in coordinator._store.read_part(ref).keys.tolist()
+    )
 
 
 KINDS = ("manifest", "users", "items", "interactions", "submodel", "aggregate")
@@ -414,14 +423,14 @@ def test_a_corrupt_file_is_found_when_a_deployment_is_opened_or_when_it_is_used(
         ("submodel", False),
         # Needed to train.
         ("interactions", True),
-        ("items", True),
     ],
 )
 def test_a_file_that_is_corrupted_under_a_running_deployment_is_used_by_nobody(
     deployments: Deployments, trained: Path, coordinator: Coordinator, kind: str, is_found: bool
 ) -> None:
-    folder, path = Path(deployments.path("shop")), files_by_kind(coordinator)[kind]
     user, other = (min(Plain(coordinator).shards[k][0])[0] for k in (1, 2))
+    paths = files_by_kind(coordinator) | {"users": part_with(coordinator, user)}
+    folder, path = Path(deployments.path("shop")), paths[kind]
     whole = (folder / path).read_bytes()
     undisturbed = deployments.copy(trained, "undisturbed")
     undisturbed.submit(about_user(user))
@@ -439,6 +448,25 @@ def test_a_file_that_is_corrupted_under_a_running_deployment_is_used_by_nobody(
     assert len(coordinator.process_pending()) == 1
     undisturbed.process_pending()
     assert digest_of(coordinator) == digest_of(undisturbed)
+    assert audited(coordinator).exact
+
+
+def test_a_part_of_a_vocabulary_that_stays_is_kept_as_it_is_and_named_by_the_audit(
+    deployments: Deployments, trained: Path, coordinator: Coordinator
+) -> None:
+    user = min(Plain(coordinator).shards[1][0])[0]
+    folder, own = Path(deployments.path("shop")), part_with(coordinator, user)
+    path = next(ref.path for ref in coordinator._serving.loaded.manifest.users if ref.path != own)
+    whole = (folder / path).read_bytes()
+    flip(folder, path)
+    undisturbed = deployments.copy(trained, "undisturbed")
+    for opened in (coordinator, undisturbed):
+        opened.submit(about_user(user))
+        assert len(opened.process_pending()) == 1
+    assert digest_of(coordinator) == digest_of(undisturbed)
+    report = audited(coordinator)
+    assert (report.exact, [path in line for line in report.mismatches]) == (False, [True])
+    (folder / path).write_bytes(whole)
     assert audited(coordinator).exact
 
 
@@ -481,7 +509,7 @@ def test_the_second_of_two_that_were_opened_before_either_was_trained_is_refused
 def test_a_path_that_nobody_claimed_is_claimed_when_it_is_opened(
     deployments: Deployments, tmp_path: Path, coordinator: Coordinator, tiny_config: EraserConfig
 ) -> None:
-    (tmp_path / "shop" / "deployment.json").unlink()  # as earlier versions left it
+    (tmp_path / "shop" / "ledger.json").unlink()  # as where somebody deleted it
     deployments.open("shop")
     with pytest.raises(DeploymentError, match="belongs to another ledger"):
         deployments.open("shop", tiny_config, ledger_url=f"sqlite:///{tmp_path}/other.db")
@@ -490,9 +518,12 @@ def test_a_path_that_nobody_claimed_is_claimed_when_it_is_opened(
 # ---- many at once
 
 
-def test_a_full_queue_refuses_with_the_time_to_come_back(coordinator: Coordinator) -> None:
+def test_a_full_queue_refuses_with_the_time_to_come_back(
+    deployments: Deployments, trained: Path, tiny_config: EraserConfig
+) -> None:
+    two = tiny_config.unlearning.model_copy(update={"max_pending": 2})
+    coordinator = deployments.copy(trained, "shop", config=tiny_config.model_copy(update={"unlearning": two}))
     users = coordinator._serving.loaded.users.ids
-    coordinator.settings = coordinator.settings.model_copy(update={"max_pending": 2})
     first = coordinator.submit(about_user(users[0]), "a")
     coordinator.submit(about_user(users[1]))
     before = coordinator.describe()
@@ -536,9 +567,21 @@ def test_one_key_twice_in_a_file_is_one_request(coordinator: Coordinator) -> Non
     assert answers[0] == answers[2]
     assert len(coordinator.process_pending()) == 2
     before = coordinator.describe()
-    with pytest.raises(RequestError, match="key belongs to another request"):
+    with pytest.raises(RequestError, match="row 2: the idempotency key belongs to another request"):
         coordinator.submit_many([Submission(about_user(users[5]), "k"), Submission(about_user(users[6]), "k")])
     assert coordinator.describe() == before
+    with pytest.raises(RequestError, match="row 2: the idempotency key belongs to another request"):
+        coordinator.submit_many([once, Submission(about_user(users[6]), "key")])  # also where the first is done already
+
+
+def test_a_refused_request_does_not_use_up_its_key_for_others_of_the_same_file(coordinator: Coordinator) -> None:
+    user = coordinator._serving.loaded.users.ids[3]
+    refused, accepted = coordinator.submit_many(
+        [Submission(about_user("x"), "key"), Submission(about_user(user), "key")], partial=True
+    )
+    assert isinstance(refused, Refusal)
+    assert isinstance(accepted, Submitted)
+    assert len(coordinator.process_pending()) == 1
 
 
 # ---- when

@@ -31,13 +31,13 @@ class EagerPool(LocalShardPool):
 
     def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:
         if len(orders) == 1:
-            super().erase(orders, lambda _: None)
+            super().train(orders, lambda _: None)
             self.begun += orders.values()
         self.meanwhile()
 
-    def erase(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
+    def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         self.answered += [shard for shard, order in orders.items() if any(order.repeats(begun) for begun in self.begun)]
-        return super().erase(orders, on_done)
+        return super().train(orders, on_done)
 
 
 class Interrupted(BaseException):
@@ -65,12 +65,12 @@ def record(coordinator: Coordinator, request: UnlearningRequest) -> None:
 
 
 def owner(coordinator: Coordinator, user: RawId) -> ShardId:
-    row = coordinator._serving.loaded.users.row(user)
-    return next(shard for shard, data in coordinator._serving.loaded.shards.items() if row in data.train.users)
+    key = coordinator._serving.loaded.users.key(user)
+    return next(shard for shard, data in coordinator._serving.loaded.shards.items() if key in data.user_keys)
 
 
 def users_of(coordinator: Coordinator, dataset: Dataset, shard: ShardId) -> list[RawId]:
-    return [user for user in dataset.users.ids if user is not None and owner(coordinator, user) == shard]
+    return [user for user in dataset.users.ids if owner(coordinator, user) == shard]
 
 
 def undisturbed(deployments: Deployments, trained: Path, *requests: UnlearningRequest) -> str:
@@ -119,7 +119,7 @@ def test_nothing_is_begun_where_it_is_not_known_or_not_worth_it(eager: Coordinat
         eager.submit(UnlearningRequest(user_id=user))
     else:
         record(eager, UnlearningRequest(user_id=user))
-        work = Learning(((2001, 901),)) if kind == "a learning" else Repartition(())
+        work = Learning(((2001, 902),)) if kind == "a learning" else Repartition(())
         eager.learn(work.pairs) if isinstance(work, Learning) else eager.repartition(work.changes)
     pool = eager.pool
     eager.process_pending()
@@ -174,6 +174,13 @@ def test_two_orders_are_the_same_only_in_everything(eager: Coordinator, tiny: Da
     (order,) = eager.pool.begun
     assert order.repeats(replace(order))
     less = order.erased.take(slice(1, None))
-    for other in (replace(order, erased=less), replace(order, learned=less), replace(order, items=order.interactions)):
+    elsewhere = replace(order.interactions, path="shards/1/interactions-elsewhere.safetensors")
+    for other in (
+        replace(order, erased=less),
+        replace(order, learned=less),
+        replace(order, held=less),
+        replace(order, interactions=elsewhere),
+        replace(order, epoch=order.epoch + 1),
+    ):
         assert not order.repeats(other)
         assert not other.repeats(order)

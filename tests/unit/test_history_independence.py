@@ -21,7 +21,7 @@ from plain import key_of
 from safetensors.numpy import load_file
 
 from ray_eraser import seeds
-from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.config import EraserConfig, changed, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
@@ -208,6 +208,27 @@ def test_a_re_partition_keeps_no_id_without_an_interaction(deployments, log):
     coordinator.process_pending()
     assert not traces(deployments, "shop", "clinic-hiv-followup", config.seed)
     assert not list(Path(deployments.path("shop"), "shards").glob("2*"))
+
+
+@pytest.mark.parametrize("change", ["data.valid_share=0.5", "data.test_share=0.3", "seed=5"])
+def test_a_re_partition_that_holds_out_otherwise_divides_as_a_fit_with_these_settings_does(deployments, log, change):
+    config = config_of(data={"valid_share": 0.2})
+    coordinator = deployments.fit("shop", config, as_read(log, config))
+    coordinator.repartition([change])
+    coordinator.process_pending()
+    kept = [
+        pair
+        for data in coordinator.shard_data().values()
+        for pair in zip(
+            coordinator._serving.loaded.users.raw_of(data.user_keys[data.pairs.users]),
+            coordinator._serving.loaded.items.raw_of(data.item_keys[data.pairs.items]),
+            strict=True,
+        )
+    ]
+    assert (len(kept) < len(log)) == ("test_share" in change)
+    other = changed(config, [change])
+    deployments.fit("fresh", other, as_read(kept, other))
+    same_files(deployments, "shop", "fresh")
 
 
 def test_no_gap_in_any_file_tells_that_somebody_was_there(deployments, log):

@@ -68,13 +68,13 @@ def list_of(coordinator: Coordinator, user: str) -> list[str]:
 def counting(coordinator: Coordinator) -> list[int]:
     """Hears of every shard that is trained."""
     trained: list[int] = []
-    erase = coordinator.pool.erase
+    erase = coordinator.pool.train
 
     def counted(orders, on_done):
         trained.extend(orders)
         return erase(orders, on_done)
 
-    coordinator.pool.erase = counted
+    coordinator.pool.train = counted
     return trained
 
 
@@ -233,7 +233,7 @@ def test_what_the_config_holds_out_for_the_test_is_passed_over_and_alone_refused
         (ANN, item) for item in plain.items if is_held((ANN, item), "test", plain.config.data.test_share, plain.config.seed)
     ]
     before = coordinator.describe()
-    with pytest.raises(RequestError, match=rf"known already, and data.test_share holds {len(tested)} of them out for the test"):
+    with pytest.raises(RequestError, match=rf"all of the {len(tested) + 1} pairs are known already or held out for the test"):
         coordinator.learn([*tested, known])
     assert coordinator.describe() == before
     coordinator.learn([*tested, (ANN, SOFA)])

@@ -26,9 +26,9 @@ from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import InputError, LedgerError, StaleEpochError, UnknownIdError
-from ray_eraser.ids import RequestId
+from ray_eraser.ids import RawId, RequestId
 from ray_eraser.pool import LocalShardPool
-from ray_eraser.unlearning import ledger as ledger_module
+from ray_eraser.unlearning import database
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.ledger import Ledger
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
@@ -161,9 +161,9 @@ def shown(ledger: Ledger, setting: str) -> str:
 def begin_two_epochs(ledger: Ledger, in_between: Callable[[], None]) -> None:
     """In one transaction."""
     with ledger._transaction() as connection:
-        connection.execute(ledger_module._epochs.insert().values(started_at=1.0))
+        connection.execute(database.EPOCHS.insert().values(started_at=1.0))
         in_between()
-        connection.execute(ledger_module._epochs.insert().values(started_at=3.0))
+        connection.execute(database.EPOCHS.insert().values(started_at=3.0))
 
 
 # ---- taking turns
@@ -183,7 +183,7 @@ def test_a_server_with_a_stricter_default_does_not_hide_who_has_taken_over(open_
     old = first.begin_epoch(1.0)
     with ThreadPoolExecutor(1) as threads:
         with second._transaction() as connection:
-            connection.execute(ledger_module._epochs.insert().values(started_at=2.0))
+            connection.execute(database.EPOCHS.insert().values(started_at=2.0))
             publishing = threads.submit(first.publish, old, generation(1), {}, [])
             time.sleep(0.2)
         with pytest.raises(StaleEpochError):
@@ -191,7 +191,7 @@ def test_a_server_with_a_stricter_default_does_not_hide_who_has_taken_over(open_
 
 
 def test_who_hangs_in_the_middle_loses_its_turn(open_ledger, monkeypatch):
-    monkeypatch.setitem(ledger_module._POSTGRESQL_SETTINGS, "idle_in_transaction_session_timeout", "300ms")
+    monkeypatch.setitem(database._POSTGRESQL_SETTINGS, "idle_in_transaction_session_timeout", "300ms")
     hanging, other = open_ledger(), open_ledger()
     begun = []
     with pytest.raises(LedgerError):
@@ -200,7 +200,7 @@ def test_who_hangs_in_the_middle_loses_its_turn(open_ledger, monkeypatch):
 
 
 def test_a_turn_that_does_not_come_is_said_to(open_ledger, monkeypatch):
-    monkeypatch.setitem(ledger_module._POSTGRESQL_SETTINGS, "lock_timeout", "300ms")
+    monkeypatch.setitem(database._POSTGRESQL_SETTINGS, "lock_timeout", "300ms")
     first, second = open_ledger(), open_ledger()
     with first._transaction(), pytest.raises(LedgerError, match=r"lock timeout.*nothing was recorded"):
         second.begin_epoch(1.0)
@@ -363,7 +363,7 @@ def die() -> None:
     raise Killed
 
 
-def carried_out(coordinator: Coordinator, user: int) -> None:
+def carried_out(coordinator: Coordinator, user: RawId) -> None:
     coordinator.submit(UnlearningRequest(user_id=user), "key")
     coordinator.process_pending()
 
@@ -427,7 +427,7 @@ def test_two_coordinators_that_start_at_once_leave_one_that_may_receive(
     deployments.fit("shared", tiny_config, tiny, ledger_url=url)
     both = threading.Barrier(2)
 
-    def start(user: int) -> bool:
+    def start(user: RawId) -> bool:
         both.wait()
         coordinator = deployments.open("shared", ledger_url=url)
         both.wait()

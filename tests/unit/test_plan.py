@@ -225,6 +225,19 @@ def test_what_is_old_is_forgotten():
     assert (len(model.shards), len(model.aggregations)) == (KEPT_SHARDS, KEPT_RUNS)
 
 
+@given(st.integers(0, 10**9))
+def test_a_size_is_remembered_to_within_a_tenth(interactions):
+    assert abs(ShardRun.of(interactions, 1.0).interactions - interactions) <= interactions / 10
+
+
+def test_sizes_that_differ_by_little_are_remembered_alike():
+    remembered = [ShardRun.of(interactions, 1.0).interactions for interactions in range(1000, 2001)]
+    assert remembered == sorted(remembered)
+    assert len(set(remembered)) == 9
+    assert ShardRun.of(10**6, 2.5) == ShardRun.of(10**6 - 200, 2.5)  # but for what one user had
+    assert ShardRun.of(0, 2.5) == ShardRun(0, 2.5)
+
+
 def test_the_last_aggregations_count_by_their_mean():
     model = observed((10, 1.0), aggregation=1.0).observe(Run((), 3.0))
     assert model.costs().aggregation_seconds == 2

@@ -12,7 +12,7 @@ from conftest import Deployments
 
 from ray_eraser.aggregator import AggregationOrder
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import RequestError, UnknownIdError
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest
@@ -27,7 +27,7 @@ class _Held(LocalShardPool):
         super().__init__(store_uri, config)
         self.begun, self.let_go = threading.Event(), threading.Event()
 
-    def excise(self, order: AggregationOrder) -> Embeddings:
+    def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
         self.excisions += 1
         self.begun.set()
         assert self.let_go.wait(30)
@@ -43,14 +43,14 @@ def _side_by_side(calls: list[Callable[[], object]]) -> list[threading.Thread]:
 
 def _waiting(coordinator, n: int) -> None:
     deadline = time.monotonic() + 30
-    while coordinator._arriving < n:
+    while coordinator._intake._arriving < n:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
 def test_those_who_came_during_an_excision_are_excised_together(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
     coordinator = deployments.copy(trained, "a")
-    pool = coordinator.pool = _Held(coordinator.storage_path, coordinator.config)
+    pool = coordinator._serving.pool = _Held(coordinator.storage_path, coordinator.config)
     first, *others = tiny.users.ids[:6]
     many = [Submission(UnlearningRequest(user_id=user)) for user in tiny.users.ids[6:9]]
     threads = _side_by_side([lambda: coordinator.submit(UnlearningRequest(user_id=first))])
@@ -71,7 +71,7 @@ def test_those_who_came_during_an_excision_are_excised_together(deployments: Dep
     for user in tiny.users.ids[:9]:
         alone.submit(UnlearningRequest(user_id=user))
     alone.process_pending()
-    assert alone.describe()["digest"] == coordinator.describe()["digest"]
+    assert alone.describe().digest == coordinator.describe().digest
 
 
 def test_one_that_is_refused_keeps_nobody_waiting(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
@@ -79,7 +79,7 @@ def test_one_that_is_refused_keeps_nobody_waiting(deployments: Deployments, trai
     for _ in range(3):
         with pytest.raises(UnknownIdError):
             coordinator.submit(UnlearningRequest(user_id=-1))
-    assert coordinator._arriving == 0
+    assert coordinator._intake._arriving == 0
     started = time.monotonic()
     coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[0]))
     assert time.monotonic() - started < 0.9
@@ -95,4 +95,4 @@ def test_of_two_with_one_key_the_second_is_at_fault(deployments: Deployments, tr
     first, second, again, third = coordinator.submit_many(two, partial=True)
     assert isinstance(second, Refusal)
     assert first.request_id == again.request_id != third.request_id
-    assert coordinator.describe()["requests"]["excised"] == 2
+    assert coordinator.describe().requests["excised"] == 2

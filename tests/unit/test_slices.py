@@ -409,7 +409,7 @@ def test_a_shard_that_users_leave_and_join_is_that_of_training_from_scratch(tmp_
     newcomer = keys[5]
     data = ShardData.of(some, Interactions.none(), np.delete(keys, 5), ITEM_KEYS)
     file = store.write_shard_data(ShardId(1), data)
-    here = Shard(ShardId(1), store.uri, config).erase(ShardOrder(Epoch(1), file)).record.checkpoints
+    here = Shard(ShardId(1), store.uri, config).train(ShardOrder(Epoch(1), file)).record.checkpoints
     gone = data.keyed(some.of_users(np.array([3])))
     come = KeyedPairs(np.repeat(newcomer, 2), ITEM_KEYS[[1, 5]])
     for erased, learned, held in (
@@ -420,11 +420,11 @@ def test_a_shard_that_users_leave_and_join_is_that_of_training_from_scratch(tmp_
         (gone, come.take(np.array([0])), come.take(np.array([1]))),
     ):
         order = ShardOrder(Epoch(1), file, erased, learned, held, here)
-        trained = Shard(ShardId(1), store.uri, config).erase(order).record
+        trained = Shard(ShardId(1), store.uri, config).train(order).record
         scratch = replace(order, checkpoints=())
-        assert Shard(ShardId(1), store.uri, config).erase(scratch).record == trained
+        assert Shard(ShardId(1), store.uri, config).train(scratch).record == trained
         rest = store.write_shard_data(ShardId(1), data.without(erased).with_learned(learned, held))
-        assert Shard(ShardId(1), store.uri, config).erase(ShardOrder(Epoch(1), rest)).record == trained
+        assert Shard(ShardId(1), store.uri, config).train(ShardOrder(Epoch(1), rest)).record == trained
         n_kept = min(slices_of_keys(order.changed_users, config))
         assert trained.checkpoints[:n_kept] == here[:n_kept]
         if len(erased) or len(learned):  # who is held out alone changes a training that stops early, and no other

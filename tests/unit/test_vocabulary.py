@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -257,3 +259,9 @@ def test_two_ids_with_one_key_are_refused_when_fragments_are_merged(order):
     assert len(merged_ids("item", b"", [parts[0], parts[2]])) == 2
     with pytest.raises(InputError, match="two item ids have the same 64-bit key"):
         merged_ids("item", b"", parts)
+
+
+def test_a_pickled_vocabulary_is_about_as_large_as_its_ids_and_keys():
+    vocabulary = Vocabulary.of("user", MANY * 10 + [f"member-{number}" for number in range(20_000)])
+    content = sum(part.ids.nbytes + part.keys.nbytes for part in vocabulary.parts)
+    assert len(pickle.dumps(vocabulary)) < 1.5 * content

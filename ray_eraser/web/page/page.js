@@ -133,6 +133,7 @@ function show(status, pending, finished) {
   const { stage, done, total } = status.progress;
   list("facts", [
     ["Guarantee", status.guarantee],
+    ["Chosen from the log", status.chosen.join(", ") || "nothing"],
     ["Partition", `${status.partition}, ${status.shards.length} shards`],
     ["Data", `${status.n_interactions} interactions of ${status.n_users} users with ${status.n_items} items`],
     ["Doing", stage === "idle" ? "nothing, waits for requests" : `${stage} ${done} of ${total}`],

@@ -1,0 +1,228 @@
+"""What waits, as a value: what later requests take from what is to be learned, and what goes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_eraser.backlog import Backlog
+from ray_eraser.ids import Generation, RequestId
+from ray_eraser.unlearning.ledger import Entry, Ledger, RequestRow
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.work import Learning, Repartition, Work
+
+RECEIVED, EXCISED, ROUTED = RequestState.RECEIVED, RequestState.EXCISED, RequestState.ROUTED
+SET_ASIDE = RequestState.SET_ASIDE
+
+ANN, BOB, LAMP = UnlearningRequest(user_id="ann"), UnlearningRequest(user_id="bob"), UnlearningRequest(item_id="lamp")
+PAIR = UnlearningRequest(pairs=(("ann", "sofa"),))
+BOTH = Learning((("ann", "sofa"), ("ann", "lamp"), ("bob", "lamp")))
+
+
+def row(
+    name: str,
+    work: Work,
+    state: RequestState = EXCISED,
+    party: int | None = None,
+    attempts: int = 0,
+    generation: int | None = None,
+) -> RequestRow:
+    published = None if generation is None else Generation(generation)
+    return RequestRow(RequestId(name), state, work.kind, work, None, 0, 1.0, 2.0, attempts, None, party, published, None)
+
+
+def backlog(*rows: RequestRow) -> Backlog:
+    return Backlog(rows)
+
+
+def names(rows: list[RequestRow]) -> str:
+    return " ".join(row.request_id for row in rows)
+
+
+# ---- what is left to learn
+
+
+@pytest.mark.parametrize(
+    ("later", "left"),
+    [
+        pytest.param(ANN, [("bob", "lamp")], id="a user"),
+        pytest.param(LAMP, [("ann", "sofa")], id="an item"),
+        pytest.param(PAIR, [("ann", "lamp"), ("bob", "lamp")], id="a pair"),
+        pytest.param(UnlearningRequest(user_id="eve"), list(BOTH.pairs), id="somebody else"),
+    ],
+)
+def test_what_is_being_trained_on_loses_what_is_asked_to_be_forgotten_after_it(later: UnlearningRequest, left: list) -> None:
+    asked = backlog(row("learn", BOTH, ROUTED), row("later", later, RECEIVED))
+    assert asked.left_to_learn() == {"learn": Learning(tuple(left))}
+    assert asked.to_come() == frozenset(left)
+
+
+def test_what_was_asked_to_be_forgotten_before_it_takes_nothing_of_a_learning() -> None:
+    asked = backlog(row("before", ANN), row("learn", BOTH, ROUTED))
+    assert asked.left_to_learn() == {"learn": BOTH}
+
+
+def test_what_waits_was_amended_when_it_was_asked_and_is_taken_as_it_is() -> None:
+    """An erasure behind a learning that waits is about what is there already, or about what came in later learnings."""
+    asked = backlog(row("learn", BOTH, EXCISED), row("later", ANN))
+    assert asked.left_to_learn() == {"learn": BOTH}
+
+
+def test_everything_may_be_lost() -> None:
+    asked = backlog(row("learn", BOTH, ROUTED), row("ann", ANN), row("bob", BOB))
+    assert asked.left_to_learn() == {"learn": Learning(())}
+    assert asked.to_come() == frozenset()
+
+
+@pytest.mark.parametrize("state", [RECEIVED, EXCISED, SET_ASIDE])
+def test_a_new_request_takes_its_pairs_from_every_learning_that_waits(state: RequestState) -> None:
+    other = Learning((("eve", "sofa"),))
+    asked = backlog(row("learn", BOTH, state), row("other", other, state), row("old", BOB))
+    assert asked.amended_by([ANN, PAIR]) == {"learn": Learning((("bob", "lamp"),))}
+    assert asked.amended_by([]) == {}
+
+
+def test_what_is_being_trained_on_cannot_be_amended_any_more() -> None:
+    assert backlog(row("learn", BOTH, ROUTED)).amended_by([ANN]) == {}
+
+
+def test_a_pair_counts_by_both_of_its_ids() -> None:
+    learning = Learning((("ann", "lamp"), ("sofa", "ann")))
+    assert backlog(row("learn", learning)).amended_by([PAIR, UnlearningRequest(pairs=(("sofa", "lamp"),))]) == {}
+
+
+# ---- what goes next
+
+
+def test_received_requests_are_those_that_are_not_out_of_what_is_served_yet() -> None:
+    asked = backlog(row("a", ANN, RECEIVED), row("b", BOB), row("c", LAMP, RECEIVED), row("d", PAIR, ROUTED))
+    assert names(asked.received()) == "a c"
+
+
+def test_all_that_wait_go_together() -> None:
+    asked = backlog(row("a", ANN), row("b", BOTH), row("c", Repartition()), row("d", LAMP, RECEIVED), row("e", BOB, SET_ASIDE))
+    assert names(asked.next_batch()) == "a b c"
+    assert backlog().next_batch() == []
+    assert backlog(row("a", ANN, SET_ASIDE), row("b", BOB, RECEIVED)).next_batch() == []
+
+
+def test_those_whose_training_failed_go_by_themselves_the_one_that_failed_least_first() -> None:
+    asked = [
+        row("a", ANN, party=1, attempts=2),
+        row("b", BOB, party=2),
+        row("c", PAIR, party=2),
+        row("d", LAMP, party=3, attempts=1),
+    ]
+    assert names(backlog(*asked).next_batch()) == "b c"
+    assert names(backlog(asked[0], asked[3]).next_batch()) == "d"
+    assert names(backlog(*asked, row("new", UnlearningRequest(user_id="eve"))).next_batch()) == "b c"
+    assert names(backlog(asked[0], row("new", BOB)).next_batch()) == "new"
+
+
+def test_what_is_learned_again_waits_for_the_erasure_of_another_party_that_was_asked_before() -> None:
+    """Gone ahead, it would be erased with what was there before."""
+    failed, anew, other = row("erase", ANN, party=1, attempts=1), row("anew", BOTH), row("other", Learning((("eve", "sofa"),)))
+    assert names(backlog(failed, anew, other).next_batch()) == "other"
+    assert names(backlog(failed, anew).next_batch()) == "erase"
+    assert names(backlog(row("erase", ANN, SET_ASIDE), anew, other).next_batch()) == "other"
+    assert names(backlog(row("erase", ANN, SET_ASIDE), anew).next_batch()) == ""
+    # Asked in this order they are one batch, which forgets first and learns then.
+    assert names(backlog(row("erase", ANN), anew).next_batch()) == "erase anew"
+    # And what was learned before is amended already.
+    assert names(backlog(anew, failed).next_batch()) == "anew"
+
+
+def test_an_interrupted_batch_is_the_published_one_if_there_is_one() -> None:
+    routed = [row("a", ANN, ROUTED), row("b", BOTH, ROUTED, generation=3), row("c", LAMP, ROUTED, generation=3)]
+    assert names(backlog(*routed, row("d", BOB)).interrupted()) == "b c"
+    assert names(backlog(routed[0], row("d", BOB)).interrupted()) == "a"
+    assert backlog(row("d", BOB)).interrupted() == []
+
+
+IDS = st.sampled_from(["ann", "bob", "lamp", "sofa"])
+PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=3).map(tuple)
+WORKS = st.one_of(
+    IDS.map(lambda raw: UnlearningRequest(user_id=raw)),
+    IDS.map(lambda raw: UnlearningRequest(item_id=raw)),
+    PAIRS.map(lambda pairs: UnlearningRequest(pairs=pairs)),
+    PAIRS.map(Learning),
+    st.just(Repartition()),
+)
+ROWS = st.lists(
+    st.tuples(WORKS, st.sampled_from([RECEIVED, EXCISED, SET_ASIDE]), st.sampled_from([None, 1, 2]), st.integers(0, 2)),
+    max_size=8,
+)
+
+
+def is_about(request: UnlearningRequest, pair: tuple[str, str]) -> bool:
+    return request.user_id == pair[0] or request.item_id == pair[1] or pair in request.named_pairs
+
+
+@given(asked=ROWS)
+def test_a_batch_is_of_one_party_in_the_order_of_asking_and_learns_nothing_that_an_earlier_erasure_would_take(asked) -> None:
+    rows = [row(str(n), work, state, party, attempts) for n, (work, state, party, attempts) in enumerate(asked)]
+    batch = Backlog(tuple(rows)).next_batch()
+    assert all(one.state is EXCISED for one in batch)
+    assert len({one.party for one in batch}) <= 1
+    places = [int(one.request_id) for one in batch]
+    assert places == sorted(set(places))
+    for place in places:
+        work = rows[place].work
+        if isinstance(work, Learning):
+            before = [
+                one.work for n, one in enumerate(rows[:place]) if n not in places and isinstance(one.work, UnlearningRequest)
+            ]
+            assert not any(is_about(request, pair) for request in before for pair in work.named)
+    if any(one.state is EXCISED and isinstance(one.work, UnlearningRequest) for one in rows):
+        assert batch  # nothing holds up an erasure for ever
+
+
+@given(
+    asked=st.lists(st.tuples(WORKS, st.sampled_from([RECEIVED, EXCISED, ROUTED])), max_size=8), new=st.lists(WORKS, max_size=3)
+)
+def test_what_is_to_come_is_what_no_later_request_is_about(asked, new) -> None:
+    rows = [row(str(n), work, state) for n, (work, state) in enumerate(asked)]
+    requests = [work for work in new if isinstance(work, UnlearningRequest)]
+    amended = Backlog(tuple(rows)).amended_by(requests)
+    for one in rows:
+        if isinstance(one.work, Learning) and one.state is not ROUTED:
+            left = tuple(pair for pair in one.work.named if not any(is_about(request, pair) for request in requests))
+            assert amended.get(one.request_id, one.work).pairs == left
+        else:
+            assert one.request_id not in amended
+    left_to_learn = Backlog(tuple(rows)).left_to_learn()
+    for place, one in enumerate(rows):
+        if isinstance(one.work, Learning):
+            later = [other.work for other in rows[place:] if isinstance(other.work, UnlearningRequest)]
+            taken = later if one.state is ROUTED else []
+            expected = {pair for pair in one.work.named if not any(is_about(request, pair) for request in taken)}
+            assert set(left_to_learn[one.request_id].named) == expected
+
+
+# ---- from the ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    opened.begin_epoch(0.0)
+    yield opened
+    opened.close()
+
+
+def test_what_is_left_to_learn_is_read_without_the_others_unless_some_is_being_trained_on(ledger: Ledger) -> None:
+    works = {"erase": BOB, "learn": BOTH, "later": ANN}
+    entries = [Entry(RequestId(name), work) for name, work in works.items()]
+    ledger.receive(ledger.newest_epoch(), entries, 1.0, 10)
+    assert names(list(Backlog.read(ledger).rows)) == "erase learn later"
+    assert names(list(Backlog.of_learnings(ledger).rows)) == "learn"
+    ledger.excised([RequestId("learn")], 2.0)
+    ledger.routed([RequestId("learn")])
+    asked = Backlog.of_learnings(ledger)
+    assert names(list(asked.rows)) == "erase learn later"
+    assert asked.left_to_learn() == Backlog.read(ledger).left_to_learn() == {"learn": Learning((("bob", "lamp"),))}
+    assert names(asked.learnings()) == "learn"
