@@ -161,6 +161,8 @@ class Intake:
 
     def learn(self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None) -> Submitted:
         """Accept pairs to learn from. See `Coordinator.learn`."""
+        if not len(pairs):
+            raise RequestError("pairs is empty: name at least one (user id, item id)")
         key_hash = self._desk.key_hash(idempotency_key)
         with self._serving.lock:
             self.excise()  # what is being forgotten may be learned again

@@ -111,5 +111,7 @@ class Snapshot:
         item_keys = all_keys([data.item_keys for data in self.shards])
         counts = np.zeros(len(item_keys), np.int64)
         for data in self.shards:
-            counts[np.searchsorted(item_keys, data.item_keys)] += np.bincount(data.pairs.items, minlength=len(data.item_keys))
+            places = np.searchsorted(item_keys, data.item_keys)
+            for part in (data.train, data.valid):
+                counts[places] += np.bincount(part.items, minlength=len(data.item_keys))
         return item_keys, counts

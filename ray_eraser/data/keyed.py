@@ -149,12 +149,14 @@ class ShardData:
         known = np.flatnonzero(found)
         if len(known) <= _FEW:
             for place in known.tolist():
-                own = self.pairs.items_of(users[place])
-                at = int(own.searchsorted(items[place]))
-                found[place] = at < len(own) and own[at] == items[place]
+                found[place] = any(
+                    at < len(own) and own[at] == items[place]
+                    for own in (self.train.items_of(users[place]), self.valid.items_of(users[place]))
+                    for at in (int(own.searchsorted(items[place])),)
+                )
         else:
             codes = (users[known].astype(np.int64) << 32) | items[known]
-            found[known] = np.isin(codes, self.pairs.codes())
+            found[known] = np.isin(codes, self.train.codes()) | np.isin(codes, self.valid.codes())
         return found
 
     def items_of(self, user_key: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ import hmac
 import logging
 import os
 import secrets
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,37 +25,46 @@ _BYTES = 32
 
 
 class KeyHash:
-    """What the ledger keeps of idempotency keys."""
+    """What the ledger keeps of idempotency keys. The secret is read, or made, when the first key comes."""
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+    def __init__(self, secret: Callable[[], bytes]) -> None:
+        self._read = secret
+        self._lock = threading.Lock()
+        self._known: bytes | None = None
 
     @classmethod
     def of(cls, folder: str, ledger: str, storage: Path | None = None) -> KeyHash:
-        """With the secret of one ledger, which is made where there is none.
+        """With the secret of one ledger.
 
         Args:
             folder: where secrets are kept; empty: `ray_eraser` in the user's folder for state ($XDG_STATE_HOME).
             ledger: its name.
-            storage: the storage path, where it is local: who copies it must not have the secret as well.
+            storage: the storage path, where it is local: a copy of it must not have the secret as well.
 
         Raises:
             ConfigError: a folder was named that cannot be used.
         """
-        if folder and storage is not None and secret_file(folder, ledger).resolve().is_relative_to(storage.resolve()):
+        if not folder:
+            return cls(lambda: _usual_secret(ledger))
+        file = secret_file(folder, ledger)
+        if storage is not None and file.resolve().is_relative_to(storage.resolve()):
             raise ConfigError(
                 "unlearning.key_folder", f"{folder!r} is under the storage path, and would be copied with it: choose another"
             )
         try:
-            return cls(_kept_secret(secret_file(folder, ledger)))
-        except (OSError, RuntimeError, ValueError) as error:
-            if folder:
-                raise ConfigError(
-                    "unlearning.key_folder", f"{folder!r} cannot be used ({error}): choose a private folder"
-                ) from error
-            # A promise is kept all the same, but for repetitions across a restart.
-            log.warning("no folder for the secret of idempotency keys", extra={"problem": type(error).__name__})
-            return cls(secrets.token_bytes(_BYTES))
+            secret = _kept_secret(file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "unlearning.key_folder", f"{folder!r} cannot be used ({error}): choose a private folder"
+            ) from error
+        return cls(lambda: secret)
+
+    @property
+    def _secret(self) -> bytes:
+        with self._lock:
+            if self._known is None:
+                self._known = self._read()
+            return self._known
 
     def __call__(self, key: str | None) -> str | None:
         """The hash of a key, hexadecimal; None where none was given.
@@ -75,6 +86,15 @@ def secret_file(folder: str, ledger: str) -> Path:
         RuntimeError: no folder is named, and the user has none.
     """
     return (Path(folder).expanduser() if folder else _usual_folder()) / f"{ledger}.key"
+
+
+def _usual_secret(ledger: str) -> bytes:
+    try:
+        return _kept_secret(secret_file("", ledger))
+    except (OSError, RuntimeError, ValueError) as error:
+        # A promise is kept all the same, but for repetitions across a restart.
+        log.warning("no folder for the secret of idempotency keys", extra={"problem": type(error).__name__})
+        return secrets.token_bytes(_BYTES)
 
 
 def _usual_folder() -> Path:

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData, places_of
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import IllegalTransitionError, RequestError, shortened
@@ -180,13 +181,17 @@ class Target:
 
     def of(self, data: ShardData) -> KeyedPairs:
         """The interactions of a shard that the request is about, held out or not."""
+        # Of both sets by itself: to put them together would sort all that the shard has.
+        return KeyedPairs.union([data.keyed(self._among(part, data)) for part in (data.train, data.valid)])
+
+    def _among(self, part: Interactions, data: ShardData) -> Interactions:
         if self.user is not None:
             row = places_of(np.array([self.user], np.uint64), data.user_keys)
-            return data.keyed(data.pairs.of_users(row)) if row[0] >= 0 else KeyedPairs.none()
+            return part.of_users(row) if row[0] >= 0 else Interactions.none()
         if self.item is not None:
             row = places_of(np.array([self.item], np.uint64), data.item_keys)
-            return data.keyed(data.pairs.of_items(row)) if row[0] >= 0 else KeyedPairs.none()
-        return data.keyed(data.pairs.common(self.pairs.in_rows(data.user_keys, data.item_keys)))
+            return part.of_items(row) if row[0] >= 0 else Interactions.none()
+        return part.common(self.pairs.in_rows(data.user_keys, data.item_keys))
 
 
 def resolve(request: UnlearningRequest, users: Vocabulary, items: Vocabulary) -> Target:

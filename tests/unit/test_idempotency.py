@@ -75,7 +75,7 @@ def test_several_that_start_at_once_end_with_one_secret(state: Path) -> None:
 
 
 def test_without_a_key_there_is_nothing_to_keep_and_a_key_is_text_of_some_length() -> None:
-    hashed = KeyHash(b"x" * 32)
+    hashed = KeyHash(lambda: b"x" * 32)
     assert hashed(None) is None
     assert hashed("a") != hashed("b")
     for key in ("", " ", "x" * 201, "a\0b"):
