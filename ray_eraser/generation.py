@@ -205,5 +205,6 @@ def remaining_dataset(change: Change, config: EraserConfig) -> Dataset:
 
 
 def _held_by(config: EraserConfig) -> tuple[float, ...]:
-    """The settings that decide what is held out."""
-    return config.seed, config.data.test_share, config.data.valid_share
+    """The settings that decide what is held out. Without shares it is the log's own split, if it came with one."""
+    shares = config.data.test_share, config.data.valid_share
+    return (*shares, config.seed if any(shares) else 0)

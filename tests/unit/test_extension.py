@@ -135,7 +135,7 @@ def test_a_deployment_learns_forgets_and_is_audited_with_them(deployments, tiny,
 
 
 def coordinator_dataset(coordinator):
-    return remaining_dataset(Change.nothing(coordinator._serving.loaded))
+    return remaining_dataset(Change.nothing(coordinator._serving.loaded), coordinator.config)
 
 
 def test_the_other_way_round_a_deployment_goes_to_a_kind_of_another_package_and_back():
