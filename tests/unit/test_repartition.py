@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from conftest import Deployments, audited, digest_of, files_of
@@ -11,6 +12,8 @@ from test_exactness import generated
 
 from ray_eraser.config import EraserConfig, changed, config_from
 from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.splits import split
 from ray_eraser.errors import ConfigError, DeploymentError, PoolError, QueueFullError, UnknownIdError
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.receipt import Receipt
@@ -82,8 +85,12 @@ def with_a_history(deployments: Deployments, name: str, config: EraserConfig) ->
 
 
 def fresh(deployments: Deployments, name: str, plain: Plain, config: EraserConfig) -> str:
-    """Digest of a fit, elsewhere, on what is left."""
-    return digest_of(deployments.fit(name, config, plain.remaining()))
+    """Digest of a fit, elsewhere, on what is left. Another seed holds out other pairs."""
+    log = plain.remaining()
+    if config.seed != plain.config.seed:
+        whole = replace(log, train=Interactions.union([log.train, log.valid]), valid=Interactions.none())
+        log = split(whole.under(config.seed), config.data, config.seed, test=True, valid=True)
+    return digest_of(deployments.fit(name, config, log))
 
 
 def carried_out(coordinator: Coordinator, *changes: str) -> list[Receipt]:
