@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +82,9 @@ def _secrets(
     files = {} if keys is None else {"API keys": keys}
     if unlearning.signing_key:
         files["signing key"] = Path(unlearning.signing_key)
-    files["secret of idempotency keys"] = secret_file(unlearning.key_folder, ledger_name)
+    with suppress(RuntimeError):  # the user has no folder of their own
+        if (secret := secret_file(unlearning.key_folder, ledger_name)).exists():  # made when the first key comes
+            files["secret of idempotency keys"] = secret
     if config is not None and ledger_url and sa.make_url(ledger_url).password:
         files["configuration with a password"] = config
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
