@@ -76,7 +76,7 @@ class Tables:
     """One side of all submodels.
 
     Attributes:
-        rows: (R,) int32 vocabulary rows that any submodel knows.
+        rows: (R,) int32 rows that any submodel knows.
         vectors: (N, D), the submodels' tables below each other.
         position: (K, R) int64, where the vector of a submodel and row stands in `vectors`; -1 where the row is absent.
     """

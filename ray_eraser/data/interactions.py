@@ -120,7 +120,7 @@ class Interactions:
 
 @dataclass(frozen=True, eq=False)
 class Compact:
-    """Interactions renumbered without gaps, with the vocabulary rows they came from."""
+    """Interactions renumbered without gaps, with the rows they came from."""
 
     user_rows: np.ndarray
     item_rows: np.ndarray

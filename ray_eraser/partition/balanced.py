@@ -258,7 +258,7 @@ def unit_weights(rows: np.ndarray, config: PartitionConfig) -> np.ndarray:
 
 
 def vectors_of(rows: np.ndarray, table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The vectors of vocabulary rows, float64."""
+    """The vectors of rows, float64."""
     positions = np.searchsorted(rows, wanted)
     assert np.array_equal(rows.take(positions, mode="clip"), wanted), "the embeddings do not cover all that is to be divided"
     return np.asarray(table[positions], np.float64)
