@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from ray_eraser.aggregation import aggregate, excise, folding, needs_interactions
+from ray_eraser.aggregation import aggregate, excise, needs_interactions, with_users
 from ray_eraser.aggregation.grams import Grams
 from ray_eraser.aggregation.spectral import gram_sides
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
 from ray_eraser.determinism import deterministic, environment
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.ids import ShardId
@@ -96,7 +96,7 @@ class Aggregator:
             return model.keyed(self._users.keys, self._items.keys)
         shards = [data.without(order.erased) for data in self._shards(order)]
         user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
-        interactions = Interactions.union([data.in_rows_of(user_keys, item_keys)[0] for data in shards])
+        interactions = trained_pairs(shards, user_keys, item_keys)
         rows = interactions.item_rows()
         vectors = item_start(item_keys[rows], self.config) * np.float32(START_LENGTH / self.config.model.width**0.5)
         start = Embeddings(nobody.user_rows, nobody.users, rows, vectors)
@@ -149,7 +149,7 @@ class Aggregator:
 
     def _interactions(self, order: AggregationOrder) -> Interactions:
         """All that are learned from, in the rows of `_all_submodels`: a submodel has all ids that it learned from."""
-        return _united(self._shards(order), self._users.keys, self._items.keys)
+        return trained_pairs(self._shards(order), self._users.keys, self._items.keys)
 
 
 class _Numbering:
@@ -196,7 +196,7 @@ def aggregate_of(submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardDat
     """
     user_keys = all_keys([submodel.user_keys for submodel in submodels])
     item_keys = all_keys([submodel.item_keys for submodel in submodels])
-    interactions = _united(shards, user_keys, item_keys) if needs_interactions(config) else Interactions.none()
+    interactions = trained_pairs(shards, user_keys, item_keys) if needs_interactions(config) else Interactions.none()
     rows = [submodel.in_rows(user_keys, item_keys) for submodel in submodels]
     return aggregate(rows, interactions, config).keyed(user_keys, item_keys)
 
@@ -206,9 +206,8 @@ def folded_in(model: KeyedEmbeddings, shards: Sequence[ShardData], config: Erase
     if not config.aggregation.foldin:
         return model
     user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
-    with deterministic(config.runtime.threads, config.runtime.cores):
-        folded = folding(model.in_rows(user_keys, item_keys), config).users(_united(shards, user_keys, item_keys))
-    return folded.keyed(user_keys, item_keys)
+    rows = model.in_rows(user_keys, item_keys)
+    return with_users(rows, trained_pairs(shards, user_keys, item_keys), config).keyed(user_keys, item_keys)
 
 
 def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: EraserConfig) -> bytes:
@@ -217,16 +216,6 @@ def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: Era
     data = [store.read_shard_data(record.interactions) for record in shards] if needs_interactions(config) else []
     submodels = [store.read_embeddings(record.submodel) for record in shards]
     return embeddings_bytes(aggregate_of(submodels, data, config))
-
-
-def _united(shards: Sequence[ShardData], user_keys: np.ndarray, item_keys: np.ndarray) -> Interactions:
-    """What all shards learn from, in rows of ascending keys."""
-    parts = []
-    for data in shards:
-        # Users and items that are held out alone may have no row; none of them is learned from.
-        users, items = places_of(data.user_keys, user_keys), places_of(data.item_keys, item_keys)
-        parts.append(Interactions(users[data.train.users], items[data.train.items]))
-    return Interactions.union(parts)
 
 
 def _cached(cache: dict[FileRef, _T], wanted: Sequence[FileRef], read: Callable[[FileRef], _T]) -> dict[FileRef, _T]:

@@ -41,9 +41,6 @@ class Backlog:
         rows = ledger.unfinished(kind=Learning.kind)
         return cls.read(ledger) if any(row.state is RequestState.ROUTED for row in rows) else cls(tuple(rows))
 
-    def learnings(self) -> list[RequestRow]:
-        return [row for row in self.rows if isinstance(row.work, Learning)]
-
     def left_to_learn(self) -> dict[RequestId, Learning]:
         """What is left of every learning after the requests that came after it."""
         left = {}
@@ -62,9 +59,6 @@ class Backlog:
     def amended_by(self, requests: Iterable[UnlearningRequest]) -> dict[RequestId, Learning]:
         """Those of the waiting learnings that lose something to new requests, as they are without it."""
         return _amended([row for row in self.rows if row.state in _WAITING], requests)
-
-    def received(self) -> list[RequestRow]:
-        return [row for row in self.rows if row.state is RequestState.RECEIVED]
 
     def interrupted(self) -> list[RequestRow]:
         """The batch that is being carried out; after a crash it is the one that the crash interrupted."""

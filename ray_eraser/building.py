@@ -14,11 +14,11 @@ from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.data.keyed import KeyedPairs
+from ray_eraser.data.keyed import KeyedPairs, all_keys
 from ray_eraser.errors import StaleEpochError
-from ray_eraser.generation import Change, Gain, Loaded
+from ray_eraser.generation import NO_GAIN, Change, Loaded
 from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
-from ray_eraser.ingest import ingest
+from ray_eraser.ingest import Ingested, ingest
 from ray_eraser.logs import named_safely
 from ray_eraser.opening import recorded
 from ray_eraser.partition import Partition
@@ -41,24 +41,6 @@ OnStep = Callable[[str, Sequence[RequestRow]], None]
 PoolFor = Callable[[EraserConfig], ShardPool]
 """The pool whose shards have some settings."""
 
-_NO_GAIN = Gain(KeyedPairs.none(), KeyedPairs.none())
-
-
-@dataclass(frozen=True, eq=False)
-class Division:
-    """How a log was divided.
-
-    Attributes:
-        n_users, n_items: who has an interaction.
-        sizes: (K,) interactions that each shard learns from.
-        shards_per_user: see `Partition.shards_per_user`.
-    """
-
-    n_users: int
-    n_items: int
-    sizes: np.ndarray
-    shards_per_user: float
-
 
 @dataclass(frozen=True, eq=False)
 class Draft:
@@ -73,7 +55,6 @@ class Draft:
         orders: for the shards that must be trained.
         kept: the files of the others.
         notes: what the ledger is to remember with it.
-        division: of the log, where it has just been divided.
     """
 
     config: EraserConfig
@@ -85,7 +66,6 @@ class Draft:
     orders: Mapping[ShardId, ShardOrder]
     kept: Mapping[ShardId, ShardRecord] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    division: Division | None = None
 
 
 @dataclass(frozen=True)
@@ -120,24 +100,25 @@ class FitReport:
     seconds: dict[str, float]
 
     @classmethod
-    def of(cls, draft: Draft, published: GenerationRow, manifest: Manifest, seconds: Mapping[str, float]) -> FitReport:
-        """Of a draft that was trained and published."""
-        division, config = draft.division, draft.config
-        assert division is not None, "a fit has divided its log"
+    def of(cls, loaded: Loaded, seconds: Mapping[str, float]) -> FitReport:
+        """Of a generation that was fitted, and how long its stages took."""
+        manifest, shards = loaded.manifest, list(loaded.shards.values())
+        config, sizes = manifest.config, np.array([len(data.train) for data in shards])
+        trained = [data.user_keys[data.train.user_rows()] for data in shards]
         return cls(
-            generation=published.number,
-            digest=published.digest,
-            n_users=division.n_users,
-            n_items=division.n_items,
-            n_interactions=int(division.sizes.sum()),
-            held_out=sum(record.n_valid for record in manifest.shards),
+            generation=loaded.number,
+            digest=loaded.digest,
+            n_users=len(loaded.users),
+            n_items=len(loaded.items),
+            n_interactions=int(sizes.sum()),
+            held_out=sum(len(data.valid) for data in shards),
             n_shards=config.partition.n_shards,
-            shard_sizes=[int(size) for size in division.sizes],
-            balance=round(balance_of(division.sizes), 4),
-            shards_per_user=round(division.shards_per_user, 4),
+            shard_sizes=sizes.tolist(),
+            balance=round(balance_of(sizes), 4),
+            shards_per_user=round(sum(map(len, trained)) / max(1, len(all_keys(trained))), 4),
             partition=config.partition.kind,
             guarantee=manifest.guarantee,
-            chosen=draft.chosen,
+            chosen=manifest.chosen,
             alpha0=config.own_alpha0 if config.needs_alpha0 else None,
             seconds={name: round(value, 3) for name, value in seconds.items()},
         )
@@ -192,23 +173,17 @@ class Builder:
         learned, config = ready.log, ready.config
         users, items = self._store.write_vocabulary(learned.users), self._store.write_vocabulary(learned.items)
         files = [self._store.write_shard_data(ShardId(shard), data) for shard, data in enumerate(ready.shards)]
-        integers = tuple(vocabulary.kind for vocabulary in (learned.users, learned.items) if vocabulary.integers)
-        sizes, per_user = ready.partition.sizes(), ready.partition.shards_per_user(learned.train)
-        division = Division(len(learned.users), len(learned.items), sizes, per_user)
         orders = self._first_orders(files)
-        return Draft(config, ready.chosen, pool_for(config), integers, users, items, orders, division=division)
+        return Draft(config, ready.chosen, pool_for(config), _integers(learned), users, items, orders)
 
     def from_log(self, source: str, config: EraserConfig, compute: Compute, pool_for: PoolFor) -> Draft:
         """The same where the log is never in one place. See `ingest`."""
         self.report("partition", 0, 3)
         parts = ingest(source, self._store, config, compute, lambda done: self.report("partition", done, 3))
         looked_at = partial(parts.of_users, store_uri=self._store.uri, compute=compute)
-        n_pairs = int(parts.sizes.sum())
-        config, chosen = settle(config, looked_at, n_pairs, parts.users.keys, parts.items.keys, compute)
-        integers = tuple(vocabulary.kind for vocabulary in (parts.users, parts.items) if vocabulary.integers)
-        division = Division(len(parts.users), len(parts.items), parts.sizes, parts.shards_per_user)
+        config, chosen = settle(config, looked_at, parts.n_trained, parts.users.keys, parts.items.keys, compute)
         orders = self._first_orders(parts.shards)
-        return Draft(config, chosen, pool_for(config), integers, parts.user_refs, parts.item_refs, orders, division=division)
+        return Draft(config, chosen, pool_for(config), _integers(parts), parts.user_refs, parts.item_refs, orders)
 
     def _first_orders(self, files: Sequence[FileRef]) -> dict[ShardId, ShardOrder]:
         return {ShardId(shard): ShardOrder(self._epoch, file) for shard, file in enumerate(files)}
@@ -219,7 +194,7 @@ class Builder:
         manifest = before.manifest
         orders = {}
         for shard in change.touched:
-            record, gain = manifest.shards[shard], change.added.get(shard, _NO_GAIN)
+            record, gain = manifest.shards[shard], change.added.get(shard, NO_GAIN)
             erased = change.erased.get(shard, KeyedPairs.none())
             orders[shard] = ShardOrder(self._epoch, record.interactions, erased, gain.train, gain.valid, record.checkpoints)
         return Draft(
@@ -354,6 +329,11 @@ class Builder:
     def delete(self, paths: Sequence[str]) -> None:
         for path in paths:
             self._store.delete(path)
+
+
+def _integers(log: Dataset | Ingested) -> tuple[str, ...]:
+    """Of `user` and `item` those whose ids are given back as integers."""
+    return tuple(vocabulary.kind for vocabulary in (log.users, log.items) if vocabulary.integers)
 
 
 def files_of(manifest: Manifest, digest: str) -> set[str]:

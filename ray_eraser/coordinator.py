@@ -171,7 +171,7 @@ class Coordinator(Reading):
                 "aggregation": aggregated.seconds,
                 "total": done - started,
             }
-            return FitReport.of(draft, published, self._serving.loaded.manifest, seconds)
+            return FitReport.of(self._serving.loaded, seconds)
 
     def _pool_for(self, config: EraserConfig) -> ShardPool:
         """The pool, where its shards have these settings; else a new one."""

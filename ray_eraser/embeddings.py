@@ -39,12 +39,6 @@ class Embeddings:
         none, nothing = np.empty(0, np.int32), np.empty((0, width), np.float32)
         return cls(none, nothing, none, nothing)
 
-    def position_of_user(self, row: int) -> int | None:
-        """Where the user's vector stands in `users`, or None where the user is absent."""
-        position = int(np.searchsorted(self.user_rows, row))
-        known = position < len(self.user_rows) and self.user_rows[position] == row
-        return position if known else None
-
     def keyed(self, user_keys: np.ndarray, item_keys: np.ndarray) -> KeyedEmbeddings:
         """The same with keys instead of rows, given the ascending keys of all rows."""
         return KeyedEmbeddings(user_keys[self.user_rows], self.users, item_keys[self.item_rows], self.items)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.metrics import ndcg, recall
 from ray_eraser.ranking import top_items
@@ -102,5 +102,5 @@ def evaluate_deployment(
     """
     user_keys = all_keys([data.user_keys for data in shards])
     item_keys = all_keys([np.unique(wanted.items), *(data.item_keys for data in shards)])
-    train = Interactions.union([data.in_rows_of(user_keys, item_keys)[0] for data in shards])
+    train = trained_pairs(shards, user_keys, item_keys)
     return evaluate(model.in_rows(user_keys, item_keys), train, wanted.in_rows(user_keys, item_keys), cutoffs)

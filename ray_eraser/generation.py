@@ -72,6 +72,9 @@ class Gain:
     valid: KeyedPairs
 
 
+NO_GAIN = Gain(KeyedPairs.none(), KeyedPairs.none())
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
     """What a batch makes of a generation. First all that is asked to be forgotten goes, then what is to be learned comes.
@@ -171,8 +174,7 @@ class Change:
     @cached_property
     def after(self) -> dict[ShardId, ShardData]:
         """Every shard's interactions once the batch is carried out."""
-        nothing = Gain(KeyedPairs.none(), KeyedPairs.none())
-        gains = ((shard, self.added.get(shard, nothing)) for shard in self.rest)
+        gains = ((shard, self.added.get(shard, NO_GAIN)) for shard in self.rest)
         return {shard: self.rest[shard].with_learned(gain.train, gain.valid) for shard, gain in gains}
 
     @property

@@ -51,8 +51,7 @@ class Ingested:
         users, items: the vocabularies of all that is kept.
         user_refs, item_refs: their files.
         shards: the file of every shard's interactions, in order.
-        sizes: (K,) interactions of each shard that are learned from.
-        shards_per_user: see `Partition.shards_per_user`.
+        n_trained: how many interactions are learned from.
     """
 
     users: Vocabulary
@@ -60,8 +59,7 @@ class Ingested:
     user_refs: tuple[FileRef, ...]
     item_refs: tuple[FileRef, ...]
     shards: tuple[FileRef, ...]
-    sizes: np.ndarray
-    shards_per_user: float
+    n_trained: int
 
     def of_users(self, rows: np.ndarray, store_uri: str, compute: Compute) -> Interactions:
         """What is learned from of these users, in rows of the vocabularies, gathered from all shards; `rows` few."""
@@ -110,7 +108,7 @@ def ingest(
         on_pass(1)
         _all(compute, [partial(scatter, part, n, store.uri, config) for n, part in enumerate(fragments)])
         on_pass(2)
-        shards, present = _united(len(fragments), store, config, compute)
+        shards, present_users, present_items = _united(len(fragments), store, config, compute)
         check_trainable(source, sum(one.size for one in shards))
         on_pass(3)
     finally:
@@ -118,7 +116,7 @@ def ingest(
     # Ids of nothing but the test set are no part of what is kept.
     users, items = (
         vocabulary.only(vocabulary.keys[np.unpackbits(bits, count=len(vocabulary)) > 0])
-        for vocabulary, bits in zip((users, items), (present.users, present.items), strict=True)
+        for vocabulary, bits in zip((users, items), (present_users, present_items), strict=True)
     )
     return Ingested(
         users,
@@ -126,33 +124,24 @@ def ingest(
         store.write_vocabulary(users),
         store.write_vocabulary(items),
         tuple(one.file for one in shards),
-        np.array([one.size for one in shards]),
-        sum(one.n_trained_users for one in shards) / max(1, int(np.bitwise_count(present.trained).sum())),
+        sum(one.size for one in shards),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Present:
-    """A bit for each user and item with an interaction, and for each user with one that is learned from."""
-
-    users: np.ndarray
-    items: np.ndarray
-    trained: np.ndarray
-
-
-def _united(n_fragments: int, store: Store, config: EraserConfig, compute: Compute) -> tuple[list[United], _Present]:
-    """(what every shard has become, without its bits; the bits of all)."""
+def _united(
+    n_fragments: int, store: Store, config: EraserConfig, compute: Compute
+) -> tuple[list[United], np.ndarray, np.ndarray]:
+    """(every shard, without its bits; a bit for each user, and for each item, with an interaction)."""
     nobody = np.zeros(0, np.uint8)
     shards: list[United] = []
-    users, items, trained = nobody, nobody, nobody
+    users, items = nobody, nobody
     K = config.partition.n_shards
     for first in range(0, K, _AT_A_TIME):
         some = map(ShardId, range(first, min(K, first + _AT_A_TIME)))
         for one in _all(compute, [partial(unite, shard, n_fragments, store.uri) for shard in some]):
-            users, items, trained = _either(users, one.users), _either(items, one.items), _either(trained, one.trained)
-            n_users = int(np.bitwise_count(one.trained).sum())
-            shards.append(replace(one, users=nobody, items=nobody, trained=nobody, n_trained_users=n_users))
-    return shards, _Present(users, items, trained)
+            users, items = _either(users, one.users), _either(items, one.items)
+            shards.append(replace(one, users=nobody, items=nobody))
+    return shards, users, items
 
 
 def _all(compute: Compute, calls: Sequence[Callable[[], _T]]) -> list[_T]:
@@ -276,16 +265,12 @@ class United:
         file: of its interactions.
         size: how many it learns from.
         users, items: a bit for each row, whether the shard has an interaction of it.
-        trained: a bit for each user's row, whether the shard learns from one.
-        n_trained_users: how many these are.
     """
 
     file: FileRef
     size: int
     users: np.ndarray
     items: np.ndarray
-    trained: np.ndarray
-    n_trained_users: int = 0
 
 
 def unite(shard: ShardId, n_fragments: int, store_uri: str) -> United:
@@ -300,7 +285,7 @@ def unite(shard: ShardId, n_fragments: int, store_uri: str) -> United:
     train, valid = (Interactions.of_codes(np.concatenate(codes)) for codes in parts)
     written = store.write_shard_data(shard, ShardData.of(train, valid, _read_keys(store, "user"), _read_keys(store, "item")))
     users, items = (np.concatenate([getattr(part, side) for part in (train, valid)]) for side in ("users", "items"))
-    return United(written, len(train), _bits(users), _bits(items), _bits(train.users))
+    return United(written, len(train), _bits(users), _bits(items))
 
 
 def _bits(rows: np.ndarray) -> np.ndarray:

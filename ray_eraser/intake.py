@@ -182,25 +182,17 @@ class Intake:
         """
         snapshot, config = self._serving.snapshot, self._serving.config
         waiting = Backlog.of_learnings(self._ledger).to_come()
+        # Refuses an id with the key of another, so that keys tell ids apart from here on.
+        for vocabulary, side in ((snapshot.users, 0), (snapshot.items, 1)):
+            vocabulary.extended(pair[side] for pair in (*waiting, *named))
         keys = KeyedPairs.of([(snapshot.users.key_of(user), snapshot.items.key_of(item)) for user, item in named])
-        known = self._known(named, keys)
+        known = snapshot.has(keys)
         test, _ = set_of(keys.users, keys.items, config.data, config.seed)
         new = [pair for pair, is_out in zip(named, known | test, strict=True) if not is_out and pair not in waiting]
         if not new:
             held = " or held out for the test by data.test_share" if (test & ~known).any() else ""
             raise RequestError(f"all of the {len(named)} pairs are known already{held}: there is nothing to learn")
-        coming = [*waiting, *new]
-        snapshot.users.extended(user for user, _ in coming), snapshot.items.extended(item for _, item in coming)
         return tuple(new)
-
-    def _known(self, named: Sequence[Pair], keys: KeyedPairs) -> np.ndarray:
-        """Mask (n,) of the pairs that are served: their ids are here, not only others with the same keys."""
-        snapshot = self._serving.snapshot
-        known = snapshot.has(keys)
-        for place in np.flatnonzero(known).tolist():
-            user, item = named[place]
-            known[place] = user in snapshot.users and item in snapshot.items
-        return known
 
     def repartition(self, changes: Sequence[str], idempotency_key: str | None) -> Submitted:
         """Accept a re-partition. See `Coordinator.repartition`."""

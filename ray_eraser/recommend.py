@@ -12,8 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ray_eraser.aggregation.foldin import FoldIn
-from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import InputError
@@ -102,7 +101,7 @@ class Snapshot:
             return self.model
         user_keys = all_keys([data.user_keys for data in self.shards])
         item_keys = self.model.item_keys
-        pairs = Interactions.union([data.keyed(data.train).in_rows(user_keys, item_keys) for data in self.shards])
+        pairs = trained_pairs(self.shards, user_keys, item_keys)
         return self.folding.users(pairs).keyed(user_keys, item_keys)
 
     @cached_property

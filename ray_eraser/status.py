@@ -11,6 +11,7 @@ from ray_eraser.config import DAY, UnlearningConfig
 from ray_eraser.errors import DeploymentError
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.ids import Generation, RequestId, ShardId
+from ray_eraser.opening import unlearning_settings
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import Ledger, RequestRow
 from ray_eraser.unlearning.plan import CostModel, Costs, oldest_pending_seconds, overdue, plan_of
@@ -158,7 +159,7 @@ def stored_status(deployment: str, store: Store, ledger: Ledger, now: float) -> 
     published = ledger.current()
     if published is None:
         raise DeploymentError(deployment, f"training at {store.uri} was never finished: run train.py with another path")
-    settings = UnlearningConfig.model_validate_json(ledger.noted("unlearning", UnlearningConfig().model_dump_json()))
+    settings = unlearning_settings(ledger, None)
     costs = CostModel.from_json(ledger.noted("costs", CostModel().to_json()))
     unfinished = [row for row in ledger.unfinished() if not is_in(row, published.number)]
     change = Change.of(Loaded.read(store, published), unfinished)
@@ -170,7 +171,7 @@ def pending(ledger: Ledger, limit: int, *, finished: bool = False) -> list[dict[
 
     Times are seconds since 1970: `deadline_at` is when the law wants it done, `finished_at` when it was.
     """
-    settings = UnlearningConfig.model_validate_json(ledger.noted("unlearning", UnlearningConfig().model_dump_json()))
+    settings = unlearning_settings(ledger, None)
     return [
         {
             "request_id": row.request_id,

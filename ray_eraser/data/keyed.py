@@ -179,6 +179,17 @@ def places_of(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return np.where(ascending.take(places, mode="clip") == keys, places, np.int32(-1))
 
 
+def trained_pairs(shards: Sequence[ShardData], user_keys: np.ndarray, item_keys: np.ndarray) -> Interactions:
+    """What several shards learn from, in rows of ascending keys; pairs of an id without a row there are left out."""
+    parts = []
+    for data in shards:
+        users = places_of(data.user_keys, user_keys)[data.train.users]
+        items = places_of(data.item_keys, item_keys)[data.train.items]
+        known = (users >= 0) & (items >= 0)
+        parts.append(Interactions(users[known], items[known]))
+    return Interactions.union(parts)
+
+
 def all_keys(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The distinct keys of several ascending arrays, ascending."""
     return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))

@@ -201,14 +201,6 @@ class Vocabulary:
     def _given_back(self, text: str) -> RawId:
         return int(text) if self.integers and is_canonical_integer(text) else text
 
-    def has(self, keys: np.ndarray) -> np.ndarray:
-        """Mask (n,) of the keys that are here."""
-        found = np.zeros(len(keys), bool)
-        places = (keys >> _SHIFT).astype(np.int64)
-        for number in np.unique(places):
-            found |= (places == number) & np.isin(keys, self.parts[number].keys)
-        return found
-
     def without(self, keys: np.ndarray) -> Vocabulary:
         """The same without the ids of these keys."""
         parts = list(self.parts)

@@ -15,7 +15,6 @@ from scipy import sparse
 
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.ids import ShardId
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +76,6 @@ class Partition:
             "shards_per_user": self.shards_per_user(interactions),
         }
         return figures if embeddings is None else {**figures, "scatter": self.scatter(interactions, embeddings)}
-
-    def of_shard(self, interactions: Interactions, shard: ShardId) -> Interactions:
-        """The part of the divided interactions that a shard owns."""
-        return interactions.take(self.owners == shard)
 
 
 def capacity_of(slack: float, load: int, n_shards: int) -> int:

@@ -33,14 +33,13 @@ ones in the store, and there what a log becomes on its way into the shards (`ing
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -52,40 +51,22 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pyarrow import fs
 
-from ray_eraser import seeds
-from ray_eraser.config import EraserConfig
-from ray_eraser.data.keyed import KeyedPairs, all_keys, places_of
-from ray_eraser.errors import InputError, StoreError
-from ray_eraser.ids import RawId
-from ray_eraser.store import Store, manifest_ref
-from ray_eraser.unlearning.erased import Erased, key_of
-
-DISTINCTIVE_TEXT, DISTINCTIVE_NUMBER = 6, 9
-"""Characters from which on an id is looked for everywhere, not only where its place says what it is."""
+from ray_eraser.data.keyed import places_of
+from ray_eraser.errors import InputError
+from ray_eraser.store import Store
+from ray_eraser.unlearning.erased import Erased
+from ray_eraser.unlearning.sought_ids import CONTEXT, SoughtIds, Target, is_distinctive
+from ray_eraser.unlearning.sought_keys import INTERACTIONS, Generations, SoughtKeys, key_arrays, pairs_of
 
 _BLOCK = 1 << 20
-_CONTEXT = 64  # bytes before a match that are looked at to judge it
-_PREFIX = DISTINCTIVE_TEXT
-_FILTER_BITS = 20
 _CELLS = 512
 
-_WORD = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz")
-_DIGITS = frozenset(b"0123456789")
 _IDS = re.compile(r"(?:vocabulary/(?=(?:user|item)s-)|pieces/(?=(?:user|item)-))(user|item)")
 """Files of ids of one kind and their keys."""
 _KEYS = re.compile(r"pieces/(user|item)s")
 """Files of nothing but the keys of one kind."""
-_INTERACTIONS = re.compile(r"shards/\d+/interactions-")
 _OF_IDS = ("column key", "user_keys", "item_keys", "users", "items")
 _WITHOUT_ORPHANS = re.compile(r"(vocabulary|shards|aggregate)/")
-_MANIFEST = re.compile(r"generations/([0-9a-f]{64})\.json")
-
-_LONGEST_HEADER = 100_000_000
-"""Bytes of the header of a safetensors file, by its format."""
-
-Target = tuple[str, int]
-"""(`user`, `item` or `pair`, position in the list of them that was given)."""
-
 _ORPHAN: Target = ("orphan", -1)
 
 
@@ -149,10 +130,10 @@ def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]
     Raises:
         InputError: one of the ledger files or log folders is not there.
     """
-    sought = _Sought(erased)
+    sought = SoughtIds(erased)
     in_store = {file.in_store: file for file in _in_store(store) if file.in_store is not None}
-    generations = _Generations(store, in_store)
-    keys = _Keys.of(erased, generations.roots)
+    generations = Generations(store, {path: file.open for path, file in in_store.items()})
+    keys = SoughtKeys.of(erased, generations.roots)
     n_files, n_bytes = 0, 0
     findings: list[Finding] = []
     unreadable: list[str] = []
@@ -245,300 +226,6 @@ def _below(folders: Sequence[Path]) -> Iterator[Path]:
             raise InputError(f"no folder of logs {str(folder)!r}: check the path")
 
 
-# Keys.
-
-
-@dataclass(frozen=True, eq=False)
-class _Keys:
-    """The keys of what is looked for, under the seed of every generation that is there.
-
-    Attributes:
-        ids: of each kind, the targets of every key.
-        pairs: the targets of every pair of a user's and an item's key.
-    """
-
-    ids: Mapping[str, Mapping[int, list[Target]]]
-    pairs: Mapping[tuple[int, int], list[Target]]
-
-    @classmethod
-    def of(cls, erased: Erased, roots: Iterable[int]) -> _Keys:
-        ids: dict[str, dict[int, list[Target]]] = {"user": {}, "item": {}}
-        pairs: dict[tuple[int, int], list[Target]] = {}
-        for root in sorted(roots):
-            secret = seeds.secret(root, "ids")
-            for kind, given in (("user", erased.user_ids), ("item", erased.item_ids)):
-                for position, raw in enumerate(given):
-                    if (key := key_of(raw, secret)) is not None:
-                        _add(ids[kind], [key], (kind, position))
-            for position, pair in enumerate(erased.pairs):
-                user, item = (key_of(raw, secret) for raw in pair)
-                if user is not None and item is not None:
-                    _add(pairs, [(user, item)], ("pair", position))
-        return cls(ids, pairs)
-
-    def among(self, kind: str, keys: np.ndarray) -> Iterator[tuple[int, Target]]:
-        """(position, target) of every key of one kind that is looked for."""
-        sought = self.ids[kind]
-        if sought:
-            for place in np.flatnonzero(np.isin(keys, np.array(list(sought), np.uint64))).tolist():
-                for target in sought[int(keys[place])]:
-                    yield place, target
-
-    def among_pairs(self, pairs: KeyedPairs) -> Iterator[tuple[int, Target]]:
-        """The same of pairs."""
-        if self.pairs:
-            sought = np.array(list(self.pairs), np.uint64)
-            likely = np.isin(pairs.users, sought[:, 0]) & np.isin(pairs.items, sought[:, 1])
-            for place in np.flatnonzero(likely).tolist():
-                for target in self.pairs.get((int(pairs.users[place]), int(pairs.items[place])), ()):
-                    yield place, target
-
-
-class _Generations:
-    """The generations that are in a store: one, or two while one takes the other's place.
-
-    Attributes:
-        roots: their root seeds, and the usual one, for files of a training that was never finished.
-        unread: paths of interactions that could not be read.
-    """
-
-    def __init__(self, store: Store, files: Mapping[str, _File]) -> None:
-        self._files = files
-        self._present: dict[str, Mapping[str, np.ndarray] | None] = {}
-        self._united: dict[tuple[str, ...], Mapping[str, np.ndarray] | None] = {}
-        self._named: dict[str, tuple[str, ...]] = {}
-        self.roots = {EraserConfig().seed}
-        self.unread: list[str] = []
-        for path in files:
-            # A damaged manifest is an audit's to name; its bytes are searched all the same.
-            if match := _MANIFEST.fullmatch(path):
-                with suppress(StoreError, ValueError, KeyError, TypeError):
-                    self._note(json.loads(store.read(manifest_ref(match[1]))))
-        self._all = tuple(path for path in files if _INTERACTIONS.match(path) and ".partial-" not in path)
-
-    def _note(self, manifest: Mapping[str, Any]) -> None:
-        self.roots.add(int(manifest["config"]["seed"]))
-        shards = manifest["shards"]
-        refs = [*manifest["users"], *manifest["items"], manifest["aggregate"]]
-        for shard in shards:
-            refs += [shard["interactions"], shard["submodel"], *shard["checkpoints"]]
-        interactions = [shard["interactions"]["path"] for shard in shards]
-        for ref in refs:
-            path = ref["path"]
-            self._named[path] = tuple(sorted({*self._named.get(path, ()), *interactions}))
-
-    def present(self, path: str) -> Mapping[str, np.ndarray] | None:
-        """Of each kind the keys, ascending, that have an interaction in the generations of a file.
-
-        For files of no generation, all interactions count. None where they cannot be read.
-        """
-        wanted = self._named.get(path, self._all)
-        if wanted not in self._united:
-            parts = [self._of(interactions) for interactions in wanted]
-            known = [part for part in parts if part is not None]
-            united = {kind: all_keys([part[kind] for part in known]) for kind in ("user", "item")}
-            self._united[wanted] = united if len(known) == len(parts) else None
-        return self._united[wanted]
-
-    def _of(self, path: str) -> Mapping[str, np.ndarray] | None:
-        if path not in self._present:
-            try:
-                with closing(self._files[path].open()) as stream:
-                    arrays = dict(_arrays(stream, ("U64", "I32")))
-                pairs = [_pairs_of(arrays, name) for name in ("train", "valid")]
-                users, items = (
-                    np.unique(np.concatenate([getattr(part, side) for part in pairs])) for side in ("users", "items")
-                )
-                self._present[path] = {"user": users, "item": items}
-            except (KeyError, OSError, IndexError, TypeError, ValueError):
-                self._present[path] = None
-                self.unread.append(path)
-        return self._present[path]
-
-
-def _arrays(stream: Any, kinds: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, content) of every array of some types in a safetensors file, `U64` and `I32`, without the others being read.
-
-    Raises:
-        ValueError: it is no such file, or ends too early; what is there was given before.
-    """
-    n_header = int.from_bytes(stream.read(8), "little")
-    if not 2 <= n_header <= _LONGEST_HEADER:
-        raise ValueError("no header")
-    header = json.loads(stream.read(n_header))
-    try:
-        places = [
-            (name, entry["dtype"], *map(int, entry["data_offsets"])) for name, entry in header.items() if name != "__metadata__"
-        ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError("no header") from error
-    for name, kind, begin, end in places:
-        if kind in kinds:
-            stream.seek(8 + n_header + begin)
-            content = stream.read(max(0, end - begin))
-            dtype = np.dtype("<u8" if kind == "U64" else "<i4")
-            yield name, np.frombuffer(content[: len(content) - len(content) % dtype.itemsize], dtype)
-            if len(content) < end - begin:
-                raise ValueError("it ends too early")
-
-
-def _pairs_of(arrays: Mapping[str, np.ndarray], name: str) -> KeyedPairs:
-    """One set of a file of interactions."""
-    return KeyedPairs(np.repeat(arrays["user_keys"], arrays[name]), arrays["item_keys"][arrays[f"{name}_items"]])
-
-
-# What an id looks like.
-
-
-def is_distinctive(raw: RawId) -> bool:
-    """Whether an id is looked for everywhere; see the rule above."""
-    text = str(raw)
-    digits = text.removeprefix("-")
-    return len(digits) >= DISTINCTIVE_NUMBER if digits.isdecimal() else len(text) >= DISTINCTIVE_TEXT
-
-
-def _texts(raw: RawId) -> set[bytes]:
-    """The bytes of an id, plain and escaped, without quotes around them."""
-    text = str(raw)
-    forms = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
-    return {form.encode("utf-8", "surrogatepass") for form in forms}
-
-
-def _tokens(raw: RawId) -> set[bytes]:
-    """The bytes of an id as one value in JSON, Python, or on a command line."""
-    texts = _texts(raw)
-    return texts | {b'"' + text + b'"' for text in texts} | {b"'" + text + b"'" for text in texts}
-
-
-class _Sought:
-    """All ids that are looked for, ready to be found fast, however many there are."""
-
-    def __init__(self, erased: Erased) -> None:
-        self.users, self.items = list(erased.user_ids), list(erased.item_ids)
-        self.pairs = list(erased.pairs)
-        self.cells: dict[str, dict[str, list[Target]]] = {"user": {}, "item": {}}
-        self.pair_cells: dict[tuple[str, str], list[Target]] = {}
-        self._raw: dict[bytes, list[Target]] = {}  # bytes of distinctive ids
-        self._named: dict[str, dict[bytes, list[Target]]] = {"user": {}, "item": {}}  # values of the others
-        self._paired: dict[tuple[bytes, bytes], list[Target]] = {}
-        self.n_structured = len(self.pairs)
-        for kind, ids in (("user", self.users), ("item", self.items)):
-            for position, raw in enumerate(ids):
-                target = (kind, position)
-                self.cells[kind].setdefault(str(raw), []).append(target)
-                if is_distinctive(raw):
-                    _add(self._raw, _texts(raw), target)
-                else:
-                    self.n_structured += 1
-                    _add(self._named[kind], _tokens(raw), target)
-        for position, (user, item) in enumerate(self.pairs):
-            target = ("pair", position)
-            self.pair_cells.setdefault((str(user), str(item)), []).append(target)
-            for one in _tokens(user):
-                _add(self._paired, ((one, other) for other in _tokens(item)), target)
-            if is_distinctive(user) or is_distinctive(item):
-                _add(self._raw, (f"{user}{between}{item}".encode() for between in ",\t"), target)
-        self._by_prefix: dict[bytes, list[bytes]] = {}
-        for text in self._raw:
-            self._by_prefix.setdefault(text[:_PREFIX], []).append(text)
-        self._filter = np.zeros(1 << _FILTER_BITS, np.bool_)
-        if self._by_prefix:
-            self._filter[_hashed(np.frombuffer(b"".join(self._by_prefix), np.uint8))[::_PREFIX]] = True
-        longest = max((len(one) + len(other) for one, other in self._paired), default=0)
-        self.overlap = 256 + max(longest, *(len(text) for text in self._raw), 0, 0)
-
-    def hits(self, data: bytes) -> Iterator[tuple[int, Target]]:
-        """(position, target) of everything that is found in some bytes, by the rule for text."""
-        yield from self._whole_words(data)
-        if self._named["user"] or self._named["item"]:
-            yield from self._after_names(data)
-        if self._paired or self._named["user"] or self._named["item"]:
-            yield from self._in_pairs(data)
-
-    def masked(self, name: str) -> str:
-        """A file's name without the ids in it."""
-        data = name.encode("utf-8", "surrogateescape")
-        for text in sorted(self._raw, key=len, reverse=True):
-            if text in data:
-                data = data.replace(text, b"<erased id>")
-        return data.decode("utf-8", "backslashreplace")
-
-    def text(self, target: Target) -> str:
-        kind, position = target
-        if kind == "pair":
-            return ",".join(str(raw) for raw in self.pairs[position])
-        return str((self.users if kind == "user" else self.items)[position])
-
-    def _whole_words(self, data: bytes) -> Iterator[tuple[int, Target]]:
-        if not self._raw or len(data) < _PREFIX:
-            return
-        for start in np.flatnonzero(self._filter[_hashed(np.frombuffer(data, np.uint8))]).tolist():
-            for text in self._by_prefix.get(data[start : start + _PREFIX], ()):
-                if data.startswith(text, start) and _is_whole(data, start, start + len(text)):
-                    for target in self._raw[text]:
-                        yield start, target
-
-    def _after_names(self, data: bytes) -> Iterator[tuple[int, Target]]:
-        for match in _NAMED.finditer(data):
-            value = match["value"].rstrip(b".!?")
-            # "user 3 of 10" is prose; a value of its own is quoted, or follows what only a name has.
-            if value[:1] in (b'"', b"'") or match["id"] or b":" in match["between"] or b"=" in match["between"]:
-                for target in self._named[match["kind"].decode().lower()].get(value, ()):
-                    yield match.start(), target
-
-    def _in_pairs(self, data: bytes) -> Iterator[tuple[int, Target]]:
-        for match in self._pair.finditer(data):
-            user, item = match["user"], match["item"]
-            before = data[max(0, match.start() - _CONTEXT) : match.start()].rstrip()
-            nested = before.endswith((b"[", b"],") if match["open"] == b"[" else (b"(", b"[", b"),", b" is"))
-            if nested or user[:1] in b"\"'" or item[:1] in b"\"'":
-                for target in self._paired.get((user, item), ()):
-                    yield match.start(), target
-            if nested:
-                for target in (*self._named["user"].get(user, ()), *self._named["item"].get(item, ())):
-                    yield match.start(), target
-
-    @cached_property
-    def _pair(self) -> re.Pattern[bytes]:
-        value = rb"""(?:"(?:[^"\\\r\n]|\\.){0,%d}"|'(?:[^'\\\r\n]|\\.){0,%d}'|-?[0-9]{1,20})""" % (self.overlap, self.overlap)
-        gap = rb"\s{0,32}"
-        rest = (rb"", rb"(?P<user>" + value + rb")", rb",", rb"(?P<item>" + value + rb")", rb"[\])]")
-        return re.compile(rb"(?P<open>[\[(])(?=" + gap.join(rest) + rb")")
-
-
-_NAMED = re.compile(
-    rb"(?<![A-Za-z0-9_])(?P<kind>[Uu]ser|[Ii]tem)(?P<id>(?:[ _-]?[iI][dD])?)"
-    rb"(?P<between>[\"']?[ \t]{0,8}[:=][ \t]{0,8}|[\"']?,?[ \t]{1,8})"
-    rb"(?=(?P<value>\"(?:[^\"\\\r\n]|\\.){0,80}\"|'(?:[^'\\\r\n]|\\.){0,80}'|[^\s\"'\[\](){},;:=<>|]{1,80}))"
-)
-"""What is looked ahead at is searched again: a quoted value may be JSON that names an id."""
-
-
-def _add(table: dict[Any, list[Target]], names: Iterable[Any], target: Target) -> None:
-    for name in names:
-        table.setdefault(name, []).append(target)
-
-
-def _hashed(data: np.ndarray) -> np.ndarray:
-    """A number below 2^20 for every stretch of `_PREFIX` bytes."""
-    n = len(data) - _PREFIX + 1
-    windows = np.zeros(n, np.uint64)
-    for i in range(_PREFIX):
-        windows |= data[i : i + n].astype(np.uint64) << np.uint64(8 * i)
-    return (windows * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _FILTER_BITS)
-
-
-def _is_whole(data: bytes, start: int, end: int) -> bool:
-    """Whether no letter or digit, and for a number no decimal point, joins on to it."""
-    first, last = data[start], data[end - 1]
-    before, after = data[max(0, start - 2) : start], data[end : end + 2]
-    if (before and before[-1] in _WORD and first in _WORD) or (after and after[0] in _WORD and last in _WORD):
-        return False
-    if first in _DIGITS and len(before) == 2 and before[1:] == b"." and before[0] in _DIGITS:
-        return False
-    return not (last in _DIGITS and len(after) == 2 and after[:1] == b"." and after[1] in _DIGITS)
-
-
 # One file.
 
 
@@ -550,7 +237,7 @@ class _Search:
         problem: why not all of it could be searched.
     """
 
-    def __init__(self, file: _File, sought: _Sought, keys: _Keys, generations: _Generations) -> None:
+    def __init__(self, file: _File, sought: SoughtIds, keys: SoughtKeys, generations: Generations) -> None:
         self._file, self._sought, self._keys, self._generations = file, sought, keys, generations
         self._path = file.in_store or ""
         self.found: dict[tuple[Target, str], tuple[str, int]] = {}
@@ -595,7 +282,7 @@ class _Search:
                     self._note(target, place, place.format(offset + start))
             if not block:
                 return
-            kept = max(0, end - _CONTEXT)
+            kept = max(0, end - CONTEXT)
             carried, offset, first = data[kept:], offset + kept, end - kept
 
     def _may_hold(self, target: Target) -> bool:
@@ -613,16 +300,16 @@ class _Search:
 
     def _safetensors(self, stream: Any) -> None:
         arrays: dict[str, np.ndarray] = {}
-        is_interactions = _INTERACTIONS.match(self._path) is not None
+        is_interactions = INTERACTIONS.match(self._path) is not None
         try:
-            for name, array in _arrays(stream, ("U64", "I32") if is_interactions else ("U64",)):
+            for name, array in key_arrays(stream, ("U64", "I32") if is_interactions else ("U64",)):
                 arrays[name] = array
                 kind = name[:4]
                 if array.dtype == np.uint64 and kind in ("user", "item"):
                     self._key_array(kind, name, array)
             if is_interactions:
                 for name in ("train", "valid"):
-                    for place, target in self._keys.among_pairs(_pairs_of(arrays, name)):
+                    for place, target in self._keys.among_pairs(pairs_of(arrays, name)):
                         self._note(target, name, f"keys (the hashes of both ids) in {name}, place {place}")
         except (KeyError, IndexError, ValueError):
             self.problem = "is damaged safetensors data, not all could be searched: delete it, or read it with another tool"

@@ -19,6 +19,9 @@ from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import Store, manifest_ref
 from ray_eraser.unlearning.audit import AuditReport, Erased, audit
 
+SMALL_LOG = {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3}
+"""Settings of a generated log that is trained on in a moment."""
+
 
 class Deployments:
     """Deployments under one folder. A name is a storage path; opening it again is what happens after a crash."""

@@ -98,11 +98,6 @@ def test_a_pair_counts_by_both_of_its_ids() -> None:
 # ---- what goes next
 
 
-def test_received_requests_are_those_that_are_not_out_of_what_is_served_yet() -> None:
-    asked = backlog(row("a", ANN, RECEIVED), row("b", BOB), row("c", LAMP, RECEIVED), row("d", PAIR, ROUTED))
-    assert names(asked.received()) == "a c"
-
-
 def test_all_that_wait_go_together() -> None:
     asked = backlog(row("a", ANN), row("b", BOTH), row("c", Repartition()), row("d", LAMP, RECEIVED), row("e", BOB, SET_ASIDE))
     assert names(asked.next_batch()) == "a b c"
@@ -225,4 +220,3 @@ def test_what_is_left_to_learn_is_read_without_the_others_unless_some_is_being_t
     asked = Backlog.of_learnings(ledger)
     assert names(list(asked.rows)) == "erase learn later"
     assert asked.left_to_learn() == Backlog.read(ledger).left_to_learn() == {"learn": Learning((("bob", "lamp"),))}
-    assert names(asked.learnings()) == "learn"

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import Deployments, audited, digest_of
+from conftest import SMALL_LOG, Deployments, audited, digest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import Plain
@@ -49,14 +49,7 @@ WAYS = [
 def configured(partition: str, model: str, aggregation: str = "spectral", slices: int = 1) -> EraserConfig:
     return config_from(
         {
-            "data": {
-                "synthetic_users": 40,
-                "synthetic_items": 30,
-                "synthetic_per_user": 7,
-                "synthetic_communities": 3,
-                "test_share": 0.2,
-                "valid_share": 0.1,
-            },
+            "data": SMALL_LOG | {"test_share": 0.2, "valid_share": 0.1},
             "partition": {"kind": partition, "n_shards": 3},
             "model": {"width": 6, **MODELS[model]},
             "training": {"slices": slices},

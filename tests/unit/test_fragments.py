@@ -83,7 +83,6 @@ def assert_same(source, config, folder, rows):
     for mine, theirs in ((got.users, ready.log.users), (got.items, ready.log.items)):
         assert (mine.ids, mine.integers) == (theirs.ids, theirs.integers)
     assert got.sizes.tolist() == ready.partition.sizes().tolist()
-    assert got.shards_per_user == ready.partition.shards_per_user(ready.log.train)
     some = np.arange(0, len(got.users), 2)
     gathered = got.of_users(some, store.uri, Here())
     assert gathered.codes().tolist() == ready.log.train.of_users(some).codes().tolist()

@@ -645,7 +645,7 @@ def test_what_was_to_be_learned_is_in_no_byte_of_the_ledger_once_it_was_forgotte
     items = [item for item in map(str, range(900, 930)) if is_trained_on(Plain(coordinator), (name, item))]
     learned = coordinator.learn([(name, items[0]), (ANN, SOFA)])
     coordinator.submit(UnlearningRequest(user_id=name))
-    assert name not in repr(Backlog.read(coordinator._ledger).learnings())
+    assert name not in repr(Backlog.read(coordinator._ledger).left_to_learn())
     coordinator.process_pending()
     files = [file for file in Path(deployments.path("shop")).rglob("*") if file.is_file()]
     assert not [file for file in files if name.encode() in file.read_bytes()]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from conftest import Deployments, audited, digest_of, files_of
+from conftest import SMALL_LOG, Deployments, audited, digest_of, files_of
 from plain import Plain
 from test_exactness import generated
 
@@ -48,13 +48,7 @@ def configured(kind: str = "hashed", **model) -> EraserConfig:
     settings = {"width": 4, "epochs": 1} | model
     return config_from(
         {
-            "data": {
-                "synthetic_users": 40,
-                "synthetic_items": 30,
-                "synthetic_per_user": 7,
-                "synthetic_communities": 3,
-                "valid_share": 0.1,
-            },
+            "data": SMALL_LOG | {"valid_share": 0.1},
             "partition": {"kind": kind, "n_shards": 3},
             "model": settings,
         }

@@ -25,7 +25,8 @@ from ray_eraser.store import Store
 from ray_eraser.unlearning import residue
 from ray_eraser.unlearning.erased import Erased
 from ray_eraser.unlearning.request import UnlearningRequest
-from ray_eraser.unlearning.residue import ResidueReport, is_distinctive, ledger_files, scan
+from ray_eraser.unlearning.residue import ResidueReport, ledger_files, scan
+from ray_eraser.unlearning.sought_ids import is_distinctive
 
 ANN = "ann@example.org"
 """A distinctive id; 42 is none."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from conftest import Deployments, audited
+from conftest import SMALL_LOG, Deployments, audited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,13 +45,7 @@ def configured(slices: int, model: str = "als", **sections) -> EraserConfig:
     return config_from(
         {
             "seed": 5,
-            "data": {
-                "synthetic_users": 40,
-                "synthetic_items": 30,
-                "synthetic_per_user": 7,
-                "synthetic_communities": 3,
-                "valid_share": 0.1,
-            },
+            "data": SMALL_LOG | {"valid_share": 0.1},
             "partition": {"n_shards": 2},
             "model": {"width": 4, **MODELS[model]},
             "training": {"slices": slices},
