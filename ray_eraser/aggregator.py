@@ -155,7 +155,7 @@ class Aggregator:
 class _Numbering:
     """Rows for the ids of one kind that some models know, in the order of keys and without gaps.
 
-    What changes with a generation is little: the rows of models that stay are moved, not looked up again.
+    A new generation changes few models. The rows of the others are shifted instead of looked up again.
     """
 
     def __init__(self) -> None:

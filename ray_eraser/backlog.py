@@ -1,7 +1,4 @@
-"""What is accepted and not carried out yet, as a value: what waits to be learned, and what later requests take from it.
-
-Pure; beside `Change`, which says what a batch of it makes of a generation.
-"""
+"""Requests that are accepted but not carried out, as a pure value. `Change` (generation.py) applies a batch of them."""
 
 from __future__ import annotations
 
@@ -28,21 +25,21 @@ class Backlog:
 
     @classmethod
     def read(cls, ledger: Ledger) -> Backlog:
-        """All of it."""
+        """Every unfinished request."""
         return cls(tuple(ledger.unfinished()))
 
     @classmethod
     def of_learnings(cls, ledger: Ledger) -> Backlog:
-        """What says what is left to learn: thousands of other requests may wait, and reading them takes its time.
+        """The requests that `to_come` needs. Other requests can be thousands, and slow to read.
 
-        A learning that waits has lost what was asked to be forgotten since. One that is being trained on cannot lose it any
-        more, so that what came after it must be looked at.
+        A later erasure removes its pairs from a waiting learning, but not from one that is in training. So if a learning is in
+        training, the requests after it are needed as well.
         """
         rows = ledger.unfinished(kind=Learning.kind)
         return cls.read(ledger) if any(row.state is RequestState.ROUTED for row in rows) else cls(tuple(rows))
 
     def left_to_learn(self) -> dict[RequestId, Learning]:
-        """What is left of every learning after the requests that came after it."""
+        """Every learning without the pairs that later requests erase."""
         left = {}
         for position, row in enumerate(self.rows):
             if isinstance(row.work, Learning):
@@ -53,20 +50,20 @@ class Backlog:
         return left
 
     def to_come(self) -> frozenset[tuple[str, str]]:
-        """The pairs that wait to be learned or are being trained on, but for those that go again right afterwards."""
+        """The pairs that wait to be learned or are in training, without those that a later request erases."""
         return frozenset(pair for left in self.left_to_learn().values() for pair in left.named)
 
     def amended_by(self, requests: Iterable[UnlearningRequest]) -> dict[RequestId, Learning]:
-        """Those of the waiting learnings that lose something to new requests, as they are without it."""
+        """The waiting learnings that lose pairs to new requests, without these pairs."""
         return _amended([row for row in self.rows if row.state in _WAITING], requests)
 
     def interrupted(self) -> list[RequestRow]:
-        """The batch that is being carried out; after a crash it is the one that the crash interrupted."""
+        """The batch in training. After a crash, the batch that the crash interrupted."""
         rows = [row for row in self.rows if row.state is RequestState.ROUTED]
         return [row for row in rows if row.generation is not None] or rows
 
     def next_batch(self) -> list[RequestRow]:
-        """All that wait and were taken out of what is served, but for those whose training failed: these go by themselves."""
+        """The excised requests to train for next. Requests whose training failed before go separately."""
         parties: dict[int | None, list[RequestRow]] = {}
         for row in self.rows:
             if row.state is RequestState.EXCISED:
@@ -75,7 +72,7 @@ class Backlog:
         return next((batch for batch in batches if batch), [])
 
     def _in_order(self, party: Sequence[RequestRow]) -> list[RequestRow]:
-        """Hold back learnings that overlap an earlier erasure outside the party: it would take what it must not."""
+        """Hold back learnings that overlap an earlier erasure outside the party. It would erase pairs that came after it."""
         names, earlier, batch = {row.request_id for row in party}, list[UnlearningRequest](), []
         for row in self.rows:
             if row.request_id not in names:
@@ -87,7 +84,7 @@ class Backlog:
 
 
 def _amended(learnings: Iterable[RequestRow], requests: Iterable[UnlearningRequest]) -> dict[RequestId, Learning]:
-    """Those of the learnings that lose something to requests which came after them, as they are without it."""
+    """The learnings that lose pairs to later requests, without these pairs."""
     is_forgotten = _are_about(requests)
     amended = {}
     for row in learnings:
@@ -99,7 +96,7 @@ def _amended(learnings: Iterable[RequestRow], requests: Iterable[UnlearningReque
 
 
 def _are_about(requests: Iterable[UnlearningRequest]) -> Callable[[str, str], bool]:
-    """Whether any of the requests is about a pair."""
+    """A test whether any of the requests covers a pair."""
     asked = list(requests)
     users = {request.user_id for request in asked}
     items = {request.item_id for request in asked}

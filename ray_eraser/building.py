@@ -1,4 +1,4 @@
-"""How a generation is made: who trains what, the aggregation, the manifest, and the ledger's word that it is current."""
+"""Builds a generation: drafts it, trains its shards, aggregates, writes the manifest and publishes it in the ledger."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ from ray_eraser.unlearning.request import UnlearningRequest
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[str, Sequence[RequestRow]], None]
-"""Hears of every durable step, and of the requests that it was taken for."""
+"""Called after every durable step, with its name and its requests."""
 
 PoolFor = Callable[[EraserConfig], ShardPool]
-"""The pool whose shards have some settings."""
+"""Returns the pool whose shards have the given settings."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A generation in the making: who trains what, and what is kept as it is.
+    """A generation before training: which shards train, and which files stay.
 
     Attributes:
         config: its settings.
-        chosen: the names of those that were chosen from the log.
-        pool: of shards with these settings.
-        integers: of `user` and `item` those whose ids are given back as integers.
+        chosen: the names of the settings that were chosen from the log.
+        pool: the shards with these settings.
+        integers: `user` and `item`, if their ids are given back as integers.
         users, items: the files of its vocabularies.
-        orders: for the shards that must be trained.
-        kept: the files of the others.
-        notes: what the ledger is to remember with it.
+        orders: one for each shard that must train.
+        kept: the files of the other shards.
+        notes: entries for the ledger, written with the publication.
     """
 
     config: EraserConfig
@@ -70,17 +70,17 @@ class Draft:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a fit made.
+    """The result of a fit.
 
     Attributes:
-        generation, digest: what was published.
-        n_users, n_items: who has an interaction that is kept.
-        n_interactions: what is learned from.
-        held_out: interactions kept for validation, which nothing is learned from.
+        generation, digest: number and manifest digest of the published generation.
+        n_users, n_items: users and items with a stored interaction.
+        n_interactions: interactions that the shards train on.
+        held_out: interactions stored for validation only.
         n_shards, shard_sizes, balance, shards_per_user, partition: how the interactions are divided.
-        guarantee, chosen: what receipts will claim, and the settings that were chosen from the log.
-        alpha0: the weight of unobserved pairs; None where nothing depends on it.
-        seconds: of every stage.
+        guarantee, chosen: the level that receipts will claim, and the settings that were chosen from the log.
+        alpha0: the weight of unobserved pairs; None if no stored file depends on it.
+        seconds: duration of every stage.
     """
 
     generation: Generation
@@ -101,7 +101,7 @@ class FitReport:
 
     @classmethod
     def of(cls, loaded: Loaded, seconds: Mapping[str, float]) -> FitReport:
-        """Of a generation that was fitted, and how long its stages took."""
+        """Report a fitted generation and the duration of its stages."""
         manifest, shards = loaded.manifest, list(loaded.shards.values())
         config, sizes = manifest.config, np.array([len(data.train) for data in shards])
         trained = [data.user_keys[data.train.user_rows()] for data in shards]
@@ -126,18 +126,18 @@ class FitReport:
 
 @dataclass(frozen=True, eq=False)
 class HeadStart:
-    """What was made of requests before they were a batch; of none where nothing was."""
+    """A draft that was made before its requests became a batch; empty if there was none."""
 
     rows: Sequence[RequestRow] = ()
     made: tuple[Change, Draft] | None = None
 
     def of(self, batch: Sequence[RequestRow]) -> tuple[Change, Draft] | None:
-        """What a batch makes of the generation, if it is those requests."""
+        """The change and draft, if the batch has exactly these requests."""
         return self.made if [row.request_id for row in batch] == [row.request_id for row in self.rows] else None
 
 
 class Builder:
-    """Makes generations for one coordinator.
+    """Builds generations for one coordinator.
 
     Args:
         store, ledger: the deployment's.
@@ -153,7 +153,7 @@ class Builder:
         self.progress = Progress()
 
     def report(self, stage: str = "idle", done: int = 0, total: int = 0, note: str = "") -> None:
-        """Say what is being done."""
+        """Update `progress`."""
         self.progress = Progress(stage, done, total, note)
 
     # ---- drafts --------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Builder:
         partition: Partition | None = None,
         held: Partition | None = None,
     ) -> Draft:
-        """Key, divide and write a log; every shard is to be trained. See `prepare`."""
+        """Key, divide and write a log; every shard will train. See `prepare`."""
         self.report("partition", 0, 1)
         ready = prepare(dataset, config, compute, partition, held)
         learned, config = ready.log, ready.config
@@ -177,7 +177,7 @@ class Builder:
         return Draft(config, ready.chosen, pool_for(config), _integers(learned), users, items, orders)
 
     def from_log(self, source: str, config: EraserConfig, compute: Compute, pool_for: PoolFor) -> Draft:
-        """The same where the log is never in one place. See `ingest`."""
+        """As `from_dataset`, for a log that no process holds as a whole. See `ingest`."""
         self.report("partition", 0, 3)
         parts = ingest(source, self._store, config, compute, lambda done: self.report("partition", done, 3))
         looked_at = partial(parts.of_users, store_uri=self._store.uri, compute=compute)
@@ -189,7 +189,7 @@ class Builder:
         return {ShardId(shard): ShardOrder(self._epoch, file) for shard, file in enumerate(files)}
 
     def draft_of_change(self, change: Change, config: EraserConfig, pool: ShardPool) -> Draft:
-        """Write the vocabularies of what remains; the shards that a change touches are to be trained."""
+        """Write the vocabularies after a change; the shards that it touches will train."""
         before = change.before
         manifest = before.manifest
         orders = {}
@@ -213,13 +213,13 @@ class Builder:
     def train_and_publish(
         self, draft: Draft, change: Change | None, batch: Sequence[RequestRow], running: ShardPool
     ) -> tuple[GenerationRow, Aggregated]:
-        """Train what a draft orders, aggregate, write the manifest, and let the ledger point to it, with the receipts.
+        """Train, aggregate, write the manifest, and publish it in the ledger with the receipts.
 
         Args:
             draft: the generation.
-            change: what it makes of the one before; None where there is none.
+            change: from the generation before; None for a fit.
             batch: the requests that it carries out.
-            running: the pool that serves; one that was made for the draft is closed where this fails.
+            running: the serving pool. If training fails, a pool that was made for the draft is closed.
         """
         try:
             if draft.pool is not running:
@@ -276,16 +276,16 @@ class Builder:
         return draft.pool.train(draft.orders, on_done)
 
     def _superseded(self, manifest: Manifest, digest: str) -> tuple[str, ...]:
-        """Files that are no part of a generation to come.
+        """Files to delete once a generation is published: those of the generation before, and leftovers of failed attempts.
 
-        With the generation before goes what an attempt has left that failed: it may hold what is erased now. Listed while it is
-        sure that nobody else writes here; whoever finds this generation replaced later on deletes nothing but that.
+        Leftovers may hold data that is erased now. The list is made before publishing, while no other coordinator can write.
+        A later purge deletes only what is on it.
         """
         kept = files_of(manifest, digest)
         return tuple(path for path in self._store.files() if path not in kept)
 
     def _observe(self, trained: Mapping[ShardId, Trained], aggregated: Aggregated) -> None:
-        """Remember what a run took, to know what the next will."""
+        """Record the cost of a run, to predict the next one."""
         shards = tuple(ShardRun.of(answer.record.n_train, answer.seconds) for answer in trained.values())
         self.costs = self.costs.observe(Run(shards, aggregated.seconds))
         self._ledger.note("costs", self.costs.to_json())
@@ -296,15 +296,14 @@ class Builder:
     def ahead(
         self, rows: Sequence[RequestRow], planned: Callable[[Sequence[RequestRow]], tuple[Change, Draft]], pool: ShardPool
     ) -> Iterator[HeadStart]:
-        """Within, a shard trains already beside the excision, where it is known what it will be told.
+        """Within, a shard trains alongside the excision, if its order is known in advance.
 
-        It is no step: it writes files that nothing points to, the same ones whenever it is repeated. Only what is ordered of
-        a batch counts.
+        This is no durable step. It writes files that no manifest names, and writes the same files if it is repeated.
 
         Args:
-            rows: all that the next batch will be of; none where that is not known.
-            planned: makes a draft of them.
-            pool: whose shard begins.
+            rows: the requests of the next batch; empty if they are not known.
+            planned: drafts a batch.
+            pool: trains.
         """
         start = HeadStart()
         try:
@@ -312,7 +311,7 @@ class Builder:
                 change, draft = planned(rows)
                 pool.begin(draft.orders)
                 start = HeadStart(rows, (change, draft))
-        except Exception as error:  # noqa: BLE001 - it fails again where it is asked for, and is answered for there
+        except Exception as error:  # noqa: BLE001 - the batch itself fails again, and reports it
             log.info("no head start", extra={"reason": named_safely(error)})
         try:
             yield start
@@ -322,7 +321,7 @@ class Builder:
     # ---- files ---------------------------------------------------------------------------------------------------------
 
     def left_over(self, published: GenerationRow) -> list[str]:
-        """Files that are no part of a published generation, sorted."""
+        """Sorted paths of files that do not belong to a published generation."""
         wanted = files_of(self._store.read_manifest(published.digest), published.digest)
         return [path for path in self._store.files() if path not in wanted]
 
@@ -332,7 +331,7 @@ class Builder:
 
 
 def _integers(log: Dataset | Ingested) -> tuple[str, ...]:
-    """Of `user` and `item` those whose ids are given back as integers."""
+    """`user` and `item`, if their ids are given back as integers."""
     return tuple(vocabulary.kind for vocabulary in (log.users, log.items) if vocabulary.integers)
 
 
@@ -360,7 +359,7 @@ def _receipt(
     after: Manifest,
     published: GenerationRow,
 ) -> Receipt:
-    """All of a receipt but what is known when it is finished: when that is, and its place in the chain."""
+    """A receipt without its end times and its place in the chain, which follow when the request is finished."""
     assert row.salt is not None and row.excised_at is not None  # noqa: PT018 - one fact: it is unfinished
     old, new = before.manifest.shards, dict(enumerate(after.shards))  # a new partition may have fewer
     changes = tuple(ShardChange.between(old[shard], new.get(shard)) for shard in sorted(owned))
@@ -384,5 +383,5 @@ def _receipt(
 
 
 def noted_with(draft: Draft, settings: EraserConfig) -> Draft:
-    """A draft with which the ledger notes the settings that the deployment has from then on."""
+    """A draft whose publication also records the deployment's new settings."""
     return replace(draft, notes={"settings": recorded(settings).model_dump_json()})

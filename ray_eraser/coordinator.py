@@ -3,8 +3,8 @@
 A plain class over a store, a ledger and a pool of shards; on Ray it is an actor (runtime/actors.py). It keeps nothing that it
 could not read again: killed at any point and started again, it goes on where the ledger says.
 
-Its rooms: `opening` (what a deployment was made with), `intake` (how requests are accepted), `backlog` (what waits), `building`
-(how a generation is made), `serving` (what is served), `reading` (what may be asked). Here are the flows through them.
+The parts have modules of their own: `opening` (settings), `intake` (accepting requests), `backlog` (unfinished requests),
+`building` (making a generation), `serving` (the served model) and `reading` (questions). This module has the flows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FEW = 8
 MakePool = Callable[[EraserConfig], ShardPool]
 
 _MACHINE = (StaleEpochError, StoreError, LedgerError, OSError)
-"""What is no fault of the requests that are being carried out."""
+"""Errors that are not caused by the requests of a batch."""
 
 
 class Coordinator(Reading):
@@ -209,9 +209,9 @@ class Coordinator(Reading):
     def learn(self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None = None) -> Submitted:
         """Accept (user id, item id) pairs to learn from; `process_pending` trains the shards that they go to.
 
-        They go where a fit on all that there is then would put them, held out or not; with learned partitions see
-        `partition.place_learned`. Pairs that are known already, or that `data.test_share` would hold out for a test, are passed
-        over. From the return on they can be asked to be forgotten like all others.
+        Each pair goes where a fit on all interactions would put it, for training or validation; for learned partitions see
+        `partition.place_learned`. Known pairs, and pairs that `data.test_share` holds out for a test, are ignored. On return
+        the pairs can be erased like all others.
 
         Raises:
             RequestError: no pair is left, an id cannot be one, or the key cannot be one.
@@ -280,20 +280,20 @@ class Coordinator(Reading):
             return receipts
 
     def _known_ahead(self) -> Sequence[RequestRow]:
-        """All that the next batch will be of, where that is known before the excision: few requests, all of them new."""
+        """The requests of the next batch, if they are known before the excision: few requests, all of them new."""
         self._intake.let_arrive()
         if self._serving.is_empty:
             return ()
         try:
             rows = self._ledger.unfinished()
         except LedgerError:
-            return ()  # said again, and answered for, where it is needed
+            return ()  # the next ledger call raises it again
         is_known = all(row.state is RequestState.RECEIVED and isinstance(row.work, UnlearningRequest) for row in rows)
         return rows if len(rows) <= _FEW and is_known else ()
 
     def _next_batch(self) -> list[RequestRow]:
         """The batch that a crash interrupted; else all requests that wait, but for those whose training failed."""
-        with self._serving.lock:  # what is being trained on cannot be taken out of what is to be learned any more
+        with self._serving.lock:  # from here on, erasures can no longer shorten the learnings of the batch
             backlog = Backlog.read(self._ledger)
             if interrupted := backlog.interrupted():
                 return interrupted
@@ -304,7 +304,7 @@ class Coordinator(Reading):
             return batch
 
     def _planned(self, batch: Sequence[RequestRow]) -> tuple[Change, Draft]:
-        """What a batch makes of the generation, and who trains what for it."""
+        """The change and the draft of a batch."""
         change = Change.of(self._serving.loaded, batch)
         works = [row.work for row in batch if isinstance(row.work, Repartition)]
         if not works:

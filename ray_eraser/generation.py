@@ -1,6 +1,6 @@
-"""A generation in memory, and what a batch of waiting requests makes of it: which interactions go, which come, and where.
+"""A generation in memory, and the change that a batch of requests makes to it: interactions lost and gained, by shard.
 
-Pure: reads the store, writes nothing, decides nothing about when.
+Pure: reads the store and writes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Loaded:
 
     @classmethod
     def read(cls, store: Store, published: GenerationRow, before: Loaded | None = None) -> Loaded:
-        """All of it but the submodels. What it has in common with the generation before is taken from there."""
+        """Load everything but the submodels. Parts that the generation before shares are reused."""
         manifest = store.read_manifest(published.digest)
         parts: dict[FileRef, Part] = {}
         data: dict[FileRef, ShardData] = {}
@@ -66,7 +66,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a shard comes to learn from, and what it comes to hold out."""
+    """Pairs that a shard gains, for training and for validation."""
 
     train: KeyedPairs
     valid: KeyedPairs
@@ -77,9 +77,9 @@ NO_GAIN = Gain(KeyedPairs.none(), KeyedPairs.none())
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a batch makes of a generation. First all that is asked to be forgotten goes, then what is to be learned comes.
+    """The effect of a batch on a generation. Erasures apply first, then learnings.
 
-    What waits to be learned loses at once what is asked to be forgotten after it, so that this order is that of the asking.
+    This equals the order of asking, because accepting an erasure removes its pairs from the learnings that wait.
 
     Attributes:
         before: the generation.
@@ -103,9 +103,9 @@ class Change:
         return cls.nothing(before).with_(rows)
 
     def with_(self, rows: Iterable[RequestRow]) -> Change:
-        """The same, and more requests. An id that the generation does not have is nothing to forget in it.
+        """Add requests. Ids that the generation does not have are ignored.
 
-        An erasure that is here already is passed over; a learning that is takes the place of what it was.
+        A repeated erasure is ignored; a repeated learning replaces its earlier version.
         """
         erasures, learnings, rest = dict(self.erasures), dict(self.learnings), dict(self.rest)
         for row in rows:
@@ -119,24 +119,24 @@ class Change:
 
     @cached_property
     def erased(self) -> dict[ShardId, KeyedPairs]:
-        """What every shard loses; shards that lose nothing are left out."""
+        """The pairs that each shard loses; only shards that lose any."""
         return together(self.erasures.values())
 
     @cached_property
     def left_users(self) -> Vocabulary:
-        """The users of the generation who have an interaction left."""
+        """Users with a remaining interaction, before learnings."""
         gone = [pairs.users for pairs in self.erased.values()]
         return self.before.users.without(_orphans(gone, [data.user_keys for data in self.rest.values()]))
 
     @cached_property
     def left_items(self) -> Vocabulary:
-        """The items of the generation that have an interaction left."""
+        """Items with a remaining interaction, before learnings."""
         gone = [pairs.items for pairs in self.erased.values()]
         return self.before.items.without(_orphans(gone, [data.item_keys for data in self.rest.values()]))
 
     @cached_property
     def _learned(self) -> dict[tuple[int, int], tuple[str, str]]:
-        """The pairs that come, by their keys: those that are not here, and are not held out for a test."""
+        """New pairs by their keys: neither stored already nor held out for a test."""
         asked = dict.fromkeys(pair for pairs in self.learnings.values() for pair in pairs)
         users, items = self.before.users, self.before.items
         named = {(users.key_of(user), items.key_of(item)): (user, item) for user, item in asked}
@@ -149,17 +149,17 @@ class Change:
 
     @cached_property
     def users(self) -> Vocabulary:
-        """The users of the generation to come: those who have an interaction in it."""
+        """The users of the next generation."""
         return self.left_users.extended(user for user, _ in self._learned.values())
 
     @cached_property
     def items(self) -> Vocabulary:
-        """The items of the generation to come."""
+        """The items of the next generation."""
         return self.left_items.extended(item for _, item in self._learned.values())
 
     @cached_property
     def added(self) -> dict[ShardId, Gain]:
-        """What every shard gains; shards that gain nothing are left out. Each pair goes where a fit would have put it."""
+        """The pairs that each shard gains; only shards that gain any. Each pair goes where a fit would have put it."""
         if not self._learned:
             return {}
         config = self.before.manifest.config
@@ -173,18 +173,18 @@ class Change:
 
     @cached_property
     def after(self) -> dict[ShardId, ShardData]:
-        """Every shard's interactions once the batch is carried out."""
+        """Every shard's interactions in the next generation."""
         gains = ((shard, self.added.get(shard, NO_GAIN)) for shard in self.rest)
         return {shard: self.rest[shard].with_learned(gain.train, gain.valid) for shard, gain in gains}
 
     @property
     def touched(self) -> list[ShardId]:
-        """The shards that must be trained again."""
+        """The shards that must train."""
         return sorted({*self.erased, *self.added})
 
 
 def _orphans(gone: Iterable[np.ndarray], left: Iterable[np.ndarray]) -> np.ndarray:
-    """The keys that lost an interaction and have none left."""
+    """Keys that lost an interaction and have none left."""
     keys = np.unique(np.concatenate([np.empty(0, np.uint64), *gone]))
     for present in left:
         keys = keys[places_of(keys, present) < 0]
@@ -192,9 +192,9 @@ def _orphans(gone: Iterable[np.ndarray], left: Iterable[np.ndarray]) -> np.ndarr
 
 
 def remaining_dataset(change: Change, config: EraserConfig) -> Dataset:
-    """What remains once a batch is carried out, as a log that is read for the first time with some settings.
+    """The remaining interactions after a change, as a new log for a fit with the given settings.
 
-    What is held out stays so, unless these settings hold out otherwise: then the log is split again, as a new one would be.
+    The validation set stays, unless these settings split differently. Then the log is split again.
     """
     users, items = change.users, change.items
     parts = [data.in_rows_of(users.keys, items.keys) for data in change.after.values()]
@@ -207,6 +207,6 @@ def remaining_dataset(change: Change, config: EraserConfig) -> Dataset:
 
 
 def _held_by(config: EraserConfig) -> tuple[float, ...]:
-    """The settings that decide what is held out. Without shares it is the log's own split, if it came with one."""
+    """The settings that decide the split. Without shares the log's own split counts, and the seed plays no part."""
     shares = config.data.test_share, config.data.valid_share
     return (*shares, config.seed if any(shares) else 0)

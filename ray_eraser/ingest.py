@@ -51,7 +51,7 @@ class Ingested:
         users, items: the vocabularies of all that is kept.
         user_refs, item_refs: their files.
         shards: the file of every shard's interactions, in order.
-        n_trained: how many interactions are learned from.
+        n_trained: number of training interactions.
     """
 
     users: Vocabulary
@@ -113,7 +113,7 @@ def ingest(
         on_pass(3)
     finally:
         store.drop_pieces()
-    # Ids of nothing but the test set are no part of what is kept.
+    # Ids that only the test set has are not stored.
     users, items = (
         vocabulary.only(vocabulary.keys[np.unpackbits(bits, count=len(vocabulary)) > 0])
         for vocabulary, bits in zip((users, items), (present_users, present_items), strict=True)

@@ -1,4 +1,4 @@
-"""How requests are accepted: checked against what is served and what waits, recorded, and out of what is served on return."""
+"""Accepts requests: checks them, records them in the ledger, and removes their data from the served model before returning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Submitted:
-    """The answer to a submission. With the salt the asker can show later what the receipt's commitment stands for."""
+    """The answer to a submission. The salt lets the asker prove later what the receipt is about."""
 
     request_id: RequestId
     state: RequestState
@@ -41,7 +41,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Desk:
-    """What accepting needs of a deployment besides what is served.
+    """The parts of a deployment that `Intake` uses, besides `Serving`.
 
     Attributes:
         ledger: where requests are recorded.
@@ -49,8 +49,8 @@ class Desk:
         max_pending: how many may wait at a time.
         clock: seconds since 1970.
         on_step: see `OnStep`.
-        predicted_seconds: how long it will take to carry out what waits.
-        key_hash: of idempotency keys.
+        predicted_seconds: predicts the duration of the next run.
+        key_hash: hashes idempotency keys.
     """
 
     ledger: Ledger
@@ -98,10 +98,10 @@ class Intake:
         ]
 
     def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> dict[int, RequestRow | InputError]:
-        """Check all against one reading of what is served and what waits, then record them at once.
+        """Check all submissions against one reading of the state, then record them in one transaction.
 
-        Gives for each, by its position, what was recorded, now or before under its key, or what is wrong with it. Unless
-        `partial`, nothing is recorded where anything is wrong, and those that would have been are left out.
+        Returns, by position, the recorded row (now or earlier, under the same key) or the error. Unless `partial`, one error
+        keeps all new submissions from being recorded, and these have no entry.
         """
         hashes = [self._desk.key_hash(submission.idempotency_key) for submission in submissions]
         asked = [submission.request for submission in submissions]
@@ -129,7 +129,7 @@ class Intake:
         return answers
 
     def _problem(self, request: UnlearningRequest, to_come: _ToCome) -> InputError | None:
-        """What is wrong with a new request."""
+        """The error that a new request deserves; None if it can be accepted."""
         try:
             self._check(request, to_come)
         except InputError as error:
@@ -137,7 +137,7 @@ class Intake:
         return None
 
     def _check(self, request: UnlearningRequest, to_come: _ToCome) -> None:
-        """Refuse what names something that is not here, neither learned from nor waiting to be.
+        """Refuse a request about an id or a pair that is neither stored nor waiting to be learned.
 
         Raises:
             UnknownIdError, RequestError: see `Coordinator.submit`.
@@ -165,7 +165,7 @@ class Intake:
             raise RequestError("pairs is empty: name at least one (user id, item id)")
         key_hash = self._desk.key_hash(idempotency_key)
         with self._serving.lock:
-            self.excise()  # what is being forgotten may be learned again
+            self.excise()  # so that a pair under erasure counts as absent, and can be learned again
             named = Learning(tuple(dict.fromkeys(Learning(tuple(pairs)).named)))
             row = self._ledger.recorded(key_hash, named)
             if row is None:
@@ -175,14 +175,14 @@ class Intake:
         return self._submitted([row])[0]
 
     def _new_pairs(self, named: Sequence[Pair]) -> tuple[Pair, ...]:
-        """Those of some pairs that are not here yet and that a fit would learn from or hold out for validation.
+        """The pairs that are neither stored nor waiting, and that a fit would not hold out for a test.
 
         Raises:
-            RequestError: none is, or a new id has the key of another one.
+            RequestError: no pair is left, or a new id has the key of another one.
         """
         snapshot, config = self._serving.snapshot, self._serving.config
         waiting = Backlog.of_learnings(self._ledger).to_come()
-        # Refuses an id with the key of another, so that keys tell ids apart from here on.
+        # Refuses an id whose key belongs to another id. Afterwards equal keys mean equal ids.
         for vocabulary, side in ((snapshot.users, 0), (snapshot.items, 1)):
             vocabulary.extended(pair[side] for pair in (*waiting, *named))
         keys = KeyedPairs.of([(snapshot.users.key_of(user), snapshot.items.key_of(item)) for user, item in named])
@@ -223,11 +223,11 @@ class Intake:
         return rows
 
     def excise(self) -> None:
-        """Change what is served so that it depends on nothing that a received request is about; then record it."""
+        """Remove the data of received requests from the served model; then record that."""
         with self._serving.lock:
             received = self._ledger.unfinished(RequestState.RECEIVED)
             if received:
-                # With those that waited to be learned from before: they may have lost what is to be forgotten.
+                # Waiting learnings are included because these requests may have shortened them.
                 learnings = self._ledger.unfinished(kind=Learning.kind)
                 self._serving.leave_out(self._serving.change.with_([*learnings, *received]))
                 self._ledger.excised([row.request_id for row in received], self._desk.clock())
@@ -235,7 +235,7 @@ class Intake:
 
     @contextmanager
     def _accepting(self) -> Iterator[None]:
-        """Requests are recorded within. Those that arrived meanwhile go first then: one excision will do for all of them."""
+        """Record requests within. Then wait for other arrivals, so that one excision covers all of them."""
         with self._arrivals:
             self._arriving += 1
         try:
@@ -248,7 +248,7 @@ class Intake:
         self.let_arrive()
 
     def let_arrive(self) -> None:
-        """Wait, not for long, until all requests are recorded that are being handed in."""
+        """Wait briefly until all requests that are being submitted are recorded."""
         with self._arrivals:
             self._arrivals.wait_for(lambda: not self._arriving, _ARRIVAL_SECONDS)
 
@@ -258,7 +258,7 @@ class Intake:
 
 
 class _ToCome:
-    """The pairs that wait to be learned, and their ids."""
+    """The pairs that wait to be learned, with sets of their ids."""
 
     def __init__(self, backlog: Backlog) -> None:
         self.pairs = backlog.to_come()

@@ -1,4 +1,4 @@
-"""What a deployment was made with and how it runs here: read from its store and ledger when it is opened."""
+"""The settings of a deployment: those recorded in its store and ledger, and those that apply on this machine only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 def agreed(
     deployment: str, store: Store, ledger: Ledger, config: EraserConfig | None
 ) -> tuple[GenerationRow | None, EraserConfig]:
-    """The published generation, if there is one, and the settings: those it was trained with, or those given.
+    """The published generation, or None, and the settings: its own, or the given ones.
 
     Raises:
         DeploymentError: nothing is deployed there and no config is given, or what is there is another ledger's, or was made
@@ -34,22 +34,22 @@ def agreed(
 
 
 def refuse_foreign(deployment: str, store: Store, ledger: Ledger) -> None:
-    """What another ledger knows of is none of this one's to sweep."""
+    """Refuse a storage path of another ledger, whose files would be deleted as leftovers."""
     if store.owner() not in (None, ledger.name):
         raise DeploymentError(deployment, f"{store.uri} belongs to another ledger: give that one, or choose another path")
 
 
 def unlearning_settings(ledger: Ledger, config: EraserConfig | None) -> UnlearningConfig:
-    """When requests are carried out and the like: as given now, or else as given the last time. They change no bit."""
+    """The `unlearning` settings: the given ones, or else the last ones. They change no bit."""
     if config is not None:
-        # The URL may hold a password, and whoever reads this has it already.
+        # The URL may hold a password, and is needed to read this note anyway.
         ledger.note("unlearning", config.unlearning.model_copy(update={"ledger": ""}).model_dump_json())
         return config.unlearning
     return UnlearningConfig.model_validate_json(ledger.noted("unlearning", UnlearningConfig().model_dump_json()))
 
 
 def noted_here(ledger: Ledger, config: EraserConfig, *, given: bool) -> EraserConfig:
-    """Settings with how wide and how long things run here: as given now, which is noted, or else as noted the last time."""
+    """Settings with the local runtime settings (`RUN_HERE`): record the given ones, or else restore the last ones."""
     if given:
         ledger.note("run here", config.runtime.model_dump_json(include=set(RUN_HERE)))
         return config
@@ -57,21 +57,21 @@ def noted_here(ledger: Ledger, config: EraserConfig, *, given: bool) -> EraserCo
 
 
 def as_run_here(config: EraserConfig, here: Mapping[str, Any] | RuntimeConfig) -> EraserConfig:
-    """Settings with what says how wide and how long things run here, which no generation records."""
+    """Settings with the local runtime settings (`RUN_HERE`), which no generation records."""
     given = here.model_dump(include=set(RUN_HERE)) if isinstance(here, RuntimeConfig) else dict(here)
     runtime = RuntimeConfig.model_validate(config.runtime.model_dump() | given)
     return config.model_copy(update={"runtime": runtime})
 
 
 def recorded(config: EraserConfig) -> EraserConfig:
-    """The settings without those that say where and when things run: they change no bit, and a URL may hold a password."""
+    """The settings that a generation records. Local ones change no bit, and a URL may hold a password."""
     usual = {name: getattr(EraserConfig().runtime, name) for name in RUN_HERE}
     runtime = config.runtime.model_copy(update=usual)
     return config.model_copy(update={"runtime": runtime, "unlearning": EraserConfig().unlearning})
 
 
 def settings_with(ledger: Ledger, config: EraserConfig, changes: Sequence[str]) -> EraserConfig:
-    """The settings that the deployment was asked to have, with changes; what was left to be chosen is still open.
+    """The settings that the deployment was given, with changes. Settings left to `auto` are open again.
 
     Args:
         ledger: where they are noted.
@@ -79,7 +79,7 @@ def settings_with(ledger: Ledger, config: EraserConfig, changes: Sequence[str]) 
         changes: `section.key=value` each.
 
     Raises:
-        ConfigError: a setting is unknown, out of range, or none of those that something is made with.
+        ConfigError: a setting is unknown, out of range, or changes no stored file.
     """
     for change in changes:
         name = change.partition("=")[0].strip()

@@ -1,6 +1,6 @@
-"""From a log to what every shard learns from: the ids keyed, the open settings chosen, the interactions divided.
+"""Prepares a log for training: keys its ids, chooses open settings, and divides its interactions. Pure.
 
-Pure. A fit, a re-partition, a sweep's trial and the membership study all begin here, so that they begin alike.
+Fits, re-partitions, sweep trials and the membership study all start here, so that they start alike.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def prepare(
     """Key, settle and divide a log.
 
     Args:
-        dataset: what to learn from; its test set is left alone.
-        config: the settings; what is open is chosen.
-        compute: where to train what choices are made by.
-        partition: of `dataset.train`, where it is to be the same as another time; None makes one as configured.
-        held: of `dataset.valid`, likewise.
+        dataset: the log; its test set is ignored.
+        config: the settings.
+        compute: runs the trials for open settings and learned partitions.
+        partition: reuse this partition of `dataset.train`; None makes the configured one.
+        held: likewise for `dataset.valid`.
     """
     log = keyed(dataset, config)
     assert (partition is None and held is None) or log.users.secret == dataset.users.secret, "it is of another order"
@@ -69,7 +69,7 @@ def prepare(
 
 
 def keyed(dataset: Dataset, config: EraserConfig) -> Dataset:
-    """A log as it is learned from: ids in the order of this seed's keys, without the test set and whoever is in it alone."""
+    """The log in the order of this seed's keys, without the test set and without ids that only the test set has."""
     return dataset.under(config.seed).learned()
 
 
@@ -81,15 +81,15 @@ def settle(
     item_keys: np.ndarray,
     compute: Compute,
 ) -> tuple[EraserConfig, tuple[str, ...]]:
-    """(the settings with nothing left open, the names of those that were chosen from the log).
+    """Choose open settings from the log. Returns (the settings, the names of those that were chosen).
 
     Args:
         config: the settings.
-        of_users: gives what is learned from of the users in these rows.
-        n_pairs: how much is learned from.
+        of_users: returns the training pairs of the users in the given rows.
+        n_pairs: number of training pairs.
         user_keys: (U,) uint64, by row.
         item_keys: (I,) uint64, by row.
-        compute: where candidates are tried.
+        compute: runs the trials.
     """
     if config.is_settled:
         return config, ()
@@ -99,19 +99,19 @@ def settle(
 
 
 def pretrained(log: Dataset, config: EraserConfig, compute: Compute) -> Embeddings | None:
-    """Embeddings of the whole log for the partitions that are made from them; never written, and gone when they are made."""
+    """Embeddings of the whole log, for partitions that need them. They are never written, and dropped after dividing."""
     if not config.partition.needs_embeddings:
         return None
     return compute.run([partial(pretrain, log.train, log.items.keys, config)])[0]
 
 
 def divided(log: Dataset, config: EraserConfig, embeddings: Embeddings | None) -> Partition:
-    """The configured partition of what is learned from."""
+    """The configured partition of the training pairs."""
     return divide(log.train, log.users.keys, log.items.keys, config.partition, config.seed, embeddings)
 
 
 def shards_of(log: Dataset, partition: Partition, held: Partition) -> tuple[ShardData, ...]:
-    """Every shard's interactions, by the partitions of both sets."""
+    """Every shard's interactions, given the partitions of the training and validation sets."""
     return tuple(
         ShardData.of(
             log.train.take(partition.owners == shard),

@@ -1,4 +1,4 @@
-"""What may be asked of an open deployment. Nothing here changes anything, and nothing waits for training."""
+"""The questions that an open deployment answers. None of them changes anything or waits for training."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Reading:
 
     @property
     def config(self) -> EraserConfig:
-        """The settings of what is served."""
+        """The settings of the served generation."""
         return self._serving.config
 
     @property
     def pool(self) -> ShardPool:
-        """The processes of what is served."""
+        """The pool of the served generation."""
         return self._serving.pool
 
     # ---- what is served --------------------------------------------------------------------------------------------------
@@ -54,17 +54,17 @@ class Reading:
         return self._serving.snapshot.recommend(user_id, n)
 
     def shard_data(self) -> dict[ShardId, ShardData]:
-        """What every shard of the current generation holds."""
+        """The interactions of every shard of the current generation."""
         return dict(self._serving.loaded.shards)
 
     def served_model(self) -> KeyedEmbeddings:
-        """The vectors that recommendations are computed from now."""
+        """The vectors behind the present recommendations."""
         return self._serving.snapshot.embeddings()
 
     def vectors(self) -> Vectors:
-        """What is served now, for whoever serves it elsewhere. See `Vectors`: copies that were handed out do not forget.
+        """The served vectors, for use in another system. See `Vectors`: copies do not forget.
 
-        While shards are trained again it is the excision, which depends on nothing that was asked to be forgotten either.
+        While shards retrain, these are the vectors of the excision, which does not depend on the erased data either.
         """
         return self._serving.vectors()
 
@@ -77,7 +77,7 @@ class Reading:
         return row.receipt if row.state is RequestState.ERASED else None
 
     def set_aside(self) -> dict[RequestId, str]:
-        """The requests that an operator should look at, and what their training failed of."""
+        """Requests that need an operator, with the reason why their training failed."""
         return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
 
     def erasures(self, limit: int = 100, *, finished: bool) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ class Reading:
         return pending(self._ledger, limit, finished=finished)
 
     def progress(self) -> Progress:
-        """What is being done."""
+        """The present stage of work."""
         return self._builder.progress
 
     def describe(self) -> Status:
@@ -109,14 +109,14 @@ class Reading:
     # ---- when ----------------------------------------------------------------------------------------------------------
 
     def due_at(self) -> float | None:
-        """When `process_pending` should be called by the plan, in seconds since 1970; None where nothing waits."""
+        """When the plan wants `process_pending` called, in seconds since 1970; None if nothing waits."""
         waiting = self._ledger.waiting()
         if not waiting or self._serving.is_empty:
             return None
         return plan_of(self.settings).next_run(waiting, self._published().published_at, self._predicted_seconds())
 
     def is_due(self) -> bool:
-        """Whether `process_pending` should be called now, by the plan."""
+        """Whether the plan wants `process_pending` called now."""
         due_at = self.due_at()
         return due_at is not None and due_at <= self._clock()
 
@@ -129,7 +129,7 @@ class Reading:
         return overdue(self._ledger.waiting(), self.settings.deadline_days * DAY, self._clock())
 
     def _predicted_seconds(self) -> float:
-        """What carrying out all that waits will take."""
+        """Predicted duration of a run for all waiting requests."""
         return predicted_seconds(self._serving.change, self._builder.costs, self.config.runtime.slots)
 
     def _published(self) -> GenerationRow:

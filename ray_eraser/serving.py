@@ -1,4 +1,4 @@
-"""What is served: the published generation, without what accepted requests are about. It changes as a whole."""
+"""The served model: the published generation without the data of accepted requests. It is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_eraser.vectors import Vectors
 
 
 class Serving:
-    """The generation in memory, what is being forgotten of it, and the snapshot that reads are answered from.
+    """Holds the published generation, the pending change to it, and the snapshot that answers reads.
 
     Args:
         deployment: its name, for errors.
@@ -30,7 +30,7 @@ class Serving:
     """
 
     def __init__(self, deployment: str, store: Store, pool: ShardPool, config: EraserConfig) -> None:
-        self.lock = threading.RLock()  # what is served changes as a whole; never held while shards train
+        self.lock = threading.RLock()  # held to replace the served model; never held while shards train
         self.pool, self.config = pool, config
         self._deployment, self._store = deployment, store
         self._change: Change | None = None
@@ -43,7 +43,7 @@ class Serving:
 
     @property
     def change(self) -> Change:
-        """The published generation, and what is being forgotten of it.
+        """The published generation and the pending change to it.
 
         Raises:
             DeploymentError: nothing has been trained yet.
@@ -59,20 +59,20 @@ class Serving:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What reads are answered from. Raises as `change`."""
+        """The snapshot that answers reads. Raises as `change`."""
         if self._snapshot is None:
             raise DeploymentError(self._deployment, "nothing has been trained yet: call fit first")
         return self._snapshot
 
     def read(self, published: GenerationRow) -> Loaded:
-        """A published generation; what it shares with the one in memory is not read again."""
+        """Load a published generation. Parts that it shares with the one in memory are reused."""
         loaded = self._change.before if self._change is not None else None
         if loaded is None or loaded.number != published.number:
             loaded = Loaded.read(self._store, published, loaded)
         return loaded
 
     def replace(self, loaded: Loaded, waiting: Iterable[RequestRow], pool: ShardPool, config: EraserConfig) -> None:
-        """Serve a generation without what waiting requests are about, with the processes that have its settings."""
+        """Serve a generation without the data of waiting requests, using a pool with its settings."""
         with self.lock:
             if pool is not self.pool:
                 former, self.pool = self.pool, pool
@@ -81,7 +81,7 @@ class Serving:
             self.leave_out(Change.of(loaded, waiting))
 
     def leave_out(self, change: Change) -> None:
-        """Serve a generation without what is being forgotten of it.
+        """Serve a generation without the data that a change erases.
 
         The submodels of shards that own any of it are left out of the aggregate; the users are folded in on what remains.
         """
@@ -93,7 +93,7 @@ class Serving:
             is_folded = self.config.aggregation.foldin or bool(change.erased)
             folding = folding_of(model.in_rows(model.user_keys, model.item_keys), self.config) if is_folded else None
             if folding is not None:
-                folding.users(Interactions.none())  # loads what it computes with: the first read should not wait for that
+                folding.users(Interactions.none())  # loads the compiled code now, so that the first read need not wait
             self._change = change
             self._snapshot = Snapshot(
                 model, folding, change.left_users, change.left_items, list(change.rest.values()), before.number
@@ -102,7 +102,7 @@ class Serving:
                 self.pool.prepare_excision(order)
 
     def vectors(self) -> Vectors:
-        """What is served now, for whoever serves it elsewhere; see `Vectors`."""
+        """The served vectors, for use in another system; see `Vectors`."""
         with self.lock:
             change, snapshot = self.change, self.snapshot
         serving = "excision" if change.erased else "generation"

@@ -1,4 +1,4 @@
-"""Where a deployment stands, as values that name nobody: from the coordinator while it runs, or from its files."""
+"""The status of a deployment, from its running coordinator or from its files. No value names a user or an item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_eraser.unlearning.request import RequestState
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being done.
+    """The present stage of work.
 
     Attributes:
         stage: `idle`, `partition`, `shards` or `aggregation`.
@@ -54,7 +54,7 @@ class Status:
         guarantee: what its receipts claim; see docs/decisions/0007.
         chosen: the settings that were chosen from the log.
         partition: the kind.
-        n_users, n_items, n_interactions: what is learned from.
+        n_users, n_items, n_interactions: size of the log.
         serving: `generation`, `excision` while accepted erasures wait for their training, `nothing` where it does not run.
         shards: every shard.
         requests: how many there are in each state.
@@ -145,7 +145,7 @@ class Status:
 
 
 def predicted_seconds(change: Change, costs: CostModel, slots: int) -> float:
-    """What carrying out all that waits will take, with so many shards trained at a time."""
+    """Predicted duration of a run for all waiting requests, with this many shards training at a time."""
     sizes = [change.before.manifest.shards[shard].n_train for shard in change.touched]
     return costs.predict(sizes, max(1, slots)).seconds
 

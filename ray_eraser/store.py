@@ -4,9 +4,9 @@ Files are immutable and named by the SHA-256 of their content; a manifest lists 
 Which generation is current stands in the ledger, because object stores have no atomic rename. Nothing that runs code when it is
 read: safetensors for numbers, Parquet for ids, JSON for manifests.
 
-**What is here is a function of the interactions that remain, the config and the seed** (docs/decisions/0028): ids are in the
-order of the keyed hashes of their text, those without an interaction are in no file, and no file holds a number that counts
-over all shards. Exceptions: the ledger, its mark, and what jobs reported.
+**The content is a function of the remaining interactions, the config and the seed** (docs/decisions/0028). Ids are in the order
+of their keyed hashes. Ids without an interaction are in no file. No file holds row numbers that are common to several shards. The
+exceptions are the ledger, its mark, and the reports of submitted jobs.
 
     vocabulary/users-<part>-<digest>.parquet     key, id: in the order of keys, divided by their highest five bits
     vocabulary/items-<part>-<digest>.parquet
@@ -296,7 +296,7 @@ class Store:
             raise StoreError(_OWNER, f"cannot be read ({error})") from error
 
     def _refuse_former(self) -> None:
-        """What an earlier version made must not be taken for nobody's, and swept."""
+        """Refuse files of an earlier version, which would be deleted as leftovers."""
         if self._fs.get_file_info(f"{self._root}/{_FORMER_OWNER}").type == fs.FileType.File:
             raise StoreError(
                 _FORMER_OWNER,
@@ -376,7 +376,7 @@ class Store:
     def delete(self, path: str) -> None:
         """Delete a file; one that is gone already is no error, so that a purge can be repeated.
 
-        A folder of this store's that has become empty goes too: it would say that there was a shard of its name.
+        Empty folders are deleted too: the name of a folder would reveal a former shard.
         """
         try:
             self._fs.delete_file(f"{self._root}/{path}")
@@ -483,7 +483,7 @@ def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    """A new file; its folder is made, and made again where a deletion of its last file took it away meanwhile."""
+    """Open a new file. Its folder is made again if a concurrent deletion removed it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         return file.open("wb")

@@ -1,6 +1,6 @@
-"""Interactions by the keys of their ids: how they are stored, and how they are named between processes.
+"""Interactions by the keys of their ids, for files and for messages between processes.
 
-Rows are numbers for one computation; keys are what an id has for ever. U' users and I' items of one shard, n pairs.
+A row is valid for one computation; the key of an id never changes. U' users and I' items of one shard, n pairs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class KeyedPairs:
         return KeyedPairs(self.users[chosen], self.items[chosen])
 
     def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Interactions:
-        """The pairs in rows of ascending keys; those of which an id has no row there are left out."""
+        """The pairs in rows of ascending keys, without pairs of an id that has no row there."""
         users, items = places_of(self.users, user_keys), places_of(self.items, item_keys)
         known = (users >= 0) & (items >= 0)
         return Interactions.of(users[known], items[known])
@@ -72,16 +72,16 @@ class KeyedPairs:
 
 @dataclass(frozen=True, eq=False)
 class ShardData:
-    """A shard's interactions, in rows of its own: what its submodel learns from, and what it may look at to stop.
+    """A shard's interactions in its own rows: those to train on, and those held out for early stopping.
 
-    The same pairs give the same value, whatever was there before: each user and item that has a pair has a row, in the order of
-    keys, and nobody else has one.
+    Every user and item with a pair has a row, in the order of keys, and nothing else has. So the same pairs give the same
+    value, whatever came before.
 
     Attributes:
         user_keys: (U',) uint64, ascending.
         item_keys: (I',) uint64, ascending.
-        train: what is learned from.
-        valid: what is held out, none of it in `train`.
+        train: pairs to train on.
+        valid: held-out pairs, none of them in `train`.
     """
 
     user_keys: np.ndarray
@@ -96,7 +96,7 @@ class ShardData:
 
     @classmethod
     def of(cls, train: Interactions, valid: Interactions, user_keys: np.ndarray, item_keys: np.ndarray) -> ShardData:
-        """From pairs in rows of others, whose keys ascend."""
+        """From pairs in the rows of a larger numbering, given its ascending keys."""
         user_rows, place_of_user = _renumbered(train.users, valid.users)
         item_rows, place_of_item = _renumbered(train.items, valid.items)
         parts = [Interactions(place_of_user[part.users], place_of_item[part.items]) for part in (train, valid)]
@@ -107,7 +107,7 @@ class ShardData:
 
     @cached_property
     def pairs(self) -> Interactions:
-        """All of them, held out or not."""
+        """All pairs, held out or not."""
         return Interactions.union([self.train, self.valid]) if len(self.valid) else self.train
 
     def keyed(self, pairs: Interactions) -> KeyedPairs:
@@ -122,14 +122,14 @@ class ShardData:
         return train, valid
 
     def without(self, erased: KeyedPairs) -> ShardData:
-        """What remains; pairs that are not here are passed over."""
+        """The remaining interactions. Unknown pairs are ignored."""
         gone = erased.in_rows(self.user_keys, self.item_keys)
         if not len(gone):
             return self
         return ShardData.of(self.train.without(gone), self.valid.without(gone), self.user_keys, self.item_keys)
 
     def with_learned(self, train: KeyedPairs, valid: KeyedPairs) -> ShardData:
-        """These pairs as well, none of which is here."""
+        """Add pairs that are not here yet."""
         if not len(train) and not len(valid):
             return self
         user_keys = np.unique(np.concatenate([self.user_keys, train.users, valid.users]))
@@ -168,7 +168,7 @@ class ShardData:
 
 
 _FEW = 64
-"""So many pairs are looked up one by one; for more, all of a shard's are put side by side first."""
+"""Up to this many pairs are looked up one by one. More are compared with all pairs of the shard at once."""
 
 
 def places_of(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ def places_of(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 
 
 def trained_pairs(shards: Sequence[ShardData], user_keys: np.ndarray, item_keys: np.ndarray) -> Interactions:
-    """What several shards learn from, in rows of ascending keys; pairs of an id without a row there are left out."""
+    """The training pairs of several shards in rows of ascending keys, without pairs of an id that has no row there."""
     parts = []
     for data in shards:
         users = places_of(data.user_keys, user_keys)[data.train.users]

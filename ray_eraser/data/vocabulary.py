@@ -1,7 +1,7 @@
 """From raw ids to keys and back.
 
-An id is text. Its key is a keyed 64-bit hash of that text, and everything that a deployment stores and computes is in the order
-of keys: the place of an id depends on no other id, on no order of coming, and on nothing that was there before.
+An id is text, and its key is a keyed 64-bit hash of that text. A deployment stores and computes everything in key order. So the
+place of an id does not depend on other ids, on the order of arrival, or on erased data.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ray_eraser.ids import RawId, id_problem, id_text
 from ray_eraser.seeds import hash_ids, secret
 
 PARTS = 32
-"""In how many parts the ids of one kind are kept, by the highest bits of their keys: what one id changes is one part. A fixed
-number, because one that followed the number of ids would tell of ids that are gone."""
+"""Number of files for the ids of one kind, divided by the highest bits of the keys. A change of one id rewrites one file. The
+number is fixed: if it followed the count of ids, it would reveal erased ids."""
 
 _SHIFT = np.uint64(64 - 5)
 _EDGES = np.arange(1, PARTS, dtype=np.uint64) << _SHIFT
@@ -64,8 +64,8 @@ class Vocabulary:
         kind: `user` or `item`.
         secret: keys the hash; see `seeds.secret`.
         parts: `PARTS` of them, in order.
-        integers: whether ids are given back as integers where they are written as such. That follows from where the ids come
-            from (a column of integers), never from how other ids look.
+        integers: give ids back as integers if they are written as integers. The source decides (a column of integers), not
+            the look of other ids.
     """
 
     kind: str
@@ -202,7 +202,7 @@ class Vocabulary:
         return int(text) if self.integers and is_canonical_integer(text) else text
 
     def without(self, keys: np.ndarray) -> Vocabulary:
-        """The same without the ids of these keys."""
+        """Remove the ids of these keys."""
         parts = list(self.parts)
         for number in np.unique(keys >> _SHIFT).astype(np.int64).tolist():
             part = parts[number]
@@ -212,11 +212,11 @@ class Vocabulary:
         return replace(self, parts=tuple(parts))
 
     def only(self, keys: np.ndarray) -> Vocabulary:
-        """The same with nothing but the ids of these keys."""
+        """Keep only the ids of these keys."""
         return self.without(self.keys[~np.isin(self.keys, keys)])
 
     def extended(self, ids: Iterable[RawId]) -> Vocabulary:
-        """The same and these ids; those that are here already are passed over.
+        """Add ids. Known ids are ignored.
 
         Raises:
             RequestError: an id has the key of another one.

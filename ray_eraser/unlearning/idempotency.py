@@ -1,8 +1,8 @@
 """Idempotency keys: a submission repeated with the same key is the same request.
 
-A key may name a user ("erase u7") and stays recorded after the request is finished. So the ledger keeps a keyed hash of it. The
-secret of that hash is random and lies outside of the storage path and the ledger: a copy of these is nothing to try candidates
-with. Without the secret, repeated keys of earlier requests are taken for new ones.
+A key may name a user ("erase u7"), and stays recorded after the request is finished. So the ledger keeps a keyed hash. The random
+secret of that hash is kept outside the storage path and the ledger, so a copy of these does not let anyone test guesses.
+If the secret is lost, repeated keys of earlier requests count as new.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BYTES = 32
 
 
 class KeyHash:
-    """What the ledger keeps of idempotency keys. The secret is read, or made, when the first key comes."""
+    """Hashes idempotency keys for the ledger. The secret is read or made for the first key."""
 
     def __init__(self, secret: Callable[[], bytes]) -> None:
         self._read = secret
@@ -92,7 +92,7 @@ def _usual_secret(ledger: str) -> bytes:
     try:
         return _kept_secret(secret_file("", ledger))
     except (OSError, RuntimeError, ValueError) as error:
-        # A promise is kept all the same, but for repetitions across a restart.
+        # Requests are safe all the same. Only repetitions across a restart are not recognized.
         log.warning("no folder for the secret of idempotency keys", extra={"problem": type(error).__name__})
         return secrets.token_bytes(_BYTES)
 
