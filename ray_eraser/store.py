@@ -4,9 +4,9 @@ Files are immutable and named by the SHA-256 of their content; a manifest lists 
 Which generation is current stands in the ledger, because object stores have no atomic rename. Nothing that runs code when it is
 read: safetensors for numbers, Parquet for ids, JSON for manifests.
 
-**The content is a function of the remaining interactions, the config and the seed** (docs/decisions/0028). Ids are in the order
-of their keyed hashes. Ids without an interaction are in no file. No file holds row numbers that are common to several shards. The
-exceptions are the ledger, its mark, and the reports of submitted jobs.
+**The content is a function of the remaining interactions, the config and the seed** (docs/decisions/0028). Ids are in the
+order of their keyed hashes. Ids without an interaction are in no file. No file holds row numbers that several shards share.
+The exceptions are the ledger, its mark, and the reports of submitted jobs.
 
     vocabulary/users-<part>-<digest>.parquet     key, id: in the order of keys, divided by their highest five bits
     vocabulary/items-<part>-<digest>.parquet

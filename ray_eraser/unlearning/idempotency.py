@@ -1,8 +1,8 @@
 """Idempotency keys: a submission repeated with the same key is the same request.
 
-A key may name a user ("erase u7"), and stays recorded after the request is finished. So the ledger keeps a keyed hash. The random
-secret of that hash is kept outside the storage path and the ledger, so a copy of these does not let anyone test guesses.
-If the secret is lost, repeated keys of earlier requests count as new.
+A key may name a user ("erase u7"), and stays recorded after the request is finished. So the ledger keeps a keyed hash. Its
+random secret is kept outside the storage path and the ledger, so a copy of these does not let anyone test guesses. If the
+secret is lost, repeated keys of earlier requests count as new.
 """
 
 from __future__ import annotations
