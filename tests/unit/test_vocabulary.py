@@ -224,14 +224,6 @@ def test_a_changed_vocabulary_shares_the_parts_that_did_not_change():
         assert {number for number in range(PARTS) if after.parts[number] is not before.parts[number]} == changed
 
 
-def test_the_mask_of_known_keys_is_true_for_those_that_are_here():
-    vocabulary = Vocabulary.of("user", MANY)
-    asked = [*MANY[::7], "never here", "nor here"]
-    keys = np.array([vocabulary.key_of(raw) for raw in asked], np.uint64)
-    assert vocabulary.has(keys).tolist() == [True] * (len(asked) - 2) + [False] * 2
-    assert vocabulary.has(np.empty(0, np.uint64)).tolist() == []
-
-
 # ---- two ids with one key ----------------------------------------------------------------------------------------------------
 
 
