@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 QUICK_ON_RAY := tests/ray/test_deployment.py tests/jobs/test_jobs.py
 
-.PHONY: demo test test-ray test-long fuzz lint soak bench bench-scale install clean
+.PHONY: demo test test-ray test-long test-gpu fuzz lint soak bench bench-scale bench-gpu install clean
 
 install: $(VENV)/installed
 
@@ -41,6 +41,14 @@ test-long: install
 	$(BIN)/pytest -q -m slow tests/ray tests/jobs
 	$(BIN)/pytest -q tests/cluster
 
+# What needs a GPU: four minutes. Without .venv by the python3 that is there, whose libraries may be others than the pinned ones
+# and warn of other things.
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_PYTEST := $(GPU_PYTHON) -m pytest -q $(if $(wildcard $(BIN)/python),,-W default)
+test-gpu:
+	@$(GPU_PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: PyTorch sees no GPU here: run make test-gpu on a machine that has one, with a CUDA build of PyTorch")'
+	$(GPU_PYTEST) -m gpu $$(grep -rlE 'mark\.gpu|on_gpu|TORCH_DEVICES' --include='test_*.py' tests)
+
 # Property tests with examples drawn at random, while `make test` takes the same ones every time.
 fuzz: install
 	RAY_ERASER_EXAMPLES=fuzz $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
@@ -65,6 +73,11 @@ SCALE ?= 10000000
 bench-scale: install
 	test -d $(VENV)/biglog-$(SCALE) || $(BIN)/python tests/benchmarks/biglog.py --interactions $(SCALE) --output $(VENV)/biglog-$(SCALE)
 	$(BIN)/python tests/benchmarks/scale.py --data $(VENV)/biglog-$(SCALE) --set aggregation.sweeps=0 --full
+
+# What a GPU does faster, and how close to its limits it comes: five minutes on one.
+BENCH_GPU ?= --report tests/benchmarks/results
+bench-gpu:
+	$(GPU_PYTHON) tests/benchmarks/gpu.py $(BENCH_GPU)
 
 clean:
 	rm -rf $(VENV)

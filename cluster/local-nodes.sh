@@ -8,11 +8,13 @@
 #   LOCAL_NODES_DIR    where all of it is kept (/tmp/local-nodes; keep it short, sockets are in it); two folders, two clusters
 #   LOCAL_NODES_PORT   the first of the four ports taken: Ray's, the dashboard's (jobs'), its agent's, Ray Client's (6390)
 #   LOCAL_NODES_CPUS   CPUs that each node says it has (1)
+#   LOCAL_NODES_GPUS   GPUs that each node says it has (0: otherwise each would count the machine's GPUs as its own)
 set -euo pipefail
 
 folder=${LOCAL_NODES_DIR:-/tmp/local-nodes}
 port=${LOCAL_NODES_PORT:-6390}
 cpus=${LOCAL_NODES_CPUS:-1}
+gpus=${LOCAL_NODES_GPUS:-0}
 address=127.0.0.1:$port
 pids=$folder/pids
 # Ray writes a file here that other programs find a Ray by: these nodes are found by their address alone.
@@ -23,7 +25,7 @@ node() {
   local log=$folder/$1.log temporary=$folder/ray-$1
   shift
   # A folder each: a node unpacks a job's working directory anew, over what the processes of another are running.
-  setsid ray start --block --temp-dir "$temporary" --num-cpus "$cpus" --object-store-memory 100000000 \
+  setsid ray start --block --temp-dir "$temporary" --num-cpus "$cpus" --num-gpus "$gpus" --object-store-memory 100000000 \
     --node-ip-address 127.0.0.1 "$@" >"$log" 2>&1 &
   echo $! >>"$pids"
 }
@@ -86,8 +88,8 @@ start() {
   for number in $(seq 2 "$nodes"); do
     node "worker-$number" --address "$address"
   done
-  for log in "$folder"/head.log "$folder"/worker-*.log; do
-    [[ -e $log ]] && await "$(basename "$log" .log)" "$(basename "$log" .log)" grep -q "Ray runtime started" "$log"
+  for name in head $(seq --format "worker-%g" 2 "$nodes"); do
+    await "$name" "$name" grep -qs "Ray runtime started" "$folder/$name.log" # a log is not there at once
   done
   await head "the dashboard" open_port $((port + 1))
   cat <<EOF

@@ -33,6 +33,9 @@ from ray_eraser.unlearning.work import Learning
 
 _MOST_IDS = 1_000_000  # of those that are searched for at a time
 
+_GPU = 0.01
+"""GPU that a task of an audit reserves: the smallest share that a deployment leaves will do."""
+
 _ABOUT_HEADS = (
     "The head is the digest of the newest receipt: note it. Receipts that were cut off at the end are missed only by somebody "
     "who holds one of those (--receipt), or noted a later head. Anyone who can write the ledger can make another chain, but "
@@ -175,7 +178,8 @@ def audit(
         from ray_eraser.runtime.session import session
 
         with session(ray_address):
-            compute = RayTasks(manifest.config.runtime.model_copy(update={"slots": settings.runtime.slots}))
+            runtime = manifest.config.runtime.model_copy(update={"slots": settings.runtime.slots})
+            compute = RayTasks(runtime, _GPU if runtime.known_device == "cuda" else 0)
             if log is not None:
                 with cli.people.status("training on the log"):
                     compared = audit_against(store, published, log, compute)

@@ -64,7 +64,11 @@ SetOption = Annotated[
 ]
 PresetOption = Annotated[
     list[str] | None,
-    typer.Option("--preset", metavar="NAME", help=f"A method by its name, under --config: {', '.join(preset_names())}."),
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help=f"A method, or settings of a model, by name, under --config: {', '.join(preset_names())}.",
+    ),
 ]
 RayOption = Annotated[
     str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ray_eraser import doctor as look
 from ray_eraser.config import DAY, UnlearningConfig
-from ray_eraser.doctor import Advice, Outcome
+from ray_eraser.doctor import Advice, Outcome, RayFacts
 from ray_eraser.store import Store
 from ray_eraser.unlearning.idempotency import secret_file
 from ray_eraser.unlearning.ledger import Ledger
@@ -40,8 +40,8 @@ def doctor(
     """Warn of what endangers a deployment, and say the way out.
 
     Looked at are Ray's dashboard and token; who can read the storage path, key files and the configuration; whether files and
-    ledger are where they last; disk space; the clock; requests that are overdue or were set aside. Changes nothing, starts no
-    Ray. Exit code 1 where there is a warning.
+    ledger are where they last; disk space; the clock; whether Ray has the GPUs that the deployment was trained on; requests
+    that are overdue or were set aside. Changes nothing, starts no Ray. Exit code 1 where there is a warning.
 
     [bold]Example[/bold]: python jobs/doctor.py --storage-path deployments/ml-1m --keys api.keys
     """
@@ -52,11 +52,13 @@ def doctor(
             noted = ledger.noted("unlearning", settings.unlearning.model_copy(update={"ledger": ""}).model_dump_json())
             unlearning = UnlearningConfig.model_validate_json(noted)
             url = settings.unlearning.ledger
+            facts = _ray(ray_address)
             found = [
-                *_ray(ray_address),
+                *(() if ray_address == "local" else look.check_ray(facts)),
                 *look.check_files(_secrets(keys, unlearning, ledger.name, config, url)),
                 *_storage(store, url),
                 look.check_clock(time.time(), ledger.newest_time()),
+                look.check_device(_trained_on(store, ledger), None if facts is None else facts.gpus),
                 *_requests(ledger, unlearning.deadline_days),
             ]
         warned = any(advice.outcome is Outcome.WARN for advice in found)
@@ -68,12 +70,17 @@ def doctor(
             raise typer.Exit(cli.FAILED)
 
 
-def _ray(address: str | None) -> Iterator[Advice]:
+def _ray(address: str | None) -> RayFacts | None:
     if address == "local":
-        return iter(())  # there is no other Ray then
+        return None  # there is no other Ray then
     from ray_eraser.runtime.exposure import look_at_ray
 
-    return look.check_ray(look_at_ray(address))
+    return look_at_ray(address)
+
+
+def _trained_on(store: Store, ledger: Ledger) -> Mapping[str, str | int] | None:
+    published = ledger.current()
+    return None if published is None else store.read_manifest(published.digest).environment
 
 
 def _secrets(

@@ -150,6 +150,7 @@ def _summary(shown: Shown, now: float) -> Table:
         "guarantee": status.guarantee,
         "chosen from the log": ", ".join(status.chosen) or "nothing",
         "partition": status.partition,
+        "computed on": status.device,
         "learned from": f"{status.n_interactions} interactions, {status.n_users} users, {status.n_items} items",
         "requests": ", ".join(f"{count} {state}" for state, count in status.requests.items() if count) or "none yet",
         "plan": status.plan,
@@ -181,12 +182,15 @@ def _next_run(shown: Shown, now: float) -> str:
 
 
 def _shards(shown: Shown) -> Table:
-    table = Table("shard", "interactions", "held out", "node", "", title="shards", title_justify="left")
+    memory = ("GPU memory",) if shown.status.gpu_bytes else ()
+    table = Table("shard", "interactions", "held out", "node", *memory, "", title="shards", title_justify="left")
     for shard in shown.status.shards:
         process = shown.processes.get(f"shard-{shard.shard}")
         where = "" if process is None else f"{process['address']} ({process['node'][:8]})"
         numbers = map(str, (shard.shard, shard.interactions, shard.held_out))
-        table.add_row(*numbers, where, Text("left out, to be trained" if shard.excised else "", "yellow"))
+        held = shown.status.gpu_bytes.get(f"shard-{shard.shard}")
+        gib = ("" if held is None else f"{held / 2**30:.2f} GiB",) if memory else ()
+        table.add_row(*numbers, where, *gib, Text("left out, to be trained" if shard.excised else "", "yellow"))
     return table
 
 

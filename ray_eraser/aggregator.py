@@ -8,17 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
-from ray_eraser.aggregation import aggregate, excise, needs_interactions, with_users
-from ray_eraser.aggregation.grams import Grams
-from ray_eraser.aggregation.spectral import gram_sides
+from ray_eraser.aggregation import GramBlocks, aggregate, excise, make_grams, needs_interactions, products, with_users
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
-from ray_eraser.determinism import deterministic, environment
+from ray_eraser.determinism import environment
+from ray_eraser.devices import by_torch, computing, described, sees_gpu
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import START_LENGTH
@@ -62,37 +62,67 @@ class Aggregator:
         self._users, self._items = _Numbering(), _Numbering()
         self._in_rows: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
-        self._grams = Grams()
 
     def identity(self) -> tuple[str, str]:
         """(storage path, fingerprint of the settings): what whoever attaches to this actor must agree with."""
         return self._store.uri, self.config.fingerprint()
 
-    def ready(self) -> None:
-        """Answers once the process is up and has loaded, and compiled, what it computes with."""
-        environment(self.config.runtime.threads)
-        if self.config.aggregation.foldin:
-            from ray_eraser.aggregation.foldin import sweep
+    def described(self) -> dict[str, str]:
+        """The device that it computes on; see `devices.described`."""
+        return described(self.config.runtime.known_device)
 
-            made_up = Interactions.of(np.array([0], np.int32), np.array([0], np.int32))
-            sweep(np.array([0], np.int32), np.ones((1, self.config.model.width), np.float32), made_up, 1.0, 1.0, 1)
+    @cached_property
+    def _excising(self) -> EraserConfig:
+        """The settings for excisions, which are stored nowhere: without the GPU of the submodels they run on the CPU."""
+        is_missing = self.config.runtime.known_device == "cuda" and not sees_gpu()
+        return self.config.with_device("cpu") if is_missing else self.config
+
+    @cached_property
+    def _grams(self) -> GramBlocks:
+        """On the device of the excisions, which is that of the aggregations wherever these can run."""
+        return make_grams(self._excising)
+
+    def ready(self) -> None:
+        """Answers once the process is up and has loaded, and compiled, what it computes with.
+
+        Raises:
+            DeviceError: it needs a GPU, and sees none.
+        """
+        runtime, width = self.config.runtime, self.config.model.width
+        environment(runtime.threads, runtime.known_device)
+        row = np.array([0], np.int32)
+        nobody, made_up = Embeddings.empty(width), Interactions.of(row, row)
+        start = Embeddings(nobody.user_rows, nobody.users, row, np.ones((1, width), np.float32))
+        settled = self.config.settled(1.0)  # where nothing has been chosen from a log yet
+        with computing(runtime.known_device, runtime.memory_share, "the aggregator"):
+            if by_torch(runtime.known_device):
+                excise([Embeddings(row, start.items, row, start.items)], made_up, nobody, settled)
+            if self.config.aggregation.foldin:
+                excise([], made_up, start, settled)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         """Write the model of a generation."""
         started = time.perf_counter()
         submodels = self._all_submodels(order)
         interactions = self._interactions(order) if needs_interactions(self.config) else Interactions.none()
-        model = aggregate(submodels, interactions, self.config, self._grams)
+        runtime = self.config.runtime
+        with computing(runtime.known_device, runtime.memory_share, "the aggregation"):
+            model = aggregate(submodels, interactions, self.config, self._grams)
         written = self._store.write_aggregate(model.keyed(self._users.keys, self._items.keys))
-        return Aggregated(written, environment(self.config.runtime.threads), time.perf_counter() - started)
+        return Aggregated(written, environment(runtime.threads, runtime.known_device), time.perf_counter() - started)
 
     def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
         """The model to serve while the excised shards are trained again. Returned and never stored: it lives for seconds."""
+        runtime = self._excising.runtime
+        with computing(runtime.known_device, runtime.memory_share, "the excision"):
+            return self._excised(order)
+
+    def _excised(self, order: AggregationOrder) -> KeyedEmbeddings:
         submodels = zip(order.shards, self._all_submodels(order), strict=True)
         kept = [submodel for record, submodel in submodels if record.shard not in order.excised]
         nobody = Embeddings.empty(self.config.model.width)
         if any(len(submodel.user_rows) for submodel in kept):
-            model = excise(kept, Interactions.none(), nobody, self.config, self._grams)
+            model = excise(kept, Interactions.none(), nobody, self._excising, self._grams)
             return model.keyed(self._users.keys, self._items.keys)
         shards = [data.without(order.erased) for data in self._shards(order)]
         user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
@@ -100,12 +130,13 @@ class Aggregator:
         rows = interactions.item_rows()
         vectors = item_start(item_keys[rows], self.config) * np.float32(START_LENGTH / self.config.model.width**0.5)
         start = Embeddings(nobody.user_rows, nobody.users, rows, vectors)
-        return excise([], interactions, start, self.config).keyed(user_keys, item_keys)
+        return excise([], interactions, start, self._excising).keyed(user_keys, item_keys)
 
     def products(self, order: AggregationOrder) -> tuple[np.ndarray, np.ndarray]:
         """What the submodels of a generation multiply to, users and items, for `warm` of another process."""
-        with deterministic(self.config.runtime.threads, self.config.runtime.cores):
-            return gram_sides(self._known_submodels(order), self._grams)
+        runtime = self._excising.runtime
+        with computing(runtime.known_device, runtime.memory_share, "the products of the submodels"):
+            return products(self._all_submodels(order), self._excising, self._grams)
 
     def warm(self, order: AggregationOrder, products: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Read a generation's submodels and multiply them, so that the next excision need not wait for either.
@@ -117,10 +148,8 @@ class Aggregator:
         if products is None:
             self.products(order)
         else:
-            self._grams.give(self._known_submodels(order), products)
-
-    def _known_submodels(self, order: AggregationOrder) -> list[Embeddings]:
-        return [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
+            known = [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
+            self._grams.give(known, products)
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
         """In rows of this process, which stand for the keys of `_users` and `_items`."""

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from ray_eraser import registry
+from ray_eraser.devices import Device
 from ray_eraser.errors import ConfigError, ExtensionError
 
 _PRESETS = Path(__file__).parent / "presets"
@@ -312,11 +313,27 @@ class RuntimeConfig(Section):
     same time, and any of them is any shard, so that memory does not grow with the number of shards."""
     node_labels: tuple[str, ...] = ()
     """Only nodes with all of these labels hold shards, each written `key=value`; none: every node with a CPU."""
+    device: Literal["auto", "cpu", "cuda", "torch-cpu"] = "auto"
+    """Where submodels and the aggregate are computed; it changes the bits. `cuda`: on GPUs, by PyTorch. `auto`: on GPUs where
+    `gpus_per_shard` is set and the cluster's GPUs hold all processes, else on CPUs; decided when a deployment is first trained,
+    and kept. `torch-cpu`: the code for GPUs on the CPU, for rehearsals."""
     gpus_per_shard: float = Field(0, ge=0)
-    """GPU that a shard's process reserves; a fraction lets several share one. Where the cluster's GPUs cannot hold all shards,
-    none reserves any, and it is said. The models of this version compute on the CPU."""
+    """GPU that each process reserves, one for each shard or slot and two that aggregate; a fraction lets several share one.
+    0: with `device=cuda` an equal share of the cluster's GPUs, else none."""
+    gpu_memory_share: float = Field(0.9, gt=0, le=1)
+    """How much of its GPU reservation a process may allocate, in memory. Beyond that it fails, and says so."""
     timeout_seconds: float = Field(3600, gt=0)
     """The longest that one shard's training or one aggregation may take."""
+
+    @property
+    def memory_share(self) -> float:
+        """Share of a GPU's memory that one process may allocate: of its reservation, or of the GPU where it has it alone."""
+        return self.gpu_memory_share * min(1.0, self.gpus_per_shard or 1.0)
+
+    @property
+    def known_device(self) -> Device:
+        """`device`, once it has been decided; the CPU until then."""
+        return "cpu" if self.device == "auto" else self.device
 
     @field_validator("gpus_per_shard")
     @classmethod
@@ -336,7 +353,15 @@ class RuntimeConfig(Section):
 
 _LABEL = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][\w.-]{0,62}=[A-Za-z0-9][\w.-]{0,62}", re.ASCII)
 
-RUN_HERE = ("cores", "slots", "process_per", "node_labels", "timeout_seconds")
+RUN_HERE = (
+    "cores",
+    "slots",
+    "process_per",
+    "node_labels",
+    "gpus_per_shard",
+    "gpu_memory_share",
+    "timeout_seconds",
+)
 """Settings of `runtime` that say where, how wide and how long things run here: no bit changes, no generation records them."""
 
 
@@ -618,10 +643,20 @@ class EraserConfig(Section):
             return self.model_copy(update={"model": self.model.model_copy(update={"alpha0": alpha0})})
         return self.model_copy(update={"aggregation": self.aggregation.model_copy(update={"foldin_alpha0": alpha0})})
 
+    def on_device(self, device: Device) -> EraserConfig:
+        """The same settings with this device where `runtime.device` is `auto`."""
+        return self.with_device(device) if self.runtime.device == "auto" else self
+
+    def with_device(self, device: Device) -> EraserConfig:
+        """The same settings with this device."""
+        return self.model_copy(update={"runtime": self.runtime.model_copy(update={"device": device})})
+
     def agrees_with(self, trained: EraserConfig) -> bool:
         """Whether a deployment that was trained with `trained` is what these settings ask for."""
         alpha0 = trained.own_alpha0
-        mine = self if alpha0 is None else self.settled(alpha0)
+        device = trained.runtime.device
+        mine = self if device == "auto" else self.on_device(device)
+        mine = mine if alpha0 is None else mine.settled(alpha0)
         return mine.fingerprint() == trained.fingerprint()
 
     def fingerprint(self) -> str:
@@ -705,8 +740,13 @@ def only_here(config: EraserConfig) -> str | None:
 
 
 def preset_names() -> list[str]:
-    """The methods of the papers, and ours, as they are called in `presets/`."""
+    """The methods of the papers, ours, and settings for one model, as they are called in `presets/`."""
     return sorted(path.stem for path in _PRESETS.glob("*.toml"))
+
+
+def method_names() -> list[str]:
+    """The presets that say how to divide and combine, whatever the model."""
+    return [name for name in preset_names() if "model" not in _read_toml(_PRESETS / f"{name}.toml")]
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

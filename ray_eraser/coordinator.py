@@ -20,7 +20,7 @@ from ray_eraser.backlog import Backlog
 from ray_eraser.building import Builder, Draft, FitReport, noted_with
 from ray_eraser.config import EraserConfig, UnlearningConfig
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DeploymentError, LedgerError, PoolError, StaleEpochError, StoreError
+from ray_eraser.errors import DeploymentError, DeviceError, LedgerError, PoolError, StaleEpochError, StoreError
 from ray_eraser.generation import Change, remaining_dataset
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.intake import Desk, Intake, Submitted
@@ -48,7 +48,7 @@ _FEW = 8
 
 MakePool = Callable[[EraserConfig], ShardPool]
 
-_MACHINE = (StaleEpochError, StoreError, LedgerError, OSError)
+_MACHINE = (StaleEpochError, StoreError, LedgerError, DeviceError, OSError)
 """Errors that are not caused by the requests of a batch."""
 
 
@@ -132,7 +132,8 @@ class Coordinator(Reading):
         Raises:
             DeploymentError: something is deployed here already.
         """
-        return self._fit(lambda: self._builder.from_dataset(dataset, self.config, self.pool, self._pool_for, partition, held))
+        make = self._builder.from_dataset
+        return self._fit(lambda: make(dataset, self._settled(), self.pool, self._pool_for, partition, held))
 
     def fit_log(self, source: str) -> FitReport:
         """The generation that `fit` makes of `read_dataset(source, ...)`, of a log that no process ever holds as a whole.
@@ -147,7 +148,7 @@ class Coordinator(Reading):
             ConfigError: the partition is learned, which takes all interactions at once: use `fit`.
             DeploymentError: something is deployed here already.
         """
-        return self._fit(lambda: self._builder.from_log(source, self.config, self.pool, self._pool_for))
+        return self._fit(lambda: self._builder.from_log(source, self._settled(), self.pool, self._pool_for))
 
     def _fit(self, drafted: Callable[[], Draft]) -> FitReport:
         with self._working:
@@ -172,6 +173,10 @@ class Coordinator(Reading):
                 "total": done - started,
             }
             return FitReport.of(self._serving.loaded, seconds)
+
+    def _settled(self) -> EraserConfig:
+        """The settings, with the device that `runtime.device=auto` comes to."""
+        return self.config.on_device(self.pool.device())
 
     def _pool_for(self, config: EraserConfig) -> ShardPool:
         """The pool, where its shards have these settings; else a new one."""
@@ -310,7 +315,8 @@ class Coordinator(Reading):
         if not works:
             return change, self._builder.draft_of_change(change, self.config, self.pool)
         settings = settings_with(self._ledger, self.config, [setting for work in works for setting in work.changes])
-        draft = self._builder.from_dataset(remaining_dataset(change, settings), settings, self.pool, self._pool_for)
+        remaining, on = remaining_dataset(change, settings), self._pool_for(settings).device()
+        draft = self._builder.from_dataset(remaining, settings.on_device(on), self.pool, self._pool_for)
         return change, noted_with(draft, settings)
 
     @contextmanager

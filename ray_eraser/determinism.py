@@ -21,6 +21,8 @@ import scipy
 import scipy.linalg  # brings its own BLAS: one that is loaded later would not be limited
 from threadpoolctl import threadpool_limits
 
+from ray_eraser.devices import Device, described
+
 _ONE_AT_A_TIME = threading.RLock()
 """Thread counts and kernels are the process's: two threads that set and restore them would do it for each other."""
 
@@ -43,16 +45,23 @@ def deterministic(threads: int, cores: int = 0) -> Iterator[None]:
 
     with _ONE_AT_A_TIME, threadpool_limits(limits=threads):
         before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+        precision_before = torch.get_float32_matmul_precision()
+        filled_before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         flushed_before = bool(torch.tensor(1e-30) * 1e-10 == 0)  # torch can set this, but does not tell it
         torch.set_num_threads(threads)
         # The same switch as use_deterministic_algorithms(True), which would import the compiler as well: 0.8 s a process.
         torch.set_deterministic_debug_mode("error")
         torch.set_flush_denormal(True)
+        # Nothing here reads memory before it writes it; filling it costs a tenth of a half sweep.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision("highest")  # no TF32: its products have ten bits
         token = _CORES.set(max(1, cores))
         try:
             yield
         finally:
             _CORES.reset(token)
+            torch.set_float32_matmul_precision(precision_before)
+            torch.utils.deterministic.fill_uninitialized_memory = filled_before  # type: ignore[attr-defined]
             torch.set_flush_denormal(flushed_before)
             torch.set_deterministic_debug_mode(before[1])
             torch.set_num_threads(before[0])
@@ -84,8 +93,12 @@ def in_parts(n: int, work: Callable[[int, int], None], least: int) -> None:
             part.result()
 
 
-def environment(threads: int) -> dict[str, str | int]:
-    """What the bits depend on besides the data, the config and the seed. Recorded with every generation."""
+def environment(threads: int, device: Device = "cpu") -> dict[str, str | int]:
+    """What the bits depend on besides the data, the config and the seed. Recorded with every generation.
+
+    Raises:
+        DeviceError: the device is a GPU, and this process sees none.
+    """
     import torch
 
     return {
@@ -98,4 +111,5 @@ def environment(threads: int) -> dict[str, str | int]:
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
+        **described(device),
     }

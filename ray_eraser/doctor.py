@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ray_eraser.devices import named
+
 MOUNTS = Path("/proc/mounts")
 
 _PASSES = frozenset({"tmpfs", "ramfs", "devtmpfs"})
@@ -56,11 +58,13 @@ class RayFacts:
         dashboard: host:port where its dashboard listens; empty where it has none.
         asks_for_token: whether who has no token is turned away; None where that could not be tried.
         sends_token: whether this process has a token and sends it.
+        gpus: of all its nodes; None where that could not be asked.
     """
 
     dashboard: str
     asks_for_token: bool | None
     sends_token: bool
+    gpus: float | None = None
 
 
 def check_ray(facts: RayFacts | None) -> Iterator[Advice]:
@@ -182,6 +186,27 @@ def check_clock(now: float, newest: float | None) -> Advice:
         seen = f"is {newest - now:.0f} s behind the ledger's newest time"
         return Advice("clock", Outcome.WARN, seen, "have it set by NTP: deadlines and receipts are counted with it")
     return Advice("clock", Outcome.OK, "is not behind the ledger's newest time")
+
+
+def check_device(trained_on: Mapping[str, str | int] | None, gpus: float | None) -> Advice:
+    """Whether the device that the deployment was trained on is there.
+
+    Args:
+        trained_on: the environment that the generation records; None where nothing is published.
+        gpus: GPUs of the Ray that answers; None where none does.
+    """
+    what = "device"
+    if trained_on is None:
+        return Advice(what, Outcome.UNCHECKED, "nothing is published yet")
+    seen = f"trained on {named(trained_on)}"
+    if "cuda" not in trained_on:
+        return Advice(what, Outcome.OK, seen)
+    if gpus is None:
+        return Advice(what, Outcome.UNCHECKED, f"{seen}, and no Ray answers")
+    if not gpus:
+        way_out = "add a node with such a GPU, or repartition.py --set runtime.device=cpu"
+        return Advice(what, Outcome.WARN, f"{seen}, and Ray has no GPU: no erasure can be completed", way_out)
+    return Advice(what, Outcome.OK, f"{seen}; Ray has {gpus:g} GPUs")
 
 
 def check_requests(overdue: int, set_aside: Sequence[str], deadline_days: float) -> Iterator[Advice]:

@@ -197,6 +197,31 @@ class TrainingError(RayEraserError):
         return f"training of shard {self.shard_id}: {self.problem}"
 
 
+class DeviceError(RayEraserError):
+    """A submodel cannot be computed on the device that it needs."""
+
+    def __init__(self, device: str, problem: str) -> None:
+        super().__init__(device, problem)
+        self.device, self.problem = device, problem
+
+    def __str__(self) -> str:
+        return f"device {self.device}: {self.problem}"
+
+
+class DeviceMemoryError(RayEraserError):
+    """A GPU's memory, or the share of it that a process may take, is used up. Nothing was stored."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: out of GPU memory; raise runtime.gpus_per_shard or runtime.gpu_memory_share, lower "
+            "runtime.slots, or use more shards"
+        )
+
+
 class IllegalTransitionError(RayEraserError):
     """A request was moved to a state that does not follow its present one."""
 

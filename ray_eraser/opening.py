@@ -30,7 +30,7 @@ def agreed(
     trained = store.read_manifest(published.digest).config
     if config is not None and not config.agrees_with(trained):
         raise DeploymentError(deployment, f"{store.uri} was trained with other settings: use them, or another path")
-    return published, trained.model_copy(update={} if config is None else {"runtime": config.runtime})
+    return published, trained if config is None else as_run_here(trained, config.runtime)
 
 
 def refuse_foreign(deployment: str, store: Store, ledger: Ledger) -> None:

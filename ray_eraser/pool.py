@@ -7,7 +7,8 @@ from typing import Protocol, TypeVar
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder, Aggregator
 from ray_eraser.compute import Compute
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, RuntimeConfig
+from ray_eraser.devices import Device
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.shard import Shard, ShardOrder, Trained
@@ -51,6 +52,18 @@ class ShardPool(Compute, Protocol):
 
     def excise(self, order: AggregationOrder) -> KeyedEmbeddings: ...
 
+    def device(self) -> Device:
+        """What `runtime.device` comes to where its processes run."""
+        ...
+
+    def described(self) -> dict[str, str]:
+        """The device that its processes compute on; see `devices.described`.
+
+        Raises:
+            DeviceError: they need a GPU, and have none.
+        """
+        ...
+
     def tidy(self) -> None:
         """Let go of processes that this deployment left when it had other settings."""
         ...
@@ -60,12 +73,24 @@ class ShardPool(Compute, Protocol):
         ...
 
 
+def own_device(runtime: RuntimeConfig) -> Device:
+    """What `runtime.device` comes to in this process: `auto` is the GPU where one is asked for and there."""
+    if runtime.device != "auto":
+        return runtime.device
+    if not runtime.gpus_per_shard:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class LocalShardPool:
     """All shards in this process, one after the other: for tests, notebooks and machines without Ray."""
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         self._shards = {ShardId(k): Shard(ShardId(k), store_uri, config) for k in range(config.partition.n_shards)}
         self._aggregator = Aggregator(store_uri, config)
+        self._runtime = config.runtime
 
     def warm(self) -> None:
         self._aggregator.ready()
@@ -94,6 +119,12 @@ class LocalShardPool:
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return [call() for call in calls]
+
+    def device(self) -> Device:
+        return own_device(self._runtime)
+
+    def described(self) -> dict[str, str]:
+        return self._aggregator.described()
 
     def tidy(self) -> None:
         return

@@ -9,18 +9,24 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ray_eraser.config import EraserConfig, TrainingConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData
+from ray_eraser.devices import by_torch, computing, described, peak_memory, torch_device
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.models.base import UNTRAINED, TrainingState
 from ray_eraser.store import FileRef, ShardRecord, Store, checkpoint_bytes, embeddings_bytes
 from ray_eraser.training.slices import first_affected
 from ray_eraser.training.submodel import train_submodel
+
+if TYPE_CHECKING:
+    from ray_eraser.kernels.resident import Resident
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +73,33 @@ class ShardOrder:
 
 @dataclass(frozen=True)
 class Trained:
-    """A shard's answer: its new files, and the seconds that they took."""
+    """A shard's answer.
+
+    Attributes:
+        record: its new files.
+        seconds: duration of the training.
+        device: see `devices.described`.
+        gpu_bytes: the most GPU memory that the training held; 0 on a CPU.
+    """
 
     record: ShardRecord
     seconds: float
+    device: dict[str, str] = field(default_factory=dict)
+    gpu_bytes: int = 0
 
 
 class Shard:
-    """Removes pairs from its interactions and trains its submodel anew, both in its own files only."""
+    """Removes pairs from its interactions and trains its submodel from scratch, both in its own files only.
+
+    On a GPU its interactions and its submodel stay there between requests.
+    """
 
     def __init__(self, shard_id: ShardId, store_uri: str, config: EraserConfig) -> None:
         self.shard_id = shard_id
         self.config = config
         self._store = Store(store_uri)
         self._epoch = Epoch(0)
+        self._resident: Resident | None = None
 
     def identity(self) -> tuple[str, str]:
         """(storage path, fingerprint of the settings): what whoever attaches to this shard must agree with."""
@@ -94,7 +113,9 @@ class Shard:
         brief = settled.model_copy(
             update={"model": settled.model.model_copy(update={"epochs": 1}), "training": TrainingConfig()}
         )
-        train_submodel(ShardData(two, two, made_up, Interactions.none()), brief, self.shard_id)
+        runtime = self.config.runtime
+        with computing(runtime.known_device, runtime.memory_share, f"shard {self.shard_id}"):
+            train_submodel(ShardData(two, two, made_up, Interactions.none()), brief, self.shard_id)
 
     def train(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.
@@ -106,7 +127,9 @@ class Shard:
         """
         self._obey(order.epoch)
         started = time.perf_counter()
-        data = self._store.read_shard_data(order.interactions)
+        held = self._on_device()
+        known = None if held is None else held.data(order.interactions.digest)
+        data = self._store.read_shard_data(order.interactions) if known is None else known
         interactions = order.interactions
         if order.changes:
             data = data.without(order.erased).with_learned(order.learned, order.held)
@@ -118,13 +141,32 @@ class Shard:
             written.append(self._store.write_checkpoint(self.shard_id, state.renamed(data.user_keys, data.item_keys)))
 
         # Never from the old submodel: its weights would carry the erased pairs into the new ones.
-        submodel = train_submodel(data, self.config, self.shard_id, reached, keep)
+        runtime = self.config.runtime
+        with computing(runtime.known_device, runtime.memory_share, f"training of shard {self.shard_id}"):
+            submodel = train_submodel(data, self.config, self.shard_id, reached, keep)
+            if held is not None:  # what an erasure supersedes is overwritten before its receipt
+                held.keep(interactions.digest, data, submodel)
+            gpu_bytes = peak_memory(runtime.known_device)
         files = self._store.write_submodel(self.shard_id, submodel)
         seconds = time.perf_counter() - started
         said = {"shard": self.shard_id, "pairs": len(data.train), "after_stage": len(kept), "seconds": round(seconds, 3)}
         log.info("shard trained", extra=said)
         checkpoints = (*kept, *written)
-        return Trained(ShardRecord(self.shard_id, interactions, files, len(data.train), len(data.valid), checkpoints), seconds)
+        record = ShardRecord(self.shard_id, interactions, files, len(data.train), len(data.valid), checkpoints)
+        return Trained(record, seconds, described(runtime.known_device), gpu_bytes)
+
+    def embeddings(self) -> KeyedEmbeddings | None:
+        """The submodel as the device holds it between requests; None on a CPU, and before the first training."""
+        return None if self._resident is None else self._resident.submodel()
+
+    def _on_device(self) -> Resident | None:
+        """What stays on the device between requests; None on a CPU, where the store is near enough."""
+        device = self.config.runtime.known_device
+        if self._resident is None and by_torch(device):
+            from ray_eraser.kernels.resident import Resident
+
+            self._resident = Resident(torch_device(device))
+        return self._resident
 
     def _reached(self, order: ShardOrder, data: ShardData) -> tuple[tuple[FileRef, ...], TrainingState]:
         """The checkpoints that what is erased and learned leaves valid, and the state in the last of them."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_eraser.config import DAY, UnlearningConfig
+from ray_eraser.devices import named
 from ray_eraser.errors import DeploymentError
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.ids import Generation, RequestId, ShardId
@@ -54,6 +55,7 @@ class Status:
         guarantee: what its receipts claim; see docs/decisions/0007.
         chosen: the settings that were chosen from the log.
         partition: the kind.
+        device: where its vectors were computed, in words.
         n_users, n_items, n_interactions: size of the log.
         serving: `generation`, `excision` while accepted erasures wait for their training, `nothing` where it does not run.
         shards: every shard.
@@ -65,6 +67,7 @@ class Status:
         oldest_pending_seconds, overdue: how long the oldest request waits, and how many wait longer than the law allows.
         set_aside: requests for an operator to look at, and what their training failed of.
         nodes, notices: on Ray, which processes are on which node, and what an operator should know.
+        gpu_bytes: on Ray with GPUs, the GPU memory that each process holds.
         last_error: why the last run failed; empty where it did not.
     """
 
@@ -75,6 +78,7 @@ class Status:
     guarantee: str
     chosen: tuple[str, ...]
     partition: str
+    device: str
     n_users: int
     n_items: int
     n_interactions: int
@@ -89,6 +93,7 @@ class Status:
     overdue: int
     set_aside: Mapping[RequestId, str]
     nodes: Mapping[str, list[str]] = field(default_factory=dict)
+    gpu_bytes: Mapping[str, int] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     last_error: str = ""
 
@@ -120,6 +125,7 @@ class Status:
             guarantee=current.manifest.guarantee,
             chosen=current.manifest.chosen,
             partition=current.manifest.config.partition.kind,
+            device=named(current.manifest.environment),
             n_users=len(current.users),
             n_items=len(current.items),
             n_interactions=current.manifest.n_interactions,

@@ -58,6 +58,8 @@ def ray_session() -> Iterator[None]:
             address="local",
             namespace="ray_eraser",
             num_cpus=2,
+            # Where there is none, two that Ray counts and nobody can compute on: placement needs no more.
+            num_gpus=None if Path("/dev/nvidia0").exists() else 2,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",

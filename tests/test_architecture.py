@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ray_eraser"
 
 FLOORS = [
-    {"errors", "ids", "seeds", "compute", "determinism", "registry", "logs"},
+    {"errors", "ids", "seeds", "compute", "determinism", "devices", "registry", "logs"},
     {"config", "embeddings", "data"},
     {"kernels", "metrics", "ranking"},
     {"evaluation"},

@@ -7,20 +7,24 @@ interactions, the config and a derived seed. Rows that a submodel lacks are mask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from ray_eraser.aggregation.grams import Grams
+from ray_eraser.aggregation.grams import Blocks, Grams
 from ray_eraser.config import AggregationConfig, EraserConfig, LossName, extension
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
+from ray_eraser.devices import by_torch, torch_device
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.seeds import derive
 
 WITHOUT_CHOICE = 0.3
 """The weight of unobserved pairs where nothing that is stored depends on it, so that none was chosen: for the users of an
 excision, which is served for seconds."""
+
+GramBlocks = Blocks[Any]
+"""Where `make_grams` has them: on the device that aggregates."""
 
 if TYPE_CHECKING:
     from ray_eraser.aggregation.foldin import FoldIn
@@ -50,8 +54,37 @@ def needs_interactions(config: EraserConfig) -> bool:
     return learned or (settings.foldin and settings.sweeps > 0)
 
 
+def make_grams(config: EraserConfig) -> GramBlocks:
+    """No Gram matrix yet, for many calls of `aggregate`, `excise` and `products` in one process.
+
+    Raises:
+        DeviceError: this process sees no GPU, and needs one.
+    """
+    device = config.runtime.known_device
+    if not by_torch(device):
+        return Grams()
+    from ray_eraser.aggregation.spectral_torch import GramsTorch
+
+    return GramsTorch(torch_device(device))
+
+
+def products(submodels: Sequence[Embeddings], config: EraserConfig, grams: GramBlocks) -> tuple[np.ndarray, np.ndarray]:
+    """The Gram matrices of all submodels that know anybody, users' and items', for `give` of another process.
+
+    Args:
+        submodels: every shard's, in order; empty ones are passed over.
+        config: as for `aggregate`.
+        grams: as for `aggregate`.
+    """
+    from ray_eraser.aggregation.spectral import gram_sides
+
+    known = [submodel for submodel in submodels if len(submodel.user_rows)]
+    with deterministic(config.runtime.threads, config.runtime.cores):
+        return grams.on_host(gram_sides(known, grams))
+
+
 def aggregate(
-    submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: Grams | None = None
+    submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: GramBlocks | None = None
 ) -> Embeddings:
     """One model from all submodels by the configured aggregator. With fold-in it has items alone: see `folding`.
 
@@ -74,7 +107,7 @@ def excise(
     interactions: Interactions,
     start: Embeddings,
     config: EraserConfig,
-    grams: Grams | None = None,
+    grams: GramBlocks | None = None,
 ) -> Embeddings:
     """Items from the submodels that never saw what is being erased: what is served until the others are trained anew.
 
@@ -120,7 +153,7 @@ def with_users(model: Embeddings, interactions: Interactions, config: EraserConf
 
 
 def _combine(
-    submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: Grams | None
+    submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: GramBlocks | None
 ) -> Embeddings:
     settings, seed = config.aggregation, derive(config.seed, "aggregation")
     if not isinstance(settings, AggregationConfig):
@@ -141,7 +174,8 @@ def _combine(
     else:
         from ray_eraser.aggregation.attention import attention
 
-        return attention(submodels, interactions, settings, seed, config.aggregation_loss)
+        device = config.runtime.known_device
+        return attention(submodels, interactions, settings, seed, config.aggregation_loss, device)
     if not settings.foldin:
         return combined
     # A ridge in K * D dimensions for every user would cost K^3 times as much: fold in on the best D of them.
@@ -149,12 +183,23 @@ def _combine(
 
 
 def _spectral(
-    submodels: Sequence[Embeddings], config: EraserConfig, grams: Grams | None = None, *, with_users: bool = True
+    submodels: Sequence[Embeddings], config: EraserConfig, grams: GramBlocks | None = None, *, with_users: bool = True
 ) -> Embeddings:
-    from ray_eraser.aggregation.spectral import spectral
+    rank, seed = config.model.width, derive(config.seed, "spectral")
+    if not by_torch(config.runtime.known_device):
+        from ray_eraser.aggregation.spectral import spectral
 
-    seed = derive(config.seed, "spectral")
-    return spectral(submodels, config.model.width, seed, grams=grams, with_users=with_users)
+        return spectral(submodels, rank, seed, grams=grams if isinstance(grams, Grams) else None, with_users=with_users)
+
+    from ray_eraser.aggregation.spectral_torch import GramsTorch, spectral_torch
+
+    if isinstance(grams, GramsTorch):
+        return spectral_torch(submodels, rank, seed, grams, with_users=with_users)
+    used_once = GramsTorch(torch_device(config.runtime.known_device))
+    try:
+        return spectral_torch(submodels, rank, seed, used_once, with_users=with_users)
+    finally:
+        used_once.keep([])
 
 
 def _swept(model: Embeddings, interactions: Interactions, config: EraserConfig, sweeps: int) -> Embeddings:
@@ -163,4 +208,4 @@ def _swept(model: Embeddings, interactions: Interactions, config: EraserConfig, 
     items = np.ascontiguousarray(model.items)
     als = config.als_settings
     alpha0 = als.known_alpha0 if config.needs_alpha0 else WITHOUT_CHOICE
-    return sweep(model.item_rows, items, interactions, alpha0, als.reg, sweeps)
+    return sweep(model.item_rows, items, interactions, alpha0, als.reg, sweeps, device=config.runtime.known_device)

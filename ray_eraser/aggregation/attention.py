@@ -8,23 +8,22 @@ scorer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from scipy import linalg, sparse
+from scipy import linalg
 from torch import Tensor
 
 from ray_eraser.aggregation.grams import Grams
+from ray_eraser.aggregation.slopes import Slopes, slopes_of
 from ray_eraser.config import AggregationConfig, LossName
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.devices import Device, torch_device
 from ray_eraser.embeddings import Embeddings
-from ray_eraser.models.wmf_adagrad import dropout_mask, non_sampling_loss
-from ray_eraser.seeds import derive
-
-Slopes = Callable[[Tensor, Tensor, sparse.csr_matrix], tuple[Tensor, Tensor]]
-"""From the vectors (B, D) and (I, D) and the pairs (B, I) of a batch of users to the gradients of a loss."""
+from ray_eraser.models.wmf_adagrad import dropout_mask
 
 _CHUNK = 4096
 """Rows aggregated at a time once training is over."""
@@ -70,6 +69,36 @@ class Parameters:
         for part in (self.transfer, self.users, self.items):
             yield from vars(part).values()
 
+    def to(self, device: torch.device) -> Parameters:
+        transfer, users, items = (
+            [tensor.to(device) for tensor in vars(part).values()] for part in (self.transfer, self.users, self.items)
+        )
+        return Parameters(Transfer(*transfer), Scorer(*users), Scorer(*items))
+
+
+@dataclass(frozen=True, eq=False)
+class Present:
+    """Which submodels know which rows.
+
+    Attributes:
+        shape: (K, R).
+        counts: how many of the rows each submodel knows.
+        place_n: (n,) int64 on the device, where each vector that there is stands in a (K, R) array, flattened; ascending.
+        row_n: (n,) int64 on the device, its row.
+    """
+
+    shape: tuple[int, int]
+    counts: list[int]
+    place_n: Tensor
+    row_n: Tensor
+
+    @classmethod
+    def of(cls, present_KR: Tensor, device: torch.device) -> Present:
+        """From a mask in host memory: indices made there spare a device from waiting to learn n."""
+        n_submodels, n_rows = present_KR.shape
+        place_n = present_KR.flatten().nonzero().squeeze(1)
+        return cls((n_submodels, n_rows), present_KR.sum(1).tolist(), place_n.to(device), (place_n % n_rows).to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class Tables:
@@ -77,8 +106,9 @@ class Tables:
 
     Attributes:
         rows: (R,) int32 rows that any submodel knows.
-        vectors: (N, D), the submodels' tables below each other.
-        position: (K, R) int64, where the vector of a submodel and row stands in `vectors`; -1 where the row is absent.
+        vectors: (N, D) on the device, the submodels' tables below each other.
+        position: (K, R) int64 in host memory, where the vector of a submodel and row stands in `vectors`; -1 where the row is
+            absent.
     """
 
     rows: np.ndarray
@@ -86,59 +116,87 @@ class Tables:
     position: Tensor
 
     def aggregated(self, transfer: Transfer, scorer: Scorer, chosen_R: Tensor | None = None) -> Tensor:
-        """The aggregated vectors of all or the chosen rows, (R, D)."""
-        position_KR = self.position if chosen_R is None else self.position.index_select(1, chosen_R)
-        present_KR = position_KR >= 0
-        vectors_nD = self.vectors.index_select(0, position_KR[present_KR])
-        transferred_nD = transferred(vectors_nD, present_KR, transfer)
-        return weighted_sum(transferred_nD, attention_weights(transferred_nD, present_KR, scorer), present_KR)
+        """The aggregated vectors of all or the chosen rows, (R, D).
+
+        Args:
+            transfer: of all vectors.
+            scorer: of this side.
+            chosen_R: row numbers in host memory.
+        """
+        if chosen_R is None:
+            vectors_nD, present = self.vectors, self._all_present
+        else:
+            position_KR = self.position.index_select(1, chosen_R)
+            present_KR = position_KR >= 0
+            vectors_nD = self.vectors.index_select(0, position_KR[present_KR].to(self.vectors.device))
+            present = Present.of(present_KR, self.vectors.device)
+        transferred_nD = transferred(vectors_nD, present, transfer)
+        return weighted_sum(transferred_nD, attention_weights(transferred_nD, present, scorer), present)
+
+    @cached_property
+    def _all_present(self) -> Present:
+        return Present.of(self.position >= 0, self.vectors.device)
 
 
-def transferred(vectors_nD: Tensor, present_KR: Tensor, transfer: Transfer) -> Tensor:
+def transferred(vectors_nD: Tensor, present: Present, transfer: Transfer) -> Tensor:
     """Every present vector in the common space, P_k W_k + b_k, (n, D). Eq. 5."""
-    by_submodel = torch.split(vectors_nD, present_KR.sum(1).tolist())
+    by_submodel = torch.split(vectors_nD, present.counts)
     parts = zip(by_submodel, transfer.weight.unbind(), transfer.bias.unbind(), strict=True)
     return torch.cat([torch.addmm(bias_D, vectors, weight_DD) for vectors, weight_DD, bias_D in parts])
 
 
-def attention_weights(transferred_nD: Tensor, present_KR: Tensor, scorer: Scorer) -> Tensor:
+def attention_weights(transferred_nD: Tensor, present: Present, scorer: Scorer) -> Tensor:
     """Weight of every present vector in its row, (n,): softmax over k of h' ReLU(W_A x + b_A). Eq. 6 and 7.
 
     Sums to 1 over the submodels that know the row. The authors' code spreads it over all K, whose absent rows are random there.
     """
     scores_n = torch.relu(transferred_nD @ scorer.weight + scorer.bias) @ scorer.out
-    nothing_KR = scores_n.new_full(present_KR.shape, float("-inf"))
-    scores_KR = nothing_KR.masked_scatter(present_KR, scores_n)
-    return torch.softmax(scores_KR, dim=0).masked_select(present_KR)
+    # By indices and not by masks: their gradients are deterministic on a GPU too.
+    nothing = scores_n.new_full((math.prod(present.shape),), float("-inf"))
+    scores_KR = nothing.index_copy(0, present.place_n, scores_n).view(present.shape)
+    return torch.softmax(scores_KR, dim=0).view(-1).index_select(0, present.place_n)
 
 
-def weighted_sum(transferred_nD: Tensor, weights_n: Tensor, present_KR: Tensor) -> Tensor:
+def weighted_sum(transferred_nD: Tensor, weights_n: Tensor, present: Present) -> Tensor:
     """The aggregated vectors, sum_k a_k (P_k W_k + b_k), (R, D). Eq. 7."""
-    row_n = present_KR.nonzero()[:, 1]
-    sums_RD = transferred_nD.new_zeros(present_KR.shape[1], transferred_nD.shape[1])
-    return sums_RD.index_add(0, row_n, weights_n[:, None] * transferred_nD)
+    sums_RD = transferred_nD.new_zeros(present.shape[1], transferred_nD.shape[1])
+    return sums_RD.index_add(0, present.row_n, weights_n[:, None] * transferred_nD)
 
 
 def attention(
-    submodels: Sequence[Embeddings], interactions: Interactions, config: AggregationConfig, seed: int, loss: LossName = "wmf"
+    submodels: Sequence[Embeddings],
+    interactions: Interactions,
+    config: AggregationConfig,
+    seed: int,
+    loss: LossName = "wmf",
+    device: Device = "cpu",
 ) -> Embeddings:
     """Embeddings of width D: the submodels' vectors transferred, weighted and summed, with what is learned on `interactions`.
 
-    Trained from scratch on `loss`, the base model's, over all remaining interactions (eq. 8), the submodels frozen.
+    Trained from scratch on `loss`, the base model's, over all remaining interactions (eq. 8), the submodels frozen. The start
+    and everything that is drawn are made on the CPU, so that training begins with the same numbers on every device.
+
+    Raises:
+        DeviceError: this process sees no GPU, and needs one.
     """
     present = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not present:
         return Embeddings.empty(submodels[0].width if submodels else 0)
-    users = _tables([submodel.user_rows for submodel in present], [submodel.users for submodel in present])
-    items = _tables([submodel.item_rows for submodel in present], [submodel.items for submodel in present])
+    where = torch_device(device)
+    users = _tables([submodel.user_rows for submodel in present], [submodel.users for submodel in present], where)
+    items = _tables([submodel.item_rows for submodel in present], [submodel.items for submodel in present], where)
     generator = torch.Generator().manual_seed(seed)
     start = _paper_start if config.init == "paper" else _spectral_start
-    parameters = start(present, config.attention_width, generator)
-    _train(parameters, users, items, interactions, config, generator, _slopes_of(loss, config.w0, seed))
+    parameters = start(present, config.attention_width, generator).to(where)
+    known = interactions.of_users(users.rows).of_items(items.rows)
+    observed_UI = Interactions(
+        np.searchsorted(users.rows, known.users).astype(np.int32), np.searchsorted(items.rows, known.items).astype(np.int32)
+    ).matrix(len(users.rows), len(items.rows))
+    _train(parameters, users, items, config, generator, slopes_of(loss, config.w0, seed, observed_UI, device))
     with torch.no_grad():
         chunks = torch.split(torch.arange(len(users.rows)), _CHUNK)
-        users_UD = torch.cat([users.aggregated(parameters.transfer, parameters.users, chunk) for chunk in chunks])
-        items_ID = items.aggregated(parameters.transfer, parameters.items)
+        users_UD = torch.cat([users.aggregated(parameters.transfer, parameters.users, chunk).cpu() for chunk in chunks])
+        items_ID = items.aggregated(parameters.transfer, parameters.items).cpu()
     return Embeddings(users.rows, users_UD.numpy(), items.rows, items_ID.numpy())
 
 
@@ -146,16 +204,11 @@ def _train(
     parameters: Parameters,
     users: Tables,
     items: Tables,
-    interactions: Interactions,
     config: AggregationConfig,
     generator: torch.Generator,
     slopes: Slopes,
 ) -> None:
     """Change the parameters in place so that the loss of the aggregated vectors falls. Eq. 8."""
-    known = interactions.of_users(users.rows).of_items(items.rows)
-    observed_UI = Interactions(
-        np.searchsorted(users.rows, known.users).astype(np.int32), np.searchsorted(items.rows, known.items).astype(np.int32)
-    ).matrix(len(users.rows), len(items.rows))
     tensors = [tensor.requires_grad_() for tensor in parameters.tensors()]
     # lambda |Theta|^2 has the gradient 2 lambda Theta. The paper has it, its code leaves it out.
     if config.init == "paper":
@@ -167,35 +220,14 @@ def _train(
     for _ in range(config.epochs):
         for batch_B in torch.split(torch.randperm(len(users.rows), generator=generator), config.batch):
             users_BD = users.aggregated(parameters.transfer, parameters.users, batch_B)
-            users_BD = users_BD * dropout_mask(users_BD, config.keep, generator)
+            users_BD = users_BD * dropout_mask(users_BD, config.keep, generator).to(users_BD.device)
             items_ID = items.aggregated(parameters.transfer, parameters.items)
-            slope_BD, slope_ID = slopes(users_BD.detach(), items_ID.detach(), observed_UI[batch_B.numpy()])
+            slope_BD, slope_ID = slopes(users_BD.detach(), items_ID.detach(), batch_B)
             optimizer.zero_grad()
             torch.autograd.backward([users_BD, items_ID], [slope_BD, slope_ID])
             optimizer.step()
     for tensor in tensors:
         tensor.requires_grad_(False)
-
-
-def _slopes_of(loss: LossName, w0: float, seed: int) -> Slopes:
-    """The gradients of a base model's loss; the losses themselves stand with the models."""
-    if loss == "wmf":
-        return lambda users_BD, items_ID, observed_BI: non_sampling_loss(users_BD, items_ID, observed_BI, w0)[1:]
-
-    from ray_eraser.kernels.sampling import draw_triplets
-    from ray_eraser.models.bpr import bpr_slopes
-
-    drawn, sequence = 0, derive(seed, "triplets")
-
-    def slopes(users_BD: Tensor, items_ID: Tensor, observed_BI: sparse.csr_matrix) -> tuple[Tensor, Tensor]:
-        nonlocal drawn
-        # As many triplets as the batch has pairs, as in an epoch of BPR itself, and others at every step.
-        triplets_n3 = draw_triplets(observed_BI, observed_BI.nnz, sequence, first=drawn)
-        drawn += observed_BI.nnz
-        slope_BD, slope_ID = bpr_slopes(users_BD.numpy(), items_ID.numpy(), triplets_n3)
-        return torch.from_numpy(slope_BD), torch.from_numpy(slope_ID)
-
-    return slopes
 
 
 def _paper_start(submodels: Sequence[Embeddings], width_A: int, generator: torch.Generator) -> Parameters:
@@ -235,11 +267,11 @@ def _spectral_start(submodels: Sequence[Embeddings], width_A: int, generator: to
     return Parameters(Transfer(scaled_KDD, paper.transfer.bias), users, items)
 
 
-def _tables(rows: list[np.ndarray], vectors: list[np.ndarray]) -> Tables:
+def _tables(rows: list[np.ndarray], vectors: list[np.ndarray], device: torch.device) -> Tables:
     union = np.unique(np.concatenate(rows))
     position_KR = np.full((len(rows), len(union)), -1, np.int64)
     first = 0
     for k, rows_k in enumerate(rows):
         position_KR[k, np.searchsorted(union, rows_k)] = np.arange(first, first + len(rows_k))
         first += len(rows_k)
-    return Tables(union, torch.from_numpy(np.concatenate(vectors)), torch.from_numpy(position_KR))
+    return Tables(union, torch.from_numpy(np.concatenate(vectors)).to(device), torch.from_numpy(position_KR))

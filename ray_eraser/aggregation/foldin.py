@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.devices import Device, by_torch, torch_device
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.kernels.ridge import Ridge
 from ray_eraser.models.wmf_als import base_of, half_sweep, ridge_of
@@ -69,7 +70,14 @@ class FoldIn:
 
 
 def sweep(
-    item_rows: np.ndarray, items: np.ndarray, interactions: Interactions, alpha0: float, reg: float, sweeps: int
+    item_rows: np.ndarray,
+    items: np.ndarray,
+    interactions: Interactions,
+    alpha0: float,
+    reg: float,
+    sweeps: int,
+    *,
+    device: Device = "cpu",
 ) -> Embeddings:
     """Solve the users on the items and the items on the users, `sweeps` times. The items alone are given back.
 
@@ -80,6 +88,10 @@ def sweep(
         alpha0: weight of an unobserved pair against 1 for an observed one.
         reg: ridge, scaled by each row's degree.
         sweeps: 0 leaves the items as they are; 1 lets them see all remaining data once.
+        device: where the rows are solved. Vectors stay there from the first half sweep to the last.
+
+    Raises:
+        DeviceError: this process sees no GPU, and needs one.
     """
     nobody = Embeddings.empty(items.shape[1])
     if not sweeps:
@@ -89,8 +101,16 @@ def sweep(
         return nobody
     # Items whose last interaction was erased have nothing left to rest on.
     present = items[np.searchsorted(item_rows, compact.item_rows)]
-    by_user = compact.matrix()
-    by_item = by_user.T.tocsr()
-    for _ in range(sweeps):
-        present = half_sweep(by_item, half_sweep(by_user, present, alpha0, reg), alpha0, reg)
+    if by_torch(device):
+        from ray_eraser.kernels.resident import Slice, overwrite
+        from ray_eraser.models.wmf_als_torch import alternate
+
+        held = Slice(compact, torch_device(device))
+        present = alternate(held, present, alpha0, reg, sweeps)
+        overwrite(held)
+    else:
+        by_user = compact.matrix()
+        by_item = by_user.T.tocsr()
+        for _ in range(sweeps):
+            present = half_sweep(by_item, half_sweep(by_user, present, alpha0, reg), alpha0, reg)
     return Embeddings(nobody.user_rows, nobody.users, compact.item_rows, present)

@@ -5,7 +5,9 @@ K submodels of width D, k and l two of them; U and I users and items of all of t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from scipy import linalg
@@ -21,16 +23,19 @@ _GATHERED = 1024
 _Name = tuple[int, int]
 _Key = tuple[_Name, _Name, Precision]
 
+Array = TypeVar("Array")
 
-class Grams:
+
+class Blocks(ABC, Generic[Array]):
     """The blocks of the Gram matrices of some submodels, each made once. A block lives no longer than both of its submodels.
 
     A submodel is told by its two tables of vectors, whatever rows its ids have just now: a block does not depend on them. So
-    two submodels must not share both tables, unless they are one.
+    two submodels must not share both tables, unless they are one. `Grams` has the blocks in host memory; another class has them
+    where its kind of array is.
     """
 
     def __init__(self) -> None:
-        self._blocks: dict[_Key, tuple[np.ndarray | None, np.ndarray | None]] = {}
+        self._blocks: dict[_Key, tuple[Array | None, Array | None]] = {}
         self._tables: dict[_Name, tuple[np.ndarray, np.ndarray]] = {}  # held, so that no other tables take over a name
 
     def keep(self, submodels: Iterable[Embeddings]) -> None:
@@ -43,20 +48,54 @@ class Grams:
             self._tables.setdefault(_name(submodel), (submodel.users, submodel.items))
         return _name(left), _name(right), precision
 
-    def of(self, submodels: Sequence[Embeddings]) -> tuple[np.ndarray, np.ndarray]:
-        """P'P and Q'Q, both (KD, KD) float64, with P the users' tables side by side, Q the items', absent rows zero."""
-        users, items = self.sides(submodels)
-        return dense(users), dense(items)
-
-    def sides(self, submodels: Sequence[Embeddings], precision: Precision = np.float64) -> tuple[np.ndarray, np.ndarray]:
-        """As `of`, in the precision that is asked for; but where no two submodels have a row in common, as users do not in
-        shards of whole users, the blocks on the diagonal, (K, D, D).
+    def sides(self, submodels: Sequence[Embeddings], precision: Precision = np.float64) -> tuple[Array, Array]:
+        """P'P and Q'Q, both (KD, KD), with P the users' tables side by side, Q the items', absent rows zero; but where no two
+        submodels have a row in common, as users do not in shards of whole users, the blocks on the diagonal, (K, D, D).
         """
         for l, right in enumerate(submodels):
             missing = [left for left in submodels[l:] if self._key(left, right, precision) not in self._blocks]
             if missing:
                 self._multiply(missing, right, precision)
         return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
+
+    def give(self, submodels: Sequence[Embeddings], sides: tuple[np.ndarray, np.ndarray]) -> None:
+        """Take over what `sides` gave elsewhere of the same submodels, from host memory."""
+        precision = sides[0].dtype.type
+        ends = np.cumsum([0, *(submodel.width for submodel in submodels)])
+        for l, right in enumerate(submodels):
+            for k, left in enumerate(submodels[l:], l):
+                key = self._key(left, right, precision)
+                if key not in self._blocks:
+                    users, items = (_block_of(side, ends, k, l) for side in sides)
+                    self._blocks[key] = self._taken_over(users), self._taken_over(items)
+
+    @abstractmethod
+    def on_host(self, sides: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
+        """What `sides` gave, in host memory."""
+
+    @abstractmethod
+    def _multiply(self, lefts: Sequence[Embeddings], right: Embeddings, precision: Precision) -> None:
+        """Make the blocks of these pairs, None where no row is common."""
+
+    @abstractmethod
+    def _side(self, submodels: Sequence[Embeddings], side: int, precision: Precision) -> Array:
+        """Of the users (0) or of the items (1)."""
+
+    @abstractmethod
+    def _taken_over(self, block: np.ndarray | None) -> Array | None:
+        """A copy of a block."""
+
+
+class Grams(Blocks[np.ndarray]):
+    """Blocks in host memory."""
+
+    def of(self, submodels: Sequence[Embeddings]) -> tuple[np.ndarray, np.ndarray]:
+        """P'P and Q'Q, both (KD, KD) float64, with P the users' tables side by side, Q the items', absent rows zero."""
+        users, items = self.sides(submodels)
+        return dense(users), dense(items)
+
+    def on_host(self, sides: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return sides
 
     def _multiply(self, lefts: Sequence[Embeddings], right: Embeddings, precision: Precision) -> None:
         users, items = _Table(right.user_rows, right.users), _Table(right.item_rows, right.items)
@@ -70,17 +109,10 @@ class Grams:
 
         in_parts(len(lefts), multiply, 1)
 
-    def give(self, submodels: Sequence[Embeddings], sides: tuple[np.ndarray, np.ndarray]) -> None:
-        """Take over what `sides` gave elsewhere of the same submodels."""
-        precision = sides[0].dtype.type
-        ends = np.cumsum([0, *(submodel.width for submodel in submodels)])
-        for l, right in enumerate(submodels):
-            for k, left in enumerate(submodels[l:], l):
-                users, items = (_block_of(side, ends, k, l) for side in sides)
-                self._blocks.setdefault(self._key(left, right, precision), (users, items))
+    def _taken_over(self, block: np.ndarray | None) -> np.ndarray | None:
+        return None if block is None else block.copy()
 
     def _side(self, submodels: Sequence[Embeddings], side: int, precision: Precision) -> np.ndarray:
-        """Of the users (0) or of the items (1)."""
         widths = [submodel.width for submodel in submodels]
         pairs = [(k, l) for l in range(len(submodels)) for k in range(l, len(submodels))]
         blocks = {(k, l): self._blocks[self._key(submodels[k], submodels[l], precision)][side] for k, l in pairs}
@@ -124,11 +156,11 @@ class _Table:
 
 
 def _block_of(gram: np.ndarray, ends: np.ndarray, k: int, l: int) -> np.ndarray | None:
-    """A copy of one block of a Gram matrix, whichever way it is held; None where it is zero."""
+    """One block of a Gram matrix, whichever way it is held; None where it is zero."""
     if gram.ndim == 3 and k != l:
         return None
     block = gram[k] if gram.ndim == 3 else gram[ends[k] : ends[k + 1], ends[l] : ends[l + 1]]
-    return block.copy() if block.any() else None
+    return block if block.any() else None
 
 
 def dense(gram: np.ndarray) -> np.ndarray:

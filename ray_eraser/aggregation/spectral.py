@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import linalg
 
-from ray_eraser.aggregation.grams import Grams, dense, times
+from ray_eraser.aggregation.grams import Array, Blocks, Grams, dense, times
 from ray_eraser.determinism import in_parts
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.kernels.compiled import compiled
@@ -22,8 +22,8 @@ from ray_eraser.kernels.compiled import compiled
 _EXACT_UP_TO = 256
 """Stacked width KD from which on the eigensolver's cubic cost is avoided by a block Krylov space."""
 
-_ROUNDS = 3
-_FEWEST_DIRECTIONS = 64
+ROUNDS = 3
+FEWEST_DIRECTIONS = 64
 """The Krylov space has a block of as many directions as are asked for, or so many, for the start and for each round. On
 MovieLens-1M with ten to fifty shards it holds but one to three thousandths less than the best approximation, and quality on the
 validation set is the same."""
@@ -31,7 +31,7 @@ validation set is the same."""
 _SUMMED = 1024
 """Rows whose sums over all submodels are made at a time: so many stay in a processor's cache."""
 
-_NOISE = 10 * float(np.finfo(np.float32).eps)
+NOISE = 10 * float(np.finfo(np.float32).eps)
 """Of the greatest eigenvalue: what is less of an item Gram matrix of single precision may be rounding. Of squared singular
 values, what is less than a hundredth of it."""
 
@@ -81,23 +81,27 @@ def bases(
     if weights is not None:
         outer = factors[:, None, None] ** 2 if gram_users.ndim == 3 else np.outer(scale_KD, scale_KD)
         gram_users = gram_users * outer.astype(gram_users.dtype)
-    if len(scale_KD) <= _EXACT_UP_TO:
-        users_KDR, items_KDR = _exact(dense(gram_users), dense(gram_items), rank)
+    if not is_wide(submodels):
+        users_KDR, items_KDR = exact(dense(gram_users), dense(gram_items), rank)
     else:
         users_KDR, items_KDR = _iterated(gram_users, gram_items, rank, seed)
     return scale_KD[:, None] * users_KDR, items_KDR
 
 
-def gram_sides(submodels: Sequence[Embeddings], grams: Grams) -> tuple[np.ndarray, np.ndarray]:
+def gram_sides(submodels: Sequence[Embeddings], grams: Blocks[Array]) -> tuple[Array, Array]:
     """The Gram matrices that `bases` starts from: users' and items', in the precision that it needs."""
-    is_wide = sum(submodel.width for submodel in submodels) > _EXACT_UP_TO
-    return grams.sides(submodels, np.float32 if is_wide else np.float64)
+    return grams.sides(submodels, np.float32 if is_wide(submodels) else np.float64)
 
 
-def _exact(gram_users: np.ndarray, gram_items: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def is_wide(submodels: Sequence[Embeddings]) -> bool:
+    """Whether the bases of so wide a stack come from a Krylov space."""
+    return sum(submodel.width for submodel in submodels) > _EXACT_UP_TO
+
+
+def exact(gram_users: np.ndarray, gram_items: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """By eigendecomposition of both Gram matrices, and of the product of their roots times its transpose."""
-    values_P, vectors_P = _eigh(gram_users)
-    values_Q, vectors_Q = _eigh(gram_items)
+    values_P, vectors_P = eigh(gram_users)
+    values_Q, vectors_Q = eigh(gram_items)
     root_P, root_Q = np.sqrt(values_P), np.sqrt(values_Q)
     core = root_P[:, None] * (vectors_P.T @ vectors_Q) * root_Q[None, :]
     # Only the leading singular vectors are wanted, and those of one side: a third of the time of a whole decomposition.
@@ -122,8 +126,8 @@ def _iterated(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: i
     n = math.prod(gram_users.shape[:-1])
     # To a trace of one, or products of two could leave the range.
     light_users, light_items = (np.float32(1 / (np.einsum("...ii->...", gram).sum() or 1)) for gram in (gram_users, gram_items))
-    block = min(n, max(rank, _FEWEST_DIRECTIONS))
-    span = np.empty((n, min(n, block * (1 + _ROUNDS))), np.float32, order="F")
+    block = min(n, max(rank, FEWEST_DIRECTIONS))
+    span = np.empty((n, min(n, block * (1 + ROUNDS))), np.float32, order="F")
     image = np.empty_like(span)
     directions, filled = np.random.default_rng(seed).standard_normal((n, block)).astype(np.float32), 0
     while filled < span.shape[1]:
@@ -137,11 +141,11 @@ def _iterated(gram_users: np.ndarray, gram_items: np.ndarray, rank: int, seed: i
         filled = new.stop
     # Orthonormal in item space: Q span @ whiten.
     span, image = span.astype(np.float64), image.astype(np.float64)
-    values, vectors = _eigh(span.T @ image, _NOISE)
+    values, vectors = eigh(span.T @ image, NOISE)
     whiten = vectors / np.sqrt(values)
     right, image = span @ whiten, image @ whiten
     # S restricted to that space is P (G_Q right); its own Gram matrix gives the rotation and the singular values.
-    squares, rotation = _eigh(image.T @ times(gram_users, image), _NOISE / 100)
+    squares, rotation = eigh(image.T @ times(gram_users, image), NOISE / 100)
     kept = min(rank, len(squares))
     leading = slice(len(squares) - 1, len(squares) - 1 - kept if kept < len(squares) else None, -1)
     share = squares[leading] ** 0.25
@@ -156,11 +160,20 @@ def _orthonormal(basis: np.ndarray) -> np.ndarray:
     return np.asarray(linalg.qr(basis, mode="economic", overwrite_a=True, check_finite=False)[0])
 
 
-def _eigh(symmetric: np.ndarray, noise: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def eigh(symmetric: np.ndarray, noise: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, ascending, and eigenvectors that carry more than rounding: than `noise` times the greatest."""
     values, vectors = linalg.eigh(symmetric, driver="evd")
     real = values > values.max(initial=0.0) * (len(values) * float(np.finfo(np.float32).eps) ** 2 if noise is None else noise)
     return values[real], vectors[:, real]
+
+
+def union_of(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The ascending rows that any of some tables has, and where among them each table's rows stand; all int32."""
+    is_there = np.zeros(1 + max(int(theirs.max(initial=-1)) for theirs in rows), bool)
+    for theirs in rows:
+        is_there[theirs] = True
+    places = np.cumsum(is_there, dtype=np.int32) - np.int32(1)
+    return np.flatnonzero(is_there).astype(np.int32), [places[theirs] for theirs in rows]
 
 
 def _sum_rows(tables: Sequence[tuple[np.ndarray, np.ndarray]], basis_KDR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,13 +183,9 @@ def _sum_rows(tables: Sequence[tuple[np.ndarray, np.ndarray]], basis_KDR: np.nda
         tables: row numbers and vectors, of width D, of each.
         basis_KDR: one below the other.
     """
-    is_there = np.zeros(1 + max(int(rows.max(initial=-1)) for rows, _ in tables), bool)
-    for rows, _ in tables:
-        is_there[rows] = True
-    union, places = np.flatnonzero(is_there).astype(np.int32), np.cumsum(is_there, dtype=np.int32) - np.int32(1)
+    union, at = union_of([rows for rows, _ in tables])
     bases = np.split(basis_KDR.astype(np.float32), np.cumsum([vectors.shape[1] for _, vectors in tables[:-1]]))
     sums = np.empty((len(union), basis_KDR.shape[1]), np.float32)
-    at = [places[rows] for rows, _ in tables]
     cuts = [np.searchsorted(theirs, np.arange(0, len(union) + _SUMMED, _SUMMED)) for theirs in at]
 
     def sum_blocks(first: int, last: int) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import cast
 
 from ray_eraser.config import BprConfig, LightGcnConfig, ModelSettings, WmfAdagradConfig, WmfAlsConfig, extension
+from ray_eraser.devices import Device, by_torch, torch_device
 from ray_eraser.models.base import BaseModel
 
 
-def make_model(config: ModelSettings) -> BaseModel:
+def make_model(config: ModelSettings, device: Device = "cpu") -> BaseModel:
     """The base model that the configuration names. The classes are imported late, because they import torch or numba.
+
+    A model of another package is made from its settings alone: it computes where it likes.
 
     Raises:
         ConfigError: it is of another package, which this process does not have.
+        DeviceError: this process sees no GPU, and needs one.
     """
+    if by_torch(device) and (model := _on_torch(config, device)) is not None:
+        return model
     if isinstance(config, WmfAlsConfig):
         from ray_eraser.models.wmf_als import WmfAls
 
@@ -31,3 +37,25 @@ def make_model(config: ModelSettings) -> BaseModel:
 
         return WmfAdagrad(config)
     return cast(BaseModel, extension(config)(config))
+
+
+def _on_torch(config: ModelSettings, device: Device) -> BaseModel | None:
+    """The model by PyTorch; None where it is of another package."""
+    where = torch_device(device)
+    if isinstance(config, WmfAlsConfig):
+        from ray_eraser.models.wmf_als_torch import WmfAlsTorch
+
+        return WmfAlsTorch(config, where)
+    if isinstance(config, BprConfig):
+        from ray_eraser.models.bpr_torch import BprTorch
+
+        return BprTorch(config, where)
+    if isinstance(config, LightGcnConfig):
+        from ray_eraser.models.lightgcn_torch import LightGcnTorch
+
+        return LightGcnTorch(config, where)
+    if isinstance(config, WmfAdagradConfig):
+        from ray_eraser.models.wmf_adagrad_torch import WmfAdagradTorch
+
+        return WmfAdagradTorch(config, where)
+    return None

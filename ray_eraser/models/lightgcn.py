@@ -22,7 +22,7 @@ from ray_eraser.seeds import derive
 _START_SCALE = 0.1
 """Deviation of every coordinate at the start, as in the authors' code."""
 
-_DECAY_1, _DECAY_2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
+DECAY_1, DECAY_2, EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 """Adam's, as Kingma and Ba 2015 have them."""
 
 
@@ -130,8 +130,8 @@ class Adam:
         self._steps_R += 1
         self._ages_A += 1
         ages = self._ages_A.tolist()
-        lr_A = np.array([self._lr / (1 - float(_DECAY_1) ** age) for age in ages], np.float32)
-        unbias_A = np.array([1 / (1 - float(_DECAY_2) ** age) for age in ages], np.float32)
+        lr_A = np.array([self._lr / (1 - float(DECAY_1) ** age) for age in ages], np.float32)
+        unbias_A = np.array([1 / (1 - float(DECAY_2) ** age) for age in ages], np.float32)
         _adam_step(self.weights, slope, self._means, self._squares, self._age_of_R, lr_A, unbias_A)
 
 
@@ -197,7 +197,7 @@ def _adam_step(
         lr, unbias = lr_A[age_of_R[r]], unbias_A[age_of_R[r]]
         for d in range(weights_RD.shape[1]):
             slope = slope_RD[r, d]
-            mean = _DECAY_1 * means_RD[r, d] + (one - _DECAY_1) * slope
-            square = _DECAY_2 * squares_RD[r, d] + (one - _DECAY_2) * slope * slope
+            mean = DECAY_1 * means_RD[r, d] + (one - DECAY_1) * slope
+            square = DECAY_2 * squares_RD[r, d] + (one - DECAY_2) * slope * slope
             means_RD[r, d], squares_RD[r, d] = mean, square
-            weights_RD[r, d] -= lr * mean / (np.sqrt(square * unbias) + _EPSILON)
+            weights_RD[r, d] -= lr * mean / (np.sqrt(square * unbias) + EPSILON)

@@ -20,7 +20,7 @@ from ray_eraser import logs
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator, FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import DeploymentError, LedgerError, PoolError, RayEraserError, StaleEpochError, StoreError
+from ray_eraser.errors import DeploymentError, DeviceError, LedgerError, PoolError, RayEraserError, StaleEpochError, StoreError
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.logs import named_safely
 from ray_eraser.runtime.metrics import DeploymentMetrics
@@ -171,8 +171,14 @@ class CoordinatorService:
     @ray.method(concurrency_group="reads")
     def describe(self) -> Status:
         opened = self._opened()
-        nodes, notices = cast(RayShardPool, opened.pool).describe()
-        return replace(opened.describe(), nodes=nodes, notices=notices, last_error=self._last_error)
+        pool = cast(RayShardPool, opened.pool).describe()
+        return replace(
+            opened.describe(),
+            nodes=pool.nodes,
+            gpu_bytes=pool.gpu_bytes,
+            notices=pool.notices,
+            last_error=self._last_error,
+        )
 
     @ray.method(concurrency_group="work")
     def close(self) -> None:
@@ -223,7 +229,7 @@ class CoordinatorService:
                     self._hurry.set()
                 log.error("processing failed, it is tried again", extra={"reason": self._last_error})  # noqa: TRY400 - a traceback names users
                 # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
-                self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError) else 0)
+                self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError | DeviceError) else 0)
 
     def _measure(self) -> None:
         """Keep the gauges as they stand, also while shards train, and notice shards whose process is another than before."""
@@ -231,7 +237,10 @@ class CoordinatorService:
         while (coordinator := self._coordinator) is not None:
             try:
                 self._metrics.described(coordinator.describe())
-                for shard, process in cast(RayShardPool, coordinator.pool).processes().items():
+                pool = cast(RayShardPool, coordinator.pool)
+                answered = pool.processes().items()
+                self._metrics.memory_held(pool.describe().gpu_bytes)
+                for shard, process in answered:
                     if known.setdefault(shard, process) != process:
                         known[shard] = process
                         self._metrics.restarted(shard)

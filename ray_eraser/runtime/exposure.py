@@ -20,10 +20,10 @@ def look_at_ray(address: str | None = None) -> RayFacts | None:
         context: Any = ray.init(address=address or "auto", **quiet)
     except (ConnectionError, ValueError, RuntimeError):
         return None
-    dashboard = context.dashboard_url or ""
+    dashboard, gpus = context.dashboard_url or "", float(ray.cluster_resources().get("GPU", 0))
     if not was_connected:
         ray.shutdown()
-    return RayFacts(dashboard, _asks_for_token(dashboard), os.environ.get("RAY_AUTH_MODE", "").lower() == "token")
+    return RayFacts(dashboard, _asks_for_token(dashboard), os.environ.get("RAY_AUTH_MODE", "").lower() == "token", gpus)
 
 
 def _asks_for_token(dashboard: str) -> bool | None:

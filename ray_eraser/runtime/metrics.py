@@ -1,7 +1,8 @@
 """What a deployment measures of itself, for Prometheus: through Ray's own metrics, at the port where each node exports its.
 
 Ray puts `ray_` before a name and `_total` behind a counter's. Its histograms know of a value only the bucket, so that sums and
-means of them are rough; what must add up is a counter. The tags are `deployment`, `state` and `shard`: never a user or an item.
+means of them are rough; what must add up is a counter. The tags are `deployment`, `state`, `shard` and `process`: never a user
+or an item.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("eraser_predicted_seconds", "gauge", "What carrying out all that waits is expected to take."),
         Metric("eraser_generation", "gauge", "Number of the generation that is published."),
         Metric("eraser_interactions", "gauge", "Interactions that the generation was learned from."),
+        Metric("eraser_gpu_memory_bytes", "gauge", "GPU memory that a process holds; absent on CPUs.", ("process",)),
         Metric("eraser_excised_shards", "gauge", "Shards left out of what is served until they are trained anew."),
         Metric(
             "eraser_time_to_forget_seconds", "histogram", "From a request to nothing served depending on it.", bounds=_SECONDS
@@ -111,6 +113,11 @@ class DeploymentMetrics:
         self._add("eraser_shard_trainings", 1, shard)
         self._add("eraser_retrained_seconds", trained.seconds, shard)
         self._add("eraser_retrained_interactions", interactions, shard)
+
+    def memory_held(self, gpu_bytes: Mapping[str, int]) -> None:
+        """GPU memory of every process, by role."""
+        for process, held in gpu_bytes.items():
+            self._set("eraser_gpu_memory_bytes", held, process=process)
 
     def restarted(self, shard: str) -> None:
         """A shard's process is another than before."""

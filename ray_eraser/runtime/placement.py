@@ -6,13 +6,21 @@ as it has CPUs for training processes, shards are spread in proportion to them, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ray_eraser.config import RuntimeConfig
+from ray_eraser.devices import Device
 from ray_eraser.errors import PoolError
 from ray_eraser.ids import ShardId
+
+_AGGREGATING = 2
+"""Processes besides the shards': one aggregates, one excises."""
+
+_SPARE = 1
+"""Shares of a GPU that an equal division leaves free, for audits."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,11 @@ class Node:
         """Processes of so many threads that the node has CPUs for; one where it has fewer, or shards there never trained."""
         return max(1, self.cpus // threads)
 
-    def holds(self, gpus_per_shard: float) -> int:
-        """Shards that its GPUs hold. A share of a GPU lies on one GPU, so what is left of several does not add up."""
-        if gpus_per_shard >= 1:
-            return int(self.gpus // gpus_per_shard)
-        return int(self.gpus) * int(1 / gpus_per_shard + 1e-9)
+    def holds(self, gpus: float) -> int:
+        """Processes that its GPUs hold, each reserving so much. A share of a GPU lies on one GPU: remainders do not add up."""
+        if gpus >= 1:
+            return int(self.gpus // gpus)
+        return int(self.gpus) * int(1 / gpus + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,16 @@ class Placement:
 
     Attributes:
         nodes: the node of each shard.
-        aggregator: the node for the processes that aggregate: the largest.
-        cores: CPUs of that node.
-        gpus_per_shard: that a shard's process can reserve.
+        aggregating: the nodes of the two processes that aggregate: the largest, or on GPUs those with room.
+        cores: CPUs of the smaller of these nodes.
+        gpus: that each process reserves; 0 on CPUs, and where a deployment of GPUs finds too few of them.
         notices: what an operator should know, in sentences.
     """
 
     nodes: Mapping[ShardId, str]
-    aggregator: str
+    aggregating: tuple[str, str]
     cores: int
-    gpus_per_shard: float
+    gpus: float
     notices: tuple[str, ...]
 
 
@@ -68,6 +76,18 @@ def slots_of(nodes: Sequence[Node], runtime: RuntimeConfig) -> int:
     return runtime.slots or sum(node.slots(runtime.threads) for node in _able(nodes, runtime))
 
 
+def settled_device(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Device:
+    """What `runtime.device` comes to: `auto` is a GPU where `gpus_per_shard` is set and all processes get theirs.
+
+    Raises:
+        PoolError: as `spread`.
+    """
+    if runtime.device != "auto":
+        return runtime.device
+    asked = runtime.gpus_per_shard
+    return "cuda" if asked and _room(_able(nodes, runtime), asked) >= n_shards + _AGGREGATING else "cpu"
+
+
 def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Placement:
     """Shards over nodes in proportion to their slots, so that all have trained theirs at about the same time.
 
@@ -77,8 +97,8 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
         PoolError: no node has the labels that are asked for.
     """
     able = _able(nodes, runtime)
-    gpus_per_shard, notices = _gpus(n_shards, able, runtime.gpus_per_shard)
-    room = {node.node_id: node.holds(gpus_per_shard) if gpus_per_shard else n_shards for node in able}
+    gpus, notice = _gpus_each(n_shards, able, runtime)
+    room = {node.node_id: node.holds(gpus) if gpus else n_shards + _AGGREGATING for node in able}
     placed: dict[ShardId, str] = {}
     held: Counter[str] = Counter()
     for shard in map(ShardId, range(n_shards)):
@@ -86,8 +106,16 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
         best = min(free, key=lambda node: ((held[node.node_id] + 1) / node.slots(runtime.threads), -node.cpus, node.node_id))
         placed[shard] = best.node_id
         held[best.node_id] += 1
-    largest = min(able, key=lambda node: (-node.cpus, held[node.node_id], node.node_id))
-    return Placement(placed, largest.node_id, max(1, largest.cpus), gpus_per_shard, notices)
+    aggregating: list[Node] = []
+    busy = Counter(held)
+    for _ in range(_AGGREGATING):
+        free = [node for node in able if busy[node.node_id] < room[node.node_id]]
+        largest = min(free, key=lambda node: (-node.cpus, held[node.node_id], node.node_id))
+        aggregating.append(largest)
+        busy[largest.node_id] += 1
+    cores = max(1, min(node.cpus for node in aggregating))
+    aggregates, excises = (node.node_id for node in aggregating)
+    return Placement(placed, (aggregates, excises), cores, gpus, (notice,) if notice else ())
 
 
 def _able(nodes: Sequence[Node], runtime: RuntimeConfig) -> list[Node]:
@@ -102,13 +130,40 @@ def _able(nodes: Sequence[Node], runtime: RuntimeConfig) -> list[Node]:
     return [node for node in labelled if node.cpus] or labelled
 
 
-def _gpus(n_shards: int, nodes: Sequence[Node], asked: float) -> tuple[float, tuple[str, ...]]:
-    """(GPU that every shard can reserve, notices). All or none: what some computed on a GPU the others could not repeat."""
+def _room(nodes: Sequence[Node], gpus: float) -> int:
+    return sum(node.holds(gpus) for node in nodes)
+
+
+def _gpus_each(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> tuple[float, str]:
+    """(GPU that each process reserves, a notice). All or none: a generation must not mix devices."""
+    if runtime.known_device != "cuda":
+        return 0.0, _unused(n_shards, nodes, runtime)
+    n_gpus, wanted = sum(int(node.gpus) for node in nodes), n_shards + _AGGREGATING
+    if not n_gpus:
+        return 0.0, f"runtime.device is cuda and {_labelled(runtime)} has a GPU: add GPUs, or set runtime.device=cpu"
+    equal = math.floor(1e4 / -(-(wanted + _SPARE) // n_gpus)) / 1e4
+    asked = runtime.gpus_per_shard or equal
+    if (held := _room(nodes, asked)) < wanted:
+        return 0.0, (
+            f"with runtime.gpus_per_shard={asked:g} the cluster's GPUs hold {held} of {wanted} processes: set it to {equal:g} "
+            "or less, set runtime.process_per=slot, or add GPUs"
+        )
+    return asked, ""
+
+
+def _unused(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> str:
+    """What to say of GPUs that were asked for and are not used; nothing where there are none such."""
+    asked = runtime.gpus_per_shard
     if not asked:
-        return 0.0, ()
-    if (held := sum(node.holds(asked) for node in nodes)) >= n_shards:
-        return asked, ()
-    has = f"room for {held} of {n_shards} shards on its GPUs" if held else "no such GPU"
-    return 0.0, (
-        f"runtime.gpus_per_shard is {asked:g} and the cluster has {has}: all shards run on CPUs; add GPUs and deploy again",
-    )
+        return ""
+    held, wanted = _room(nodes, asked), n_shards + _AGGREGATING
+    if held >= wanted:
+        seen = "all shards run on CPUs, where the deployment was trained"
+        return f"runtime.gpus_per_shard is {asked:g} and {seen}: repartition with --set runtime.device=cuda to use the GPUs"
+    has = f"room for {held} of {wanted} processes on its GPUs" if held else "no such GPU"
+    way_out = "add GPUs and train or repartition again"
+    return f"runtime.gpus_per_shard is {asked:g} and the cluster has {has}: all shards run on CPUs; {way_out}"
+
+
+def _labelled(runtime: RuntimeConfig) -> str:
+    return f"no node with the labels {', '.join(runtime.node_labels)}" if runtime.node_labels else "no node"

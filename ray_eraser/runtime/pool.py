@@ -16,11 +16,13 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig, RuntimeConfig
+from ray_eraser.devices import Device, described, held_memory
 from ray_eraser.embeddings import KeyedEmbeddings
-from ray_eraser.errors import PoolError, RayEraserError, UnexpectedError
+from ray_eraser.errors import DeviceError, PoolError, RayEraserError, UnexpectedError
 from ray_eraser.ids import ShardId
+from ray_eraser.opening import as_run_here
 from ray_eraser.pool import OnDone
-from ray_eraser.runtime.placement import Node, Placement, labels_of, slots_of, spread
+from ray_eraser.runtime.placement import Node, Placement, labels_of, settled_device, slots_of, spread
 from ray_eraser.runtime.processes import SlotProcess
 from ray_eraser.runtime.session import NAMESPACE
 from ray_eraser.shard import ShardOrder, Trained
@@ -40,10 +42,15 @@ _SlotActor: Any = ray.remote(SlotProcess)
 
 
 class RayTasks:
-    """Calls on Ray, as many at a time as there are slots: a `Compute`."""
+    """Calls on Ray, as many at a time as there are slots: a `Compute`.
 
-    def __init__(self, runtime: RuntimeConfig) -> None:
-        self._runtime = runtime
+    Args:
+        runtime: threads, slots and the time limit count.
+        gpus: what each call reserves.
+    """
+
+    def __init__(self, runtime: RuntimeConfig, gpus: float = 0.0) -> None:
+        self._runtime, self._gpus = runtime, gpus
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         start = self._starter()
@@ -109,8 +116,27 @@ class RayTasks:
 
     def _starter(self) -> Callable[[Callable[[], Any]], Any]:
         """Starts a call of as many CPUs as it has threads, or as the largest node has: more would wait for ever."""
+        if self._gpus and self._gpus > (free := ray.available_resources().get("GPU", 0)):
+            raise DeviceError(
+                "cuda", f"{free:g} GPUs are free and {self._gpus:g} is needed: lower runtime.gpus_per_shard, or add a GPU"
+            )
         cpus = min(self._runtime.threads, max(node.cpus for node in alive_nodes()))
-        return cast(Callable[[Callable[[], Any]], Any], _call.options(num_cpus=cpus).remote)
+        return cast(Callable[[Callable[[], Any]], Any], _call.options(num_cpus=cpus, num_gpus=self._gpus).remote)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a pool, as last heard.
+
+    Attributes:
+        nodes: the roles of the processes on every node.
+        gpu_bytes: by role, the GPU memory that a process holds; empty where the deployment computes on CPUs.
+        notices: what an operator should know, in sentences.
+    """
+
+    nodes: Mapping[str, list[str]]
+    gpu_bytes: Mapping[str, int]
+    notices: tuple[str, ...]
 
 
 class RayShardPool:
@@ -139,6 +165,7 @@ class RayShardPool:
         self._prefix = f"{deployment}/{config.fingerprint()[:8]}/"
         self._actors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}  # of the actors, by role, as last heard
+        self._gpu_bytes: dict[str, int] = {}  # likewise
         self._warming: Any = None
         self._begun: _Begun | None = None
 
@@ -197,6 +224,18 @@ class RayShardPool:
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return self._tasks.run(calls)
 
+    def device(self) -> Device:
+        return settled_device(self._n_workers, alive_nodes(), self._config.runtime)
+
+    def described(self) -> dict[str, str]:
+        device = self._config.runtime.known_device
+        if device != "cuda":
+            return described(device)
+        if not self._placement.gpus:
+            raise DeviceError(device, "; ".join(self._placement.notices))
+        with translated("the aggregator"):
+            return cast(dict[str, str], ray.get(self._aggregator().described.remote(), timeout=_START_SECONDS))
+
     def tidy(self) -> None:
         wanted = {f"{self._prefix}{role}" for role in [*map(self._role, range(self._n_workers)), "aggregator", "excisor"]}
         for named in ray.util.list_named_actors(all_namespaces=True):
@@ -214,8 +253,8 @@ class RayShardPool:
             ray.kill(actor)
         self._actors.clear()
 
-    def describe(self) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-        """(the roles of the processes on every node, notices for an operator). Asks no process."""
+    def describe(self) -> Processes:
+        """Its processes, as last heard. Asks none."""
         held: dict[str, list[str]] = {}
         for role, node in sorted(self._nodes.items()):
             held.setdefault(node, []).append(role)
@@ -223,7 +262,7 @@ class RayShardPool:
             notices = self._placement.notices
         except PoolError as error:
             notices = (str(error),)  # what is served goes on
-        return held, notices
+        return Processes(held, dict(self._gpu_bytes), notices)
 
     def processes(self) -> dict[str, str]:
         """By shard, the process that it is in, of those that have answered. Waits for none: one may be training for hours.
@@ -241,7 +280,9 @@ class RayShardPool:
             if reference in answered:
                 del self._asked[role]
                 with suppress(RayError):  # it is coming up again
-                    process, self._nodes[role] = ray.get(reference)
+                    process, self._nodes[role], gpu_bytes = ray.get(reference)
+                    if self._config.runtime.known_device == "cuda":
+                        self._gpu_bytes[role] = gpu_bytes
                     if role.startswith(_WORKERS):
                         found[role.removeprefix("shard-")] = str(process)
         return found
@@ -272,8 +313,7 @@ class RayShardPool:
         """The process of a shard, or of a slot."""
         args = () if self._per_slot else (number,)
         actor_class = _SlotActor if self._per_slot else self._shard_actor
-        node, gpus = self._placement.nodes[number], self._placement.gpus_per_shard
-        return self._actor(self._role(number), actor_class, node, gpus, *args, self._store_uri, self._config)
+        return self._actor(self._role(number), actor_class, self._placement.nodes[number], *args, self._store_uri, self._here())
 
     def _aggregator(self) -> Any:
         return self._aggregating("aggregator")
@@ -284,10 +324,13 @@ class RayShardPool:
 
     def _aggregating(self, role: str) -> Any:
         """A process that aggregates, and has all of its node's cores: shards have been trained by then, or make way."""
-        runtime = self._config.runtime
-        wide = runtime.model_copy(update={"cores": runtime.cores or self._placement.cores})
-        config = self._config.model_copy(update={"runtime": wide})
-        return self._actor(role, self._aggregator_actor, self._placement.aggregator, 0.0, self._store_uri, config)
+        node = self._placement.aggregating[("aggregator", "excisor").index(role)]
+        cores = self._config.runtime.cores or self._placement.cores
+        return self._actor(role, self._aggregator_actor, node, self._store_uri, self._here(cores=cores))
+
+    def _here(self, **runtime: Any) -> EraserConfig:
+        """The settings for a process: its reservation of a GPU decides how much memory it may allocate."""
+        return as_run_here(self._config, {"gpus_per_shard": self._placement.gpus, **runtime})
 
     def _whereabouts(self, actors: Mapping[ShardId, Any]) -> dict[ShardId, str]:
         """The node of every shard, asked from its process: one whose node died has come back elsewhere, or is about to."""
@@ -297,7 +340,7 @@ class RayShardPool:
         self._nodes.update({f"shard-{shard}": node for shard, node in found.items()})
         return found
 
-    def _actor(self, role: str, actor_class: Any, node_id: str, gpus: float, *args: Any) -> Any:
+    def _actor(self, role: str, actor_class: Any, node_id: str, *args: Any) -> Any:
         """The named actor, made or found. One that was found must be of the same deployment.
 
         Settings are part of the name: while everything is made anew with others, both are there.
@@ -309,7 +352,7 @@ class RayShardPool:
                 lifetime="detached",
                 get_if_exists=True,
                 num_cpus=0,
-                num_gpus=gpus,
+                num_gpus=self._placement.gpus,
                 # By the label that every node has: to a soft NodeAffinitySchedulingStrategy, what holds no CPU does not keep.
                 label_selector={"ray.io/node-id": node_id},
                 # Where it comes back when the node dies.
@@ -385,9 +428,9 @@ def _train_own(actor: Any, order: ShardOrder) -> Any:
     return actor.train.remote(order)
 
 
-def _whereabouts_here(_: object) -> tuple[str, str]:
-    """(process, node)."""
-    return str(ray.get_runtime_context().get_worker_id()), _node_here(_)
+def _whereabouts_here(_: object) -> tuple[str, str, int]:
+    """(process, node, bytes of GPU memory that it holds)."""
+    return str(ray.get_runtime_context().get_worker_id()), _node_here(_), held_memory()
 
 
 def _node_here(_: object) -> str:

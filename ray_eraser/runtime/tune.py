@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.devices import Device
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import InputError, RayEraserError, one_line
 from ray_eraser.ids import ShardId
@@ -83,7 +84,10 @@ class TrialShardPool:
     def warm(self) -> None:
         with translated("a trial's processes"):
             waiting = [worker.warm.remote() for worker in self._workers]
-            waiting += [worker.run.remote([partial(make_model, self._config.model)]) for worker in self._workers]
+            waiting += [
+                worker.run.remote([partial(make_model, self._config.model, self._config.runtime.known_device)])
+                for worker in self._workers
+            ]
             ray.get(waiting, timeout=_START_SECONDS + self._timeout)
 
     def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
@@ -115,6 +119,14 @@ class TrialShardPool:
         numbered = {index: partial(_run, call=call) for index, call in enumerate(calls)}
         done = dict(self._tasks.on(self._workers, numbered, "task"))
         return [done[index][0] for index in range(len(calls))]
+
+    def device(self) -> Device:
+        with translated("a trial's processes"):
+            return cast(Device, ray.get(self._workers[0].device.remote(), timeout=_START_SECONDS))
+
+    def described(self) -> dict[str, str]:
+        with translated("a trial's processes"):
+            return cast(dict[str, str], ray.get(self._workers[0].described.remote(), timeout=_START_SECONDS))
 
     def tidy(self) -> None:
         return

@@ -50,7 +50,7 @@ def train_submodel(
         for stage in range(reached.stages, config.training.slices - 1):
             keep(TrainingState(stages=stage + 1))
         return KeyedEmbeddings.empty(config.model.width)
-    model = make_model(config.model)
+    model = make_model(config.model, config.runtime.known_device)
     with deterministic(config.runtime.threads, config.runtime.cores):
         state = _trained(model, data, config, shard, reached, keep)
         submodel = model.embeddings(state, train)

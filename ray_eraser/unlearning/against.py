@@ -26,6 +26,7 @@ from ray_eraser.models.base import TrainingState
 from ray_eraser.prepare import prepare
 from ray_eraser.store import FileRef, Manifest, ShardRecord, Store
 from ray_eraser.training.submodel import train_submodel
+from ray_eraser.unlearning.audit import environment_in
 from ray_eraser.unlearning.ledger import GenerationRow
 
 _NOT_COMPARED = re.compile(r"ledger\.db.*|ledger\.json|(results|logs)/.*|[^/]*\.log")
@@ -79,9 +80,11 @@ def audit_against(
 
     Raises:
         ConfigError: the partition is learned; see `refuse_learned`.
+        DeviceError: the generation was trained on another device than there is here.
     """
     manifest = store.read_manifest(published.digest)
     refuse_learned(manifest.config)
+    environment_in(compute, manifest)
     fresh, made_under = _trained_on(dataset, manifest, compute, on_done)
     stored = [path for path in store.everything() if not _NOT_COMPARED.fullmatch(path)]
     mismatches = sorted(_differences(store, stored, fresh))
@@ -163,7 +166,7 @@ def _aggregated(
 ) -> tuple[FileRef, dict[str, str | int]]:
     """What the aggregate's file is named, and what its bits depend on besides the data, where it is computed."""
     aggregate = _Names().write_aggregate(aggregate_of(submodels, shards, config))
-    return aggregate, environment(config.runtime.threads)
+    return aggregate, environment(config.runtime.threads, config.runtime.known_device)
 
 
 class _Names(Store):

@@ -22,7 +22,8 @@ from ray_eraser.compute import Compute
 from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
 from ray_eraser.data.vocabulary import Part, hash_texts, part_of
 from ray_eraser.determinism import environment
-from ray_eraser.errors import StoreError
+from ray_eraser.devices import check_same, named
+from ray_eraser.errors import DeviceError, StoreError
 from ray_eraser.ids import Generation, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.shard import rebuild_shard
@@ -76,8 +77,12 @@ def audit(
         compute: where to train again: a pool (its shards are not asked), or `RayTasks`.
         erased: ids and pairs to look for by name.
         on_done: hears what was compared.
+
+    Raises:
+        DeviceError: the generation was trained on another device than there is here.
     """
     manifest = store.read_manifest(published.digest)
+    here = environment_in(compute, manifest)
     stored = _Stored.read(store, manifest)
     mismatches = [*_left_over(store, manifest, published.digest), *_misnamed(manifest, published.digest)]
     if stored.is_whole(manifest):
@@ -92,7 +97,7 @@ def audit(
     else:
         mismatches.append("no submodel was trained again: the interactions are not what a deployment stores")
     mismatches += differing
-    if differing and (here := environment(manifest.config.runtime.threads)) != manifest.environment:
+    if differing and here != manifest.environment:
         mismatches.append(f"made under {manifest.environment}, audited under {here}: audit where it was trained")
 
     found = _found_by_name(store, manifest, stored, erased) if erased else 0
@@ -107,6 +112,21 @@ def audit(
         tuple(mismatches),
         found,
     )
+
+
+def environment_in(compute: Compute, manifest: Manifest) -> dict[str, str | int]:
+    """What bits depend on where an audit computes.
+
+    Raises:
+        DeviceError: the generation was trained on another device than there is here. Names both.
+    """
+    runtime = manifest.config.runtime
+    try:
+        (here,) = compute.run([partial(environment, runtime.threads, runtime.known_device)])
+    except DeviceError as error:
+        raise DeviceError(named(manifest.environment), f"the deployment was trained on it, and {error.problem}") from error
+    check_same(manifest.environment, here)
+    return here
 
 
 # ---- what is stored besides vectors --------------------------------------------------------------------------------------

@@ -126,10 +126,18 @@ class Spread(Part):
     label_selector: Selector
 
 
+class Toleration(Part):
+    key: str
+    operator: Literal["Exists", "Equal"]
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
 class Pod(Part):
     automount_service_account_token: bool
     restart_policy: Literal["Always", "OnFailure", "Never"] | None = None
     security_context: PodSecurity
+    tolerations: list[Toleration] = []
     topology_spread_constraints: list[Spread] = []
     containers: list[Container] = Field(min_length=1)
     volumes: list[Volume] = []

@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import re
 import subprocess
+import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ CLUSTER = REPOSITORY / "cluster"
 LAUNCHED = ("aws", "gcp", "onprem")
 KUBERNETES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
 RAY = importlib.metadata.version("ray")
+GPU_TAINT = ("nvidia.com/gpu", "Exists", "NoSchedule")
 
 
 def _launched(name: str) -> dict[str, Any]:
@@ -42,11 +44,14 @@ def test_ray_accepts_the_file_and_fills_in_the_rest(name: str) -> None:
 
     config = prepare_config(_launched(name))
     validate_config(config)
-    workers = [
+    kinds = [
         kind for key, kind in config["available_node_types"].items() if key != config["head_node_type"] or name == "onprem"
     ]
+    with_gpus = [kind for kind in kinds if "GPU" in kind["resources"]]
     # Shards hold no CPU, so nothing would ever ask for a node.
-    assert all(kind["min_workers"] == kind["max_workers"] == 3 for kind in workers)
+    assert all(kind["min_workers"] == kind["max_workers"] == 3 for kind in kinds if kind not in with_gpus)
+    # Ray's launcher has one kind of node on machines of your own, and finds out what they have.
+    assert [(kind["min_workers"], kind["max_workers"]) for kind in with_gpus] == ([] if name == "onprem" else [(0, 3)])
     commands = " ".join([*config["setup_commands"], *config["head_start_ray_commands"], *config["initialization_commands"]])
     assert "RAY_AUTH_MODE=token" in commands
     assert "--num-cpus=0" in commands
@@ -126,6 +131,24 @@ def test_pods_run_as_a_normal_user_and_every_volume_is_there(file: Path) -> None
             assert {mount.name for mount in container.volume_mounts} <= {volume.name for volume in pod.volumes}
 
 
+@pytest.mark.parametrize("name", ["cluster", "service"])
+def test_ray_counts_the_gpus_of_the_group_that_has_some_and_its_pods_may_go_to_nodes_with_gpus(name: str) -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    document = _documents(CLUSTER / "kuberay" / f"{name}.yaml")[-1]
+    cluster = document["spec"].get("rayClusterConfig", document["spec"])
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": {"name": name, "namespace": "default"}, "spec": cluster})
+    kinds = config["available_node_types"]
+    gpus = {key: kind["resources"].get("GPU", 0) for key, kind in kinds.items()}
+    assert gpus == {"headgroup": 0, "shards": 0, "gpu-shards": 1}
+    assert kinds["gpu-shards"]["min_workers"] == 0 < kinds["gpu-shards"]["max_workers"]
+    for pod in _pods(CLUSTER / "kuberay" / f"{name}.yaml"):
+        (container,) = pod.containers
+        has_gpu = "nvidia.com/gpu" in container.resources.limits
+        assert has_gpu == container.image.endswith("-cuda")
+        assert has_gpu == any((one.key, one.operator, one.effect) == GPU_TAINT for one in pod.tolerations)
+
+
 @pytest.mark.parametrize("file", KUBERNETES, ids=lambda file: file.stem)
 def test_clusters_ask_for_the_token_that_their_jobs_bring(file: Path) -> None:
     for document in map(DOCUMENT.validate_python, _documents(file)):
@@ -175,18 +198,43 @@ def test_every_file_names_the_ray_that_is_pinned_and_installed() -> None:
     image = f"ray-eraser:{project['version']}-ray{RAY}"
     for file in [*KUBERNETES, *(CLUSTER / f"{name}.yaml" for name in LAUNCHED), CLUSTER / "Dockerfile"]:
         text = file.read_text()
-        assert {image} >= set(re.findall(r"ray-eraser:[0-9]\S*", text)), file
+        assert {image, f"{image}-cuda"} >= set(re.findall(r"ray-eraser:[0-9]\S*", text)), file
         assert {RAY} >= set(re.findall(r"(?:rayVersion: |rayproject/ray:|ray\[\S*\]==)([0-9.]+[0-9])", text)), file
         if file.stem != "network-policy":
             assert RAY in text, file
 
 
+def _instructions() -> list[list[str]]:
+    """The words of every instruction of the Dockerfile."""
+    text = re.sub(r"\\\n", " ", (CLUSTER / "Dockerfile").read_text())
+    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+
+
 def test_the_image_runs_as_a_normal_user() -> None:
-    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert users == ["1000"]
-    copied = [line.split()[2:-1] for line in lines if line.startswith("COPY ")]
+    instructions = _instructions()
+    assert [words[1] for words in instructions if words[0] == "USER"] == ["1000"]
+    copied = [words[2:-1] for words in instructions if words[0] == "COPY"]
     assert all((REPOSITORY / name).exists() for names in copied for name in names)
+
+
+def test_the_image_for_cpus_is_built_unless_the_one_for_gpus_is_asked_for() -> None:
+    targets = [words[1:] for words in _instructions() if words[0] == "FROM"]
+    assert targets == [
+        [f"rayproject/ray:{RAY}-py311-cpu", "AS", "base"],
+        ["base", "AS", "cuda"],
+        ["base", "AS", "cpu"],  # the last one is built unless a target is named
+    ]
+
+
+def test_the_target_for_gpus_refuses_a_cpu_build_of_pytorch() -> None:
+    text = (CLUSTER / "Dockerfile").read_text()
+    of_cuda = text.partition("AS cuda\n")[2].partition("FROM ")[0]
+    (check,) = re.findall(r'^RUN python -c "(.*)"$', of_cuda, re.MULTILINE)
+    code = "import sys, types; sys.modules['torch'] = types.SimpleNamespace(version=types.SimpleNamespace(cuda={})); " + check
+    for cuda, problem in (("None", "change TORCH_INDEX"), ("'13.0'", "")):
+        command = [sys.executable, "-c", code.format(cuda)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        assert (done.returncode == 0, problem in done.stderr) == (problem == "", True)
 
 
 def test_there_is_no_python_in_the_folder() -> None:
@@ -198,4 +246,5 @@ def test_the_script_says_how_it_is_used() -> None:
     assert done.returncode == 2
     assert "local-nodes.sh start [NODES]" in done.stderr
     assert "LOCAL_NODES_CPUS" in done.stderr
+    assert "LOCAL_NODES_GPUS" in done.stderr
     assert "set -euo" not in done.stderr

@@ -8,9 +8,10 @@ import torch
 from contracts.model_contract import checkerboard, log_of
 
 from ray_eraser.aggregation import aggregate, excise, folding, with_users
-from ray_eraser.config import AggregationConfig, EraserConfig, WmfAlsConfig
+from ray_eraser.config import AggregationConfig, EraserConfig, RuntimeConfig, WmfAlsConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import ShardData
+from ray_eraser.devices import Device
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.seeds import normal_rows
@@ -31,20 +32,23 @@ def start_of_items(interactions: Interactions) -> Embeddings:
 
 
 def submodel_of(part: Interactions, config: EraserConfig, shard: ShardId) -> Embeddings:
-    """What a shard with these interactions learns, in their rows."""
+    """What a shard with these interactions learns on the CPU, in their rows."""
     data = ShardData.of(part, Interactions.none(), KEYS, KEYS)
-    return train_submodel(data, config, shard).in_rows(KEYS, KEYS)
+    return train_submodel(data, config.model_copy(update={"runtime": RuntimeConfig()}), shard).in_rows(KEYS, KEYS)
 
 
 class AggregatorContract:
     """Tests come twice, with and without the fold-in."""
 
     settings: AggregationConfig
+    device: Device = "cpu"
+    """Where to aggregate."""
 
     @pytest.fixture(params=[True, False], ids=["fold-in", "no fold-in"])
     def config(self, request) -> EraserConfig:
         settings = self.settings.model_copy(update={"foldin": request.param})
-        return EraserConfig(seed=4, model=WmfAlsConfig(width=WIDTH, epochs=4, alpha0=0.3), aggregation=settings)
+        model, runtime = WmfAlsConfig(width=WIDTH, epochs=4, alpha0=0.3), RuntimeConfig(device=self.device)
+        return EraserConfig(seed=4, model=model, aggregation=settings, runtime=runtime)
 
     def trained(self, parts: list[Interactions], config: EraserConfig) -> list[Embeddings]:
         return [submodel_of(part, config, ShardId(k)) for k, part in enumerate(parts)]
@@ -148,7 +152,7 @@ class AggregatorContract:
         served = excise([one, other], remaining, start_of_items(remaining), config)
         start = Embeddings(one.user_rows[:0], one.users[:0], one.item_rows, one.items + 1)
         assert excise([one, Embeddings.empty(WIDTH), other], remaining, start, config).same_bits(served)
-        defaults = EraserConfig(seed=4, model=config.model, aggregation=AggregationConfig(foldin=False))
+        defaults = config.model_copy(update={"aggregation": AggregationConfig(foldin=False)})
         assert excise([one, other], remaining, start_of_items(remaining), defaults).same_bits(served)
         assert folding(served, config).users(remaining).user_rows.tolist() == [0, 1, 2, 3, *range(5, 16)]
 

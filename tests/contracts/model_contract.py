@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, RuntimeConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.determinism import deterministic
+from ray_eraser.devices import Device
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import UNTRAINED, BaseModel, Start, TrainingState
@@ -50,6 +51,8 @@ class ModelContract:
     """The checkerboard must be within reach of the model's settings, in some hundredths of a second."""
 
     model: BaseModel
+    device: Device = "cpu"
+    """Where `train_submodel` is to compute: as `model` does."""
 
     @pytest.fixture(autouse=True)
     def one_thread(self):
@@ -103,7 +106,8 @@ class ModelContract:
         assert there.items.tobytes() == here.items.tobytes()
 
     def trained(self, data: ShardData) -> KeyedEmbeddings:
-        return train_submodel(data, EraserConfig(seed=6, model=self.model.config), ShardId(2))
+        config = EraserConfig(seed=6, model=self.model.config, runtime=RuntimeConfig(device=self.device))
+        return train_submodel(data, config, ShardId(2))
 
     def test_a_fresh_log_without_an_erased_user_gives_everybody_else_the_same_vectors(self):
         everything, gone = NAMED, ["a", "g"]

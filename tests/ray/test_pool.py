@@ -31,6 +31,16 @@ class TestLocalShardPool(PoolContract):
         return LocalShardPool(store.uri, tiny_config)
 
 
+class TestLocalShardPoolByTorch(PoolContract):
+    @pytest.fixture
+    def tiny_config(self, tiny_config: EraserConfig) -> EraserConfig:
+        return tiny_config.with_device("torch-cpu")
+
+    @pytest.fixture
+    def pool(self, store: Store, tiny_config: EraserConfig) -> ShardPool:
+        return LocalShardPool(store.uri, tiny_config)
+
+
 @pytest.mark.ray
 class TestRayShardPool(PoolContract):
     @pytest.fixture
@@ -113,9 +123,9 @@ class TestProcessPerSlot(PoolContract):
         pool.warm()
         pool.train(orders, lambda _: None)
         assert roles_of(pool) == {"slot-0", "aggregator", "excisor"}
-        nodes, notices = pool.describe()
-        assert {role for held in nodes.values() for role in held} == roles_of(pool)
-        assert notices == ()
+        seen = pool.describe()
+        assert {role for held in seen.nodes.values() for role in held} == roles_of(pool)
+        assert (seen.notices, seen.gpu_bytes) == ((), {})
 
     def test_a_slot_that_is_killed_while_it_trains_ends_with_the_same_files(
         self, ray_session: None, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig

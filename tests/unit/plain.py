@@ -57,7 +57,7 @@ def generation_of(
         for side, kind in enumerate(("user", "item"))
     ]
     model = store.write_aggregate(aggregate_of(submodels, data, config))
-    made_under = environment(config.runtime.threads)
+    made_under = environment(config.runtime.threads, config.runtime.known_device)
     manifest = Manifest(config, made_under, chosen, integers, *vocabularies, tuple(records), model)
     return store.write_manifest(manifest).digest
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from contracts.aggregator_contract import AggregatorContract, by_user, start_of_items
 from contracts.model_contract import checkerboard
+from torch_devices import TORCH_DEVICES, on_gpu
 
-from ray_eraser.aggregation import aggregate, excise
+from ray_eraser.aggregation import aggregate, excise, make_grams, products, spectral_torch
 from ray_eraser.aggregation.mean import mean, side_by_side
 from ray_eraser.aggregation.spectral import spectral
-from ray_eraser.config import AggregationConfig, EraserConfig, WmfAlsConfig
+from ray_eraser.config import AggregationConfig, EraserConfig, RuntimeConfig, WmfAlsConfig
 from ray_eraser.embeddings import Embeddings
 
 
@@ -36,6 +37,44 @@ class TestSpectralWithTwoSweeps(AggregatorContract):
     settings = AggregationConfig(kind="spectral", sweeps=2)
 
 
+class TestMeanTorch(TestMean):
+    device = "torch-cpu"
+
+
+class TestAttentionTorch(AggregatorContract):
+    settings = AggregationConfig(kind="attention", attention_width=3, epochs=4)
+    device = "torch-cpu"
+
+
+class TestSpectralTorch(TestSpectral):
+    device = "torch-cpu"
+
+
+@on_gpu
+class TestMeanOnAGpu(TestMean):
+    device = "cuda"
+
+
+@on_gpu
+class TestStaticOnAGpu(TestStatic):
+    device = "cuda"
+
+
+@on_gpu
+class TestAttentionFromTheSpectralBasisOnAGpu(TestAttentionFromTheSpectralBasis):
+    device = "cuda"
+
+
+@on_gpu
+class TestAttentionAsInThePaperOnAGpu(TestAttentionAsInThePaper):
+    device = "cuda"
+
+
+@on_gpu
+class TestSpectralOnAGpu(TestSpectral):
+    device = "cuda"
+
+
 def submodels(width=3):
     rng = np.random.default_rng(0)
     shards = []
@@ -45,8 +84,9 @@ def submodels(width=3):
     return shards
 
 
-def config(**settings):
-    return EraserConfig(model=WmfAlsConfig(width=3, alpha0=0.3), aggregation=AggregationConfig(**settings))
+def config(device="cpu", **settings):
+    model, runtime = WmfAlsConfig(width=3, alpha0=0.3), RuntimeConfig(device=device)
+    return EraserConfig(model=model, aggregation=AggregationConfig(**settings), runtime=runtime)
 
 
 @pytest.mark.parametrize("kind", ["mean", "static"])
@@ -92,3 +132,52 @@ def test_side_by_side_scores_are_the_sum_that_the_spectral_basis_approximates():
 
 def config_of_width(width):
     return EraserConfig(model=WmfAlsConfig(width=width, alpha0=0.3))
+
+
+@pytest.mark.parametrize("device", TORCH_DEVICES)
+@pytest.mark.parametrize("kind", ["mean", "static", "attention", "spectral"])
+@pytest.mark.parametrize("foldin", [True, False])
+def test_a_torch_device_gives_the_scores_of_the_cpu(device, kind, foldin):
+    shards, pairs = submodels(), checkerboard()[0]
+    here, there = (
+        aggregate(shards, pairs, config(where, kind=kind, foldin=foldin, epochs=2, attention_width=2))
+        for where in ("cpu", device)
+    )
+    assert there.user_rows.tolist() == here.user_rows.tolist()
+    assert there.item_rows.tolist() == here.item_rows.tolist()
+    # Signs and rotations are free. With the fold-in there are items alone: their own products are free of both.
+    scores_here, scores_there = (
+        model.items @ model.items.T if foldin else model.users @ model.items.T for model in (here, there)
+    )
+    np.testing.assert_allclose(scores_there, scores_here, atol=1e-4 * abs(scores_here).max())
+
+
+@pytest.mark.parametrize("device", ["cpu", *TORCH_DEVICES])
+def test_gram_matrices_that_were_there_already_change_no_bit(device):
+    shards, nobody, settings = submodels(), Embeddings.empty(3), config(device)
+    alone = aggregate(shards, checkerboard()[0], settings)
+    grams, given = make_grams(settings), make_grams(settings)
+    given.give(shards, products([shards[0], nobody, shards[1]], settings, grams))
+    for known in (grams, given, grams):
+        assert aggregate(shards, checkerboard()[0], settings, known).same_bits(alone)
+        assert excise(shards[:1], checkerboard()[0], nobody, settings, known).same_bits(
+            excise(shards[:1], checkerboard()[0], nobody, settings)
+        )
+
+
+@pytest.mark.parametrize("device", TORCH_DEVICES)
+def test_tables_that_were_uploaded_for_one_aggregation_are_overwritten_after_it(device, monkeypatch):
+    uploaded = []
+
+    class Watched(spectral_torch.GramsTorch):
+        def uploaded(self, array):
+            uploaded.append(super().uploaded(array))
+            return uploaded[-1]
+
+    monkeypatch.setattr(spectral_torch, "GramsTorch", Watched)
+    shards = submodels()
+    before = [shard.items.copy() for shard in shards]
+    aggregate(shards, checkerboard()[0], config(device))
+    assert uploaded
+    assert not any(tensor.any() for tensor in uploaded)
+    assert all((shard.items == then).all() for shard, then in zip(shards, before, strict=True))

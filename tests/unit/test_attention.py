@@ -3,8 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch_devices import TORCH_DEVICES
 
+from ray_eraser.aggregation import slopes
 from ray_eraser.aggregation.attention import (
+    Present,
     Scorer,
     Transfer,
     _tables,
@@ -13,14 +16,18 @@ from ray_eraser.aggregation.attention import (
     transferred,
     weighted_sum,
 )
+from ray_eraser.aggregation.slopes import bpr_slopes_torch
 from ray_eraser.aggregation.spectral import spectral
 from ray_eraser.config import AggregationConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
+from ray_eraser.devices import torch_device
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.models.bpr import bpr_slopes
 from ray_eraser.models.wmf_adagrad import non_sampling_loss
 
 STARTS = ["paper", "spectral"]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +72,12 @@ def parts(seed=0, n_submodels=3, n_rows=6):
     return draw(n_submodels, n_rows, 4), present, transfer, Scorer(draw(4, 2), draw(2), draw(2))
 
 
+def two_tables():
+    """Both know row 0, one of them row 1 and the other row 2; all vectors are unit vectors."""
+    vectors = np.eye(4, dtype=np.float32)
+    return _tables([np.array([0, 2]), np.array([0, 1])], [vectors[:2], vectors[2:]], CPU)
+
+
 def loss_of(model, pairs, w0=0.2):
     users, items = torch.from_numpy(model.users), torch.from_numpy(model.items)
     return non_sampling_loss(users, items, pairs.matrix(len(users), len(items)), w0)[0]
@@ -72,8 +85,9 @@ def loss_of(model, pairs, w0=0.2):
 
 def test_transfer_weights_and_sum_are_equations_5_to_7_row_by_row():
     vectors, present, transfer, scorer = parts()
-    moved = transferred(vectors[present], present, transfer)
-    aggregated = weighted_sum(moved, attention_weights(moved, present, scorer), present)
+    there = Present.of(present, CPU)
+    moved = transferred(vectors[present], there, transfer)
+    aggregated = weighted_sum(moved, attention_weights(moved, there, scorer), there)
     for row in range(6):
         known = [k for k in range(3) if present[k, row]]
         moved_k = {k: vectors[k, row] @ transfer.weight[k] + transfer.bias[k] for k in known}
@@ -85,14 +99,15 @@ def test_transfer_weights_and_sum_are_equations_5_to_7_row_by_row():
 
 def test_weights_are_positive_and_sum_to_one_over_the_submodels_that_know_the_row():
     vectors, present, transfer, scorer = parts(seed=1)
-    weights = attention_weights(transferred(vectors[present], present, transfer), present, scorer)
+    there = Present.of(present, CPU)
+    weights = attention_weights(transferred(vectors[present], there, transfer), there, scorer)
     sums = torch.zeros(6).index_add(0, present.nonzero()[:, 1], weights)
     torch.testing.assert_close(sums, torch.ones(6))
     assert (weights > 0).all()
 
 
 def test_a_row_that_one_submodel_alone_knows_is_that_submodels_transferred_vector():
-    tables = _tables([np.array([0, 2]), np.array([0, 1])], [np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]])
+    tables = two_tables()
     _, _, transfer, scorer = parts(n_submodels=2)
     aggregated = tables.aggregated(transfer, scorer)
     torch.testing.assert_close(aggregated[2], transfer.weight[0][1] + transfer.bias[0])
@@ -100,7 +115,7 @@ def test_a_row_that_one_submodel_alone_knows_is_that_submodels_transferred_vecto
 
 
 def test_a_batch_of_rows_is_aggregated_as_among_all_rows():
-    tables = _tables([np.array([0, 2]), np.array([0, 1])], [np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]])
+    tables = two_tables()
     _, _, transfer, scorer = parts(n_submodels=2)
     chosen = torch.tensor([2, 0])
     torch.testing.assert_close(tables.aggregated(transfer, scorer, chosen), tables.aggregated(transfer, scorer)[chosen])
@@ -170,3 +185,29 @@ def test_pairs_of_users_and_items_that_no_submodel_knows_take_no_part():
     pairs, halves = taste()
     more = Interactions.union([pairs, Interactions.of(np.array([3, 90]), np.array([77, 0]))])
     assert attention(halves, more, config(), 0).same_bits(attention(halves, pairs, config(), 0))
+
+
+@pytest.mark.parametrize("device", TORCH_DEVICES)
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("loss", ["wmf", "bpr"])
+def test_a_torch_device_takes_the_steps_of_the_cpu(device, init, loss):
+    pairs, halves = taste()
+    submodels = [*halves, submodel(3, range(0, 20, 3), range(2, 9))]
+    settings = config(init=init, epochs=8)
+    here, there = (attention(submodels, pairs, settings, 0, loss, where) for where in ("cpu", device))
+    assert there.same_bits(attention(submodels, pairs, settings, 0, loss, device))
+    assert there.user_rows.tolist() == here.user_rows.tolist()
+    scores_UI = here.users @ here.items.T
+    np.testing.assert_allclose(there.users @ there.items.T, scores_UI, atol=1e-4 * abs(scores_UI).max())
+
+
+@pytest.mark.parametrize("device", TORCH_DEVICES)
+@pytest.mark.parametrize("triplets_at_once", [1, 7, 1000])
+def test_the_gradients_of_triplets_are_those_of_bpr(device, monkeypatch, triplets_at_once):
+    rng = np.random.default_rng(3)
+    users, items = rng.normal(0, 1, (6, 4)), rng.normal(0, 1, (5, 4))
+    triplets = np.stack([rng.integers(0, n, 40) for n in (6, 5, 6)], 1).astype(np.int32)  # item 5 is none
+    monkeypatch.setattr(slopes, "_GATHERED", 4 * triplets_at_once)
+    on_device = (torch.from_numpy(array).to(torch_device(device)) for array in (users, items, triplets))
+    for slope, expected in zip(bpr_slopes_torch(*on_device), bpr_slopes(users, items, triplets), strict=True):
+        np.testing.assert_allclose(slope.cpu().numpy(), expected, atol=1e-12)

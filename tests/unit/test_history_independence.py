@@ -19,6 +19,7 @@ import pytest
 from conftest import Deployments
 from plain import key_of
 from safetensors.numpy import load_file
+from torch_devices import TORCH_DEVICES
 
 from ray_eraser import seeds
 from ray_eraser.config import EraserConfig, changed, config_from
@@ -329,15 +330,30 @@ def lived(coordinator: Coordinator, reopen: Callable[[], Coordinator], log: Pair
 def test_after_a_long_life_the_files_are_those_of_a_deployment_that_is_trained_today(
     deployments, log, model, aggregation, partition
 ):
+    ends_as_today(deployments, log, model, aggregation, partition, "cpu")
+
+
+@pytest.mark.parametrize("device", TORCH_DEVICES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_after_a_long_life_by_torch_the_files_are_those_of_a_deployment_that_is_trained_today(
+    deployments, log, model, aggregation, device
+):
+    ends_as_today(deployments, log, model, aggregation, "hashed", device)
+
+
+def ends_as_today(deployments: Deployments, log: Pairs, model: str, aggregation: str, partition: str, device: str) -> None:
     config = config_of(
         data={"valid_share": 0.1},
         model=MODELS[model],
         aggregation=AGGREGATIONS[aggregation],
         partition={"kind": partition, "n_shards": 3},
         training={"slices": 2 if aggregation == "mean" else 1},
+        runtime={"device": device},
     )
     coordinator = deployments.fit("old", config, as_read(log, config))
     coordinator, left = lived(coordinator, lambda: deployments.open("old"), log)
+    assert coordinator.config.runtime.device == device
     today = as_read(sorted(left, key=lambda pair: (pair[1], pair[0])), config)
     deployments.fit("today", config, today)
     same_files(deployments, "old", "today")

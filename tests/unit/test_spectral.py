@@ -213,7 +213,7 @@ def test_a_krylov_space_finds_nearly_the_scores_of_the_eigensolver(seed, shares_
         rows = np.arange(200, dtype=np.int32) + (0 if shares_users else 200 * k)
         tables.append(Embeddings(rows, users, np.arange(300, dtype=np.int32), items))
     with deterministic(1):
-        best, found = module._exact(*Grams().of(tables), 64), module._iterated(*Grams().sides(tables, np.float32), 64, seed)
+        best, found = module.exact(*Grams().of(tables), 64), module._iterated(*Grams().sides(tables, np.float32), 64, seed)
     stack = side_by_side(tables)
     scores = stack.users.astype(float) @ stack.items.T.astype(float)
     left_out = [
@@ -248,13 +248,13 @@ def test_a_krylov_space_finds_the_same_scores_where_no_two_submodels_share_a_use
 
 def test_a_krylov_space_takes_over_above_the_width_that_the_eigensolver_is_given(monkeypatch):
     tables, asked = some_submodels(4, 20, decay=0.8), []
-    for name in ("_exact", "_iterated"):
+    for name in ("exact", "_iterated"):
         solve = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, solve=solve, name=name: asked.append(name) or solve(*args))
     for exact_up_to in (80, 79):
         monkeypatch.setattr(module, "_EXACT_UP_TO", exact_up_to)
         np.testing.assert_allclose(dense(spectral(tables, 4, 0)), truncated(sum(map(dense, tables)), 4)[0], atol=1e-5)
-    assert asked == ["_exact", "_iterated"]
+    assert asked == ["exact", "_iterated"]
 
 
 def test_a_krylov_space_of_a_stack_of_lower_rank_leaves_zero_columns(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_eraser.config import EraserConfig, load_config, preset_names
+from ray_eraser.config import EraserConfig, load_config, method_names, preset_names
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
@@ -55,7 +55,7 @@ def test_a_cell_measures_what_a_deployment_with_its_settings_gives(tmp_path: Pat
     assert result.key == cell.key()
 
 
-@pytest.mark.parametrize("method", preset_names())
+@pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("model", MODELS)
 def test_every_method_runs_with_every_model(method: str, model: str) -> None:
     changes = [*SMALL, *(["model.alpha0=0.3"] if model == "wmf-als" else [])]
@@ -63,6 +63,10 @@ def test_every_method_runs_with_every_model(method: str, model: str) -> None:
     quality = measure(Cell("synthetic", model, method, tuple(changes))).quality
     assert all(0 <= value <= 1 for value in quality.values())
     assert quality["recall@50"] > 0
+
+
+def test_a_preset_of_one_model_is_no_method() -> None:
+    assert {*preset_names()} - {*method_names()} == {"bpr-large-batches"}
 
 
 def test_another_setting_is_another_cell_and_a_path_is_not() -> None:
