@@ -32,8 +32,9 @@ class TestLocalShardPool(PoolContract):
 
 
 class TestLocalShardPoolByTorch(PoolContract):
-    @pytest.fixture
-    def tiny_config(self, tiny_config: EraserConfig) -> EraserConfig:
+    @pytest.fixture(scope="session")
+    @classmethod
+    def tiny_config(cls, tiny_config: EraserConfig) -> EraserConfig:
         return tiny_config.with_device("torch-cpu")
 
     @pytest.fixture
