@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import cli
 import typer
 
-from ray_eraser.aggregator import folded_in
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import InputError
 from ray_eraser.evaluation import Wanted, evaluate_deployment, wanted_from
+from ray_eraser.served import served_by
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def evaluate(
         manifest = store.read_manifest(published.digest)
         shards = [store.read_shard_data(record.interactions) for record in manifest.shards]
         wanted = _validation(shards) if split == "valid" else _test(data, manifest.config, shards)
-        model = folded_in(store.read_embeddings(manifest.aggregate), shards, manifest.config)
+        model = served_by(store.read_embeddings(manifest.aggregate), shards, manifest.config)
         result: dict[str, Any] = {
             **evaluate_deployment(model, shards, wanted.pairs),
             "generation": published.number,

@@ -14,11 +14,12 @@ from typing import TypeVar
 import numpy as np
 
 from ray_eraser.aggregation import GramBlocks, aggregate, excise, make_grams, needs_interactions, products, with_users
+from ray_eraser.aggregation.grams import Grams
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
 from ray_eraser.determinism import environment
-from ray_eraser.devices import by_torch, computing, described, sees_gpu
+from ray_eraser.devices import by_torch, computing, described
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import START_LENGTH
@@ -62,6 +63,9 @@ class Aggregator:
         self._users, self._items = _Numbering(), _Numbering()
         self._in_rows: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
+        # Excisions are stored nowhere. On the CPU they need no GPU that may be missing, out of memory or broken.
+        self._excising = config.with_device("cpu")
+        self._grams_on_host = Grams()
 
     def identity(self) -> tuple[str, str]:
         """(storage path, fingerprint of the settings): what whoever attaches to this actor must agree with."""
@@ -72,15 +76,9 @@ class Aggregator:
         return described(self.config.runtime.known_device)
 
     @cached_property
-    def _excising(self) -> EraserConfig:
-        """The settings for excisions, which are stored nowhere: without the GPU of the submodels they run on the CPU."""
-        is_missing = self.config.runtime.known_device == "cuda" and not sees_gpu()
-        return self.config.with_device("cpu") if is_missing else self.config
-
-    @cached_property
     def _grams(self) -> GramBlocks:
-        """On the device of the excisions, which is that of the aggregations wherever these can run."""
-        return make_grams(self._excising)
+        """On the device. Made when it is first needed, because there may be no GPU."""
+        return make_grams(self.config)
 
     def ready(self) -> None:
         """Answers once the process is up and has loaded, and compiled, what it computes with.
@@ -90,6 +88,8 @@ class Aggregator:
         """
         runtime, width = self.config.runtime, self.config.model.width
         environment(runtime.threads, runtime.known_device)
+        if not self.config.model.is_trained:
+            return
         row = np.array([0], np.int32)
         nobody, made_up = Embeddings.empty(width), Interactions.of(row, row)
         start = Embeddings(nobody.user_rows, nobody.users, row, np.ones((1, width), np.float32))
@@ -103,26 +103,21 @@ class Aggregator:
     def aggregate(self, order: AggregationOrder) -> Aggregated:
         """Write the model of a generation."""
         started = time.perf_counter()
-        submodels = self._all_submodels(order)
-        interactions = self._interactions(order) if needs_interactions(self.config) else Interactions.none()
         runtime = self.config.runtime
         with computing(runtime.known_device, runtime.memory_share, "the aggregation"):
+            submodels = self._all_submodels(order)
+            interactions = self._interactions(order) if needs_interactions(self.config) else Interactions.none()
             model = aggregate(submodels, interactions, self.config, self._grams)
         written = self._store.write_aggregate(model.keyed(self._users.keys, self._items.keys))
         return Aggregated(written, environment(runtime.threads, runtime.known_device), time.perf_counter() - started)
 
     def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
         """The model to serve while the excised shards are trained again. Returned and never stored: it lives for seconds."""
-        runtime = self._excising.runtime
-        with computing(runtime.known_device, runtime.memory_share, "the excision"):
-            return self._excised(order)
-
-    def _excised(self, order: AggregationOrder) -> KeyedEmbeddings:
         submodels = zip(order.shards, self._all_submodels(order), strict=True)
         kept = [submodel for record, submodel in submodels if record.shard not in order.excised]
         nobody = Embeddings.empty(self.config.model.width)
         if any(len(submodel.user_rows) for submodel in kept):
-            model = excise(kept, Interactions.none(), nobody, self._excising, self._grams)
+            model = excise(kept, Interactions.none(), nobody, self._excising, self._grams_on_host)
             return model.keyed(self._users.keys, self._items.keys)
         shards = [data.without(order.erased) for data in self._shards(order)]
         user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
@@ -134,9 +129,9 @@ class Aggregator:
 
     def products(self, order: AggregationOrder) -> tuple[np.ndarray, np.ndarray]:
         """What the submodels of a generation multiply to, users and items, for `warm` of another process."""
-        runtime = self._excising.runtime
+        runtime = self.config.runtime
         with computing(runtime.known_device, runtime.memory_share, "the products of the submodels"):
-            return products(self._all_submodels(order), self._excising, self._grams)
+            return products(self._all_submodels(order), self.config, self._grams)
 
     def warm(self, order: AggregationOrder, products: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Read a generation's submodels and multiply them, so that the next excision need not wait for either.
@@ -145,11 +140,23 @@ class Aggregator:
             order: as for `aggregate`.
             products: of the same order, where another process has multiplied them already.
         """
-        if products is None:
-            self.products(order)
-        else:
-            known = [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
-            self._grams.give(known, products)
+        known = [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
+        self._grams_on_host.give(known, self.products(order) if products is None else products)
+
+    def forget(self, order: AggregationOrder) -> None:
+        """Drop from memory everything that does not belong to a generation. Reads nothing."""
+        self._drop_superseded(order)
+        wanted = {record.submodel for record in order.shards}
+        if not wanted >= self._submodels.keys():
+            self._submodels = {ref: submodel for ref, submodel in self._submodels.items() if ref in wanted}
+            self._in_rows = {ref: submodel for ref, submodel in self._in_rows.items() if ref in wanted}
+            self._keep_products()
+
+    def _keep_products(self) -> None:
+        """Of the present submodels alone."""
+        self._grams_on_host.keep(self._in_rows.values())
+        if "_grams" in vars(self):
+            self._grams.keep(self._in_rows.values())
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
         """In rows of this process, which stand for the keys of `_users` and `_items`."""
@@ -163,7 +170,7 @@ class Aggregator:
                 ref: Embeddings(users[ref], submodel.users, items[ref], submodel.items)
                 for ref, submodel in self._submodels.items()
             }
-            self._grams.keep(self._in_rows.values())
+            self._keep_products()
         return [self._in_rows[ref] for ref in wanted]
 
     def _drop_superseded(self, order: AggregationOrder) -> None:
@@ -244,7 +251,8 @@ def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: Era
     store = Store(store_uri)
     data = [store.read_shard_data(record.interactions) for record in shards] if needs_interactions(config) else []
     submodels = [store.read_embeddings(record.submodel) for record in shards]
-    return embeddings_bytes(aggregate_of(submodels, data, config))
+    with computing(config.runtime.known_device, config.runtime.memory_share, "the aggregation"):
+        return embeddings_bytes(aggregate_of(submodels, data, config))
 
 
 def _cached(cache: dict[FileRef, _T], wanted: Sequence[FileRef], read: Callable[[FileRef], _T]) -> dict[FileRef, _T]:

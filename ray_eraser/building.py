@@ -15,8 +15,8 @@ from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.keyed import KeyedPairs, all_keys
-from ray_eraser.devices import check_same, named
-from ray_eraser.errors import DeviceError, StaleEpochError
+from ray_eraser.devices import check_same, same_as
+from ray_eraser.errors import StaleEpochError
 from ray_eraser.generation import NO_GAIN, Change, Loaded
 from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
 from ray_eraser.ingest import Ingested, ingest
@@ -237,7 +237,7 @@ class Builder:
         self, draft: Draft, change: Change | None, batch: Sequence[RequestRow]
     ) -> tuple[GenerationRow, Aggregated]:
         before = None if change is None or len(draft.orders) == draft.config.partition.n_shards else change.before.manifest
-        here = draft.pool.described() if before is None else _same_device(before.environment, draft.pool)
+        here = draft.pool.described() if before is None else same_as(before.environment, draft.pool.described)
         trained = self._train(draft)
         for answer in trained.values():
             check_same(here, answer.device)
@@ -334,20 +334,6 @@ class Builder:
     def delete(self, paths: Sequence[str]) -> None:
         for path in paths:
             self._store.delete(path)
-
-
-def _same_device(trained_on: Mapping[str, str | int], pool: ShardPool) -> dict[str, str]:
-    """The pool's device, which must be the one that the kept submodels were trained on.
-
-    Raises:
-        DeviceError: it is another, or there is none. Names both.
-    """
-    try:
-        here = pool.described()
-    except DeviceError as error:
-        raise DeviceError(named(trained_on), f"the deployment was trained on it, and {error.problem}") from error
-    check_same(trained_on, here)
-    return here
 
 
 def _integers(log: Dataset | Ingested) -> tuple[str, ...]:

@@ -155,6 +155,8 @@ class ModelSettings(Section):
 
     own_loss: ClassVar[LossName] = "bpr"
     """What comes closest to what the model lowers, for an aggregation that is to lower the same."""
+    is_trained: ClassVar[bool] = True
+    """Whether shards learn submodels at all, which are aggregated then."""
 
     kind: str
     width: int = Field(64, ge=1, le=1024)
@@ -247,6 +249,26 @@ class LightGcnConfig(ModelSettings):
     """Half of it times the squared lengths of a triplet's three vectors, before smoothing, is added to its loss."""
 
 
+class LinearConfig(ModelSettings):
+    """A ridge linear autoencoder with degree normalisation. Nothing is trained: scores are solved when somebody asks."""
+
+    is_trained = False
+
+    kind: Literal["linear"] = "linear"
+    width: int = Field(64, ge=1, le=1024)
+    """D, for learned partitions alone: the width of the embeddings that they are made from."""
+    epochs: Literal[1] = 1
+    """Nothing is trained."""
+    normalise_users: float = Field(0.3, ge=0, le=1)
+    """b: a user's interactions count (degree / mean)^-b each."""
+    normalise_items: float = Field(0.3, ge=0, le=1)
+    """a: an item's interactions count (degree / mean)^-a each."""
+    ridge: float = Field(5, gt=0, le=10_000)
+    """Ridge, in units of the interactions of an average item."""
+    steps: int = Field(4, ge=1, le=100)
+    """Steps of conjugate gradients; each passes over the interactions twice."""
+
+
 class TrainingConfig(Section):
     """How a shard trains its submodel, whatever the model."""
 
@@ -318,7 +340,7 @@ class RuntimeConfig(Section):
     `gpus_per_shard` is set and the cluster's GPUs hold all processes, else on CPUs; decided when a deployment is first trained,
     and kept. `torch-cpu`: the code for GPUs on the CPU, for rehearsals."""
     gpus_per_shard: float = Field(0, ge=0)
-    """GPU that each process reserves, one for each shard or slot and two that aggregate; a fraction lets several share one.
+    """GPU that each process reserves, one for each shard or slot and one that aggregates; a fraction lets several share one.
     0: with `device=cuda` an equal share of the cluster's GPUs, else none."""
     gpu_memory_share: float = Field(0.9, gt=0, le=1)
     """How much of its GPU reservation a process may allocate, in memory. Beyond that it fails, and says so."""
@@ -460,7 +482,12 @@ class _Kinds:
 
 
 _KINDS: Mapping[Kinded, _Kinds] = {
-    "model": _Kinds("models", ModelSettings, "wmf", {"wmf": WmfAlsConfig, "bpr": BprConfig, "lightgcn": LightGcnConfig}),
+    "model": _Kinds(
+        "models",
+        ModelSettings,
+        "wmf",
+        {"wmf": WmfAlsConfig, "bpr": BprConfig, "lightgcn": LightGcnConfig, "linear": LinearConfig},
+    ),
     "partition": _Kinds(
         "partitions",
         PartitionSettings,
@@ -578,6 +605,12 @@ class EraserConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     unlearning: UnlearningConfig = UnlearningConfig()
 
+    @model_validator(mode="after")
+    def _slices_are_trained(self) -> Self:
+        if self.training.slices > 1 and not self.model.is_trained:
+            raise ConfigError("training.slices", f"a {self.model.kind} model is not trained, so it has no stages: set it to 1")
+        return self
+
     @property
     def guarantee(self) -> str:
         """What receipts claim, as far as the settings tell: see `guarantee_given`. What is left open will be chosen."""
@@ -614,7 +647,8 @@ class EraserConfig(Section):
     @property
     def needs_alpha0(self) -> bool:
         """Whether anything that is stored depends on the weight of unobserved pairs."""
-        return isinstance(self.model, WmfAlsConfig) or self.aggregation.foldin or self.partition.needs_embeddings
+        folded = self.model.is_trained and self.aggregation.foldin
+        return isinstance(self.model, WmfAlsConfig) or folded or self.partition.needs_embeddings
 
     @property
     def is_settled(self) -> bool:
@@ -660,8 +694,8 @@ class EraserConfig(Section):
         return mine.fingerprint() == trained.fingerprint()
 
     def fingerprint(self) -> str:
-        """A digest of every setting that can change a bit of what is trained."""
-        settings = self.model_dump(mode="json", exclude={"unlearning": True, "runtime": set(RUN_HERE)})
+        """A digest of every setting that can change a bit of what is trained. An open device counts as the CPU."""
+        settings = self.on_device("cpu").model_dump(mode="json", exclude={"unlearning": True, "runtime": set(RUN_HERE)})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:

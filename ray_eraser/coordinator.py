@@ -48,7 +48,7 @@ _FEW = 8
 
 MakePool = Callable[[EraserConfig], ShardPool]
 
-_MACHINE = (StaleEpochError, StoreError, LedgerError, DeviceError, OSError)
+_MACHINE = (StaleEpochError, StoreError, LedgerError, OSError)
 """Errors that are not caused by the requests of a batch."""
 
 
@@ -176,7 +176,7 @@ class Coordinator(Reading):
 
     def _settled(self) -> EraserConfig:
         """The settings, with the device that `runtime.device=auto` comes to."""
-        return self.config.on_device(self.pool.device())
+        return self.config.on_device(self.pool.device_for(self.config))
 
     def _pool_for(self, config: EraserConfig) -> ShardPool:
         """The pool, where its shards have these settings; else a new one."""
@@ -315,8 +315,8 @@ class Coordinator(Reading):
         if not works:
             return change, self._builder.draft_of_change(change, self.config, self.pool)
         settings = settings_with(self._ledger, self.config, [setting for work in works for setting in work.changes])
-        remaining, on = remaining_dataset(change, settings), self._pool_for(settings).device()
-        draft = self._builder.from_dataset(remaining, settings.on_device(on), self.pool, self._pool_for)
+        on_device = settings.on_device(self.pool.device_for(settings))
+        draft = self._builder.from_dataset(remaining_dataset(change, settings), on_device, self.pool, self._pool_for)
         return change, noted_with(draft, settings)
 
     @contextmanager
@@ -328,8 +328,8 @@ class Coordinator(Reading):
             raise
         except Exception as error:
             self.check_in_force()  # else the batch is another's by now
-            # A process that dies may be the machine's fault as well: tried again for ever, but behind the others.
-            attempts = 0 if isinstance(error, PoolError) else self.settings.max_attempts
+            # A process that dies or a GPU that is missing is the machine's fault: tried again for ever, but behind the others.
+            attempts = 0 if isinstance(error, PoolError | DeviceError) else self.settings.max_attempts
             names = [row.request_id for row in batch]
             with self._serving.lock:
                 # Waiting again, what is to be learned loses what was asked to be forgotten while it was being trained on.

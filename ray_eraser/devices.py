@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ray_eraser.errors import DeviceError, DeviceMemoryError
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "torch-cpu", "cuda"]
 """`cpu`: compiled loops. `cuda`: PyTorch on a GPU. `torch-cpu`: the code for the GPU on the CPU, for rehearsals and tests."""
 
-_CUBLAS_WORKSPACE = ":4096:8"
-"""Without a fixed workspace cuBLAS may add in another order from one run to the next."""
+_CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+"""The first is ours. Without a fixed workspace cuBLAS may add in another order from one run to the next."""
+
+_Described = TypeVar("_Described", bound=Mapping[str, Any])
 
 
-_DESCRIBED = ("device", "capability", "cuda", "cublas_workspace")
+_DESCRIBED = ("device", "capability", "multiprocessors", "cuda", "cublas_workspace")
 """The names that `described` gives."""
 
 
@@ -34,29 +37,24 @@ def by_torch(device: Device) -> bool:
 
 
 def torch_device(device: Device) -> torch.device:
-    """PyTorch's name of a device: of `cuda`, the first GPU that this process sees.
+    """PyTorch's name of a device; for `cuda`, that of the first GPU that this process sees.
 
     Raises:
-        DeviceError: this process sees no GPU.
+        DeviceError: this process sees no GPU, or is set to compute on it without repeatable bits.
     """
     import torch
 
     if device != "cuda":
         return torch.device("cpu")
     # cuBLAS reads it when CUDA starts in a process.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACE)
+    if (found := os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACES[0])) not in _CUBLAS_WORKSPACES:
+        ways = " or ".join(_CUBLAS_WORKSPACES)
+        raise DeviceError("cuda", f"CUBLAS_WORKSPACE_CONFIG is {found!r}, with which bits are not repeated: set {ways}")
     if not torch.cuda.is_available():
         raise DeviceError(
             "cuda", "this process sees no GPU: check runtime.gpus_per_shard and the driver, or set runtime.device=cpu"
         )
     return torch.device("cuda", 0)
-
-
-def sees_gpu() -> bool:
-    """Whether this process sees a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def described(device: Device) -> dict[str, str]:
@@ -74,6 +72,7 @@ def described(device: Device) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name(where),
         "capability": f"{major}.{minor}",
+        "multiprocessors": str(torch.cuda.get_device_properties(where).multi_processor_count),
         "cuda": str(torch.version.cuda),
         "cublas_workspace": os.environ["CUBLAS_WORKSPACE_CONFIG"],
     }
@@ -107,6 +106,24 @@ def check_same(trained_on: Mapping[str, str | int], here: Mapping[str, str | int
         )
 
 
+def same_as(trained_on: Mapping[str, str | int], ask: Callable[[], _Described]) -> _Described:
+    """What is found here, which must be the device that a deployment was trained on.
+
+    Args:
+        trained_on: as for `check_same`.
+        ask: finds it.
+
+    Raises:
+        DeviceError: it is another device, or there is none. Names both.
+    """
+    try:
+        here = ask()
+    except DeviceError as error:
+        raise DeviceError(named(trained_on), f"the deployment was trained on it, and {error.problem}") from error
+    check_same(trained_on, here)
+    return here
+
+
 @contextmanager
 def computing(device: Device, memory_share: float, what: str) -> Iterator[None]:
     """Run the body within a share of the GPU's memory; afterwards overwrite and give back what it freed.
@@ -114,10 +131,10 @@ def computing(device: Device, memory_share: float, what: str) -> Iterator[None]:
     Args:
         device: nothing happens on a CPU.
         memory_share: of the GPU's memory, above 0, at most 1.
-        what: is computed, for the error.
+        what: the computation, as errors name it.
 
     Raises:
-        DeviceError: as for `torch_device`.
+        DeviceError: as for `torch_device`, or the GPU failed.
         DeviceMemoryError: the share does not suffice.
     """
     if device != "cuda":
@@ -130,8 +147,14 @@ def computing(device: Device, memory_share: float, what: str) -> Iterator[None]:
     torch.cuda.reset_peak_memory_stats(where)
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(what) from error
+    except RuntimeError as error:
+        # The frames of the failed computation hold its tensors, which could not be overwritten.
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DeviceMemoryError(what) from None
+        if type(error).__name__ == "AcceleratorError":  # this process can compute nothing on the GPU any more
+            raise DeviceError(device, f"{what} failed ({str(error).splitlines()[0]}): look at the GPU's health") from None
+        raise
     finally:
         give_back_memory(device)
 
@@ -154,28 +177,30 @@ def peak_memory(device: Device) -> int:
 def give_back_memory(device: Device) -> None:
     """Overwrite the blocks that PyTorch's allocator caches, and return them to the driver.
 
-    Freed blocks keep their content: vectors and interactions of erased users among it. What the allocator never handed back,
-    such as the workspaces inside of cuBLAS, is not reached: see docs/decisions/0012.
+    Freed blocks keep their content: vectors and interactions of erased users among it. Memory that other libraries of CUDA
+    allocate for themselves is not reached: see docs/decisions/0012.
     """
     if device != "cuda":
         return
     import torch
 
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    cuda: Any = torch.cuda
+    if not cuda.is_initialized():
         return
-    torch.cuda.synchronize()
-    free = [
-        block["size"]
-        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        for block in segment["blocks"]
-        if block["state"] == "inactive"
-    ]
-    held = []
-    for size in sorted(free, reverse=True):
-        try:
-            held.append(torch.zeros(size, dtype=torch.uint8, device="cuda"))
-        except torch.OutOfMemoryError:  # the allocator cut its blocks otherwise
-            break
-    torch.cuda.synchronize()
-    held.clear()
-    torch.cuda.empty_cache()
+    cuda.synchronize()
+    # cuBLAS has its workspaces from the same allocator. Nothing public frees them.
+    clear_workspaces = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)  # noqa: SLF001
+    clear_workspaces()
+    for segment in cuda.memory_snapshot():
+        for block in segment["blocks"]:
+            if block["state"] == "inactive":
+                torch.as_tensor(_Block(block["address"], block["size"]), device="cuda").zero_()
+    cuda.synchronize()
+    cuda.empty_cache()
+
+
+class _Block:
+    """Bytes on the GPU, by their address: nothing is allocated to overwrite them."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}

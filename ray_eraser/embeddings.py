@@ -43,6 +43,11 @@ class Embeddings:
         """The same with keys instead of rows, given the ascending keys of all rows."""
         return KeyedEmbeddings(user_keys[self.user_rows], self.users, item_keys[self.item_rows], self.items)
 
+    def scores(self, rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mask (U,) of the users covered, their scores (n, I') float32), for users by ascending rows."""
+        known = np.isin(rows_U, self.user_rows)
+        return known, self.users[np.searchsorted(self.user_rows, rows_U[known])] @ self.items.T
+
     def same_bits(self, other: Embeddings) -> bool:
         """Whether every row number and every bit of every vector agree."""
         return _same_bits(self.arrays(), other.arrays())

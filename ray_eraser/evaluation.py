@@ -4,29 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
-from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.metrics import ndcg, recall
 from ray_eraser.ranking import top_items
 
 _BATCH_USERS = 512
 
 
-def evaluate(
-    model: Embeddings, train: Interactions, test: Interactions, cutoffs: Sequence[int] = (10, 20, 50)
-) -> dict[str, float]:
+class Scorer(Protocol):
+    """What can be evaluated: scores of items for users, in rows. `Embeddings` are one."""
+
+    @property
+    def item_rows(self) -> np.ndarray:
+        """(I',) int32, ascending rows of the items that have a score."""
+        ...
+
+    def scores(self, rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mask (U,) of the users that can be scored, their scores (n, I') float32), for users by ascending rows."""
+        ...
+
+
+class ByKeys(Protocol):
+    """The same by keys: see `served.Served`."""
+
+    @property
+    def item_keys(self) -> np.ndarray: ...
+
+    def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Rowed(Protocol):
+    """What can be put in rows: a served model, or embeddings by keys."""
+
+    def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Scorer: ...
+
+
+@dataclass(frozen=True, eq=False)
+class InRows:
+    """A model by keys, in rows of ascending keys; users and items that are not among them are left out.
+
+    Attributes:
+        model: it.
+        user_keys, item_keys: by row.
+    """
+
+    model: ByKeys
+    user_keys: np.ndarray
+    item_keys: np.ndarray
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return places_of(self.model.item_keys, self.item_keys)
+
+    @property
+    def item_rows(self) -> np.ndarray:
+        return self._places[self._places >= 0]
+
+    def scores(self, rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known, scores = self.model.scores(self.user_keys[rows_U])
+        return known, scores[:, self._places >= 0]
+
+
+def evaluate(model: Scorer, train: Interactions, test: Interactions, cutoffs: Sequence[int] = (10, 20, 50)) -> dict[str, float]:
     """`recall@N` and `ndcg@N`, means over the users that have test items, and `n_users`, their number.
 
     Users that the model lacks get no hit; items that it lacks cannot be hit but count among the test items. All figures are 0
     where there are no test items.
 
     Args:
-        model: in the rows of the interactions. `KeyedEmbeddings.in_rows(dataset.users.keys, dataset.items.keys)` puts the
-            `served_model()` of a deployment in the rows of its log.
+        model: in the rows of the interactions. `served_model().in_rows(dataset.users.keys, dataset.items.keys)` puts what a
+            deployment serves in the rows of its log.
         train: what is left out of the lists.
         test: what should be in them.
         cutoffs: lengths of lists.
@@ -34,17 +87,15 @@ def evaluate(
     tested = test.user_rows()
     sums = {f"{name}@{n}": 0.0 for n in cutoffs for name in ("recall", "ndcg")}
     longest = min(max(cutoffs), len(model.item_rows))
-    n_rows = 1 + max([-1, *(int(rows.max()) for rows in (train.users, test.users, model.user_rows) if len(rows))])
+    n_rows = 1 + max([-1, *(int(rows.max()) for rows in (train.users, test.users) if len(rows))])
     n_columns = 1 + max([-1, *(int(rows.max()) for rows in (train.items, test.items, model.item_rows) if len(rows))])
     train_matrix, test_matrix = train.matrix(n_rows, n_columns), test.matrix(n_rows, n_columns)
     for first in range(0, len(tested), _BATCH_USERS):
         rows_U = tested[first : first + _BATCH_USERS]
         relevant_U = np.diff(test_matrix.indptr)[rows_U]
-        known_U = np.isin(rows_U, model.user_rows)
+        known_U, scores_UI = model.scores(rows_U)
         hits_UN = np.zeros((len(rows_U), max(cutoffs)))
         if known_U.any() and longest:
-            users_UD = model.users[np.searchsorted(model.user_rows, rows_U[known_U])]
-            scores_UI = users_UD @ model.items.T
             scores_UI[train_matrix[rows_U[known_U]][:, model.item_rows].toarray() > 0] = -np.inf
             best_UN = top_items(scores_UI, longest)
             relevant_UI = test_matrix[rows_U[known_U]][:, model.item_rows].toarray()
@@ -90,12 +141,12 @@ def wanted_from(held_out: KeyedPairs, shards: Sequence[ShardData]) -> Wanted:
 
 
 def evaluate_deployment(
-    model: KeyedEmbeddings, shards: Sequence[ShardData], wanted: KeyedPairs, cutoffs: Sequence[int] = (10, 20, 50)
+    model: Rowed, shards: Sequence[ShardData], wanted: KeyedPairs, cutoffs: Sequence[int] = (10, 20, 50)
 ) -> dict[str, float]:
     """`evaluate` by keys.
 
     Args:
-        model: as it is served, with its users.
+        model: as it is served.
         shards: what it was learned from.
         wanted: held-out pairs, of users that the shards have.
         cutoffs: lengths of lists.

@@ -52,8 +52,8 @@ class ShardPool(Compute, Protocol):
 
     def excise(self, order: AggregationOrder) -> KeyedEmbeddings: ...
 
-    def device(self) -> Device:
-        """What `runtime.device` comes to where its processes run."""
+    def device_for(self, config: EraserConfig) -> Device:
+        """What `runtime.device` comes to where processes with these settings would run."""
         ...
 
     def described(self) -> dict[str, str]:
@@ -62,6 +62,10 @@ class ShardPool(Compute, Protocol):
         Raises:
             DeviceError: they need a GPU, and have none.
         """
+        ...
+
+    def forget(self, order: AggregationOrder) -> None:
+        """Drop from the memory of every process all data that does not belong to a generation."""
         ...
 
     def tidy(self) -> None:
@@ -90,7 +94,6 @@ class LocalShardPool:
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         self._shards = {ShardId(k): Shard(ShardId(k), store_uri, config) for k in range(config.partition.n_shards)}
         self._aggregator = Aggregator(store_uri, config)
-        self._runtime = config.runtime
 
     def warm(self) -> None:
         self._aggregator.ready()
@@ -120,11 +123,17 @@ class LocalShardPool:
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return [call() for call in calls]
 
-    def device(self) -> Device:
-        return own_device(self._runtime)
+    def device_for(self, config: EraserConfig) -> Device:
+        return own_device(config.runtime)
 
     def described(self) -> dict[str, str]:
         return self._aggregator.described()
+
+    def forget(self, order: AggregationOrder) -> None:
+        self._aggregator.forget(order)
+        for record in order.shards:
+            if record.shard in self._shards:
+                self._shards[record.shard].forget(record.interactions)
 
     def tidy(self) -> None:
         return

@@ -8,9 +8,9 @@ from typing import Any
 from ray_eraser.building import Builder
 from ray_eraser.config import DAY, EraserConfig, UnlearningConfig
 from ray_eraser.data.keyed import ShardData
-from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.ids import RawId, RequestId, ShardId
 from ray_eraser.pool import ShardPool
+from ray_eraser.served import Served
 from ray_eraser.serving import Serving
 from ray_eraser.status import Progress, Status, pending, predicted_seconds
 from ray_eraser.store import Store
@@ -57,9 +57,9 @@ class Reading:
         """The interactions of every shard of the current generation."""
         return dict(self._serving.loaded.shards)
 
-    def served_model(self) -> KeyedEmbeddings:
-        """The vectors behind the present recommendations."""
-        return self._serving.snapshot.embeddings()
+    def served_model(self) -> Served:
+        """The model behind the present recommendations."""
+        return self._serving.snapshot.served
 
     def vectors(self) -> Vectors:
         """The served vectors, for use in another system. See `Vectors`: copies do not forget.

@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from ray_eraser.aggregation import folding as folding_of
 from ray_eraser.aggregator import AggregationOrder
 from ray_eraser.config import EraserConfig
-from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs
-from ray_eraser.errors import DeploymentError
+from ray_eraser.errors import DeploymentError, InputError
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.pool import ShardPool
 from ray_eraser.recommend import Snapshot
+from ray_eraser.served import served_by
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import GenerationRow, RequestRow
 from ray_eraser.vectors import Vectors
@@ -78,34 +77,40 @@ class Serving:
                 former, self.pool = self.pool, pool
                 former.close()
             self.config = config
+            if config.model.is_trained:  # before a receipt says that nothing is left
+                pool.forget(AggregationOrder(loaded.manifest.shards, KeyedPairs.none()))
             self.leave_out(Change.of(loaded, waiting))
 
     def leave_out(self, change: Change) -> None:
         """Serve a generation without the data that a change erases.
 
-        The submodels of shards that own any of it are left out of the aggregate; the users are folded in on what remains.
+        The submodels of shards that own any of it are left out of the aggregate; the users are folded in on what remains. A
+        model that is not trained is its remaining interactions.
         """
         with self.lock:
             before = change.before
             erased = KeyedPairs.union(list(change.erased.values()))
             order = AggregationOrder(before.manifest.shards, erased, frozenset(change.erased))
-            model = self.pool.excise(order) if change.erased else before.model
-            is_folded = self.config.aggregation.foldin or bool(change.erased)
-            folding = folding_of(model.in_rows(model.user_keys, model.item_keys), self.config) if is_folded else None
-            if folding is not None:
-                folding.users(Interactions.none())  # loads the compiled code now, so that the first read need not wait
+            is_trained, shards = self.config.model.is_trained, list(change.rest.values())
+            model = self.pool.excise(order) if change.erased and is_trained else before.model
+            so_far = self._snapshot.served if self._snapshot is not None else None
+            served = served_by(model, shards, self.config, excised=bool(change.erased), before=so_far)
             self._change = change
-            self._snapshot = Snapshot(
-                model, folding, change.left_users, change.left_items, list(change.rest.values()), before.number
-            )
-            if not change.erased:
+            self._snapshot = Snapshot(served, change.left_users, change.left_items, shards, before.number)
+            if is_trained and not change.erased:
                 self.pool.prepare_excision(order)
 
     def vectors(self) -> Vectors:
-        """The served vectors, for use in another system; see `Vectors`."""
+        """The served vectors, for use in another system; see `Vectors`.
+
+        Raises:
+            InputError: the model has none.
+        """
         with self.lock:
             change, snapshot = self.change, self.snapshot
         serving = "excision" if change.erased else "generation"
-        return Vectors.of(
-            snapshot.embeddings(), snapshot.users, snapshot.items, change.before.number, change.before.digest, serving
-        )
+        vectors = snapshot.served.vectors()
+        if vectors is None:
+            way_out = "ask for recommendations, or repartition with a model that has some, such as model.kind=wmf"
+            raise InputError(f"a {self.config.model.kind} model has no vectors: {way_out}")
+        return Vectors.of(vectors, snapshot.users, snapshot.items, change.before.number, change.before.digest, serving)

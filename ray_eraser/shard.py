@@ -91,14 +91,20 @@ class Trained:
 class Shard:
     """Removes pairs from its interactions and trains its submodel from scratch, both in its own files only.
 
-    On a GPU its interactions and its submodel stay there between requests.
+    On a GPU its interactions and its submodel stay there between requests, if it has a process of its own.
+
+    Args:
+        shard_id: its number.
+        store_uri, config: the deployment's.
+        stays: whether this process is always this shard.
     """
 
-    def __init__(self, shard_id: ShardId, store_uri: str, config: EraserConfig) -> None:
+    def __init__(self, shard_id: ShardId, store_uri: str, config: EraserConfig, *, stays: bool = True) -> None:
         self.shard_id = shard_id
         self.config = config
         self._store = Store(store_uri)
         self._epoch = Epoch(0)
+        self._stays = stays
         self._resident: Resident | None = None
 
     def identity(self) -> tuple[str, str]:
@@ -127,8 +133,8 @@ class Shard:
         """
         self._obey(order.epoch)
         started = time.perf_counter()
-        held = self._on_device()
-        known = None if held is None else held.data(order.interactions.digest)
+        resident = self._on_device()
+        known = None if resident is None else resident.data(order.interactions.digest)
         data = self._store.read_shard_data(order.interactions) if known is None else known
         interactions = order.interactions
         if order.changes:
@@ -144,8 +150,8 @@ class Shard:
         runtime = self.config.runtime
         with computing(runtime.known_device, runtime.memory_share, f"training of shard {self.shard_id}"):
             submodel = train_submodel(data, self.config, self.shard_id, reached, keep)
-            if held is not None:  # what an erasure supersedes is overwritten before its receipt
-                held.keep(interactions.digest, data, submodel)
+            if resident is not None:  # an erasure's superseded data is overwritten before its receipt
+                resident.keep(interactions.digest, data, submodel)
             gpu_bytes = peak_memory(runtime.known_device)
         files = self._store.write_submodel(self.shard_id, submodel)
         seconds = time.perf_counter() - started
@@ -159,10 +165,15 @@ class Shard:
         """The submodel as the device holds it between requests; None on a CPU, and before the first training."""
         return None if self._resident is None else self._resident.submodel()
 
+    def forget(self, current: FileRef) -> None:
+        """Drop from memory the interactions of every file but the current one."""
+        if self._resident is not None and self._resident.data(current.digest) is None:
+            self._resident.drop()
+
     def _on_device(self) -> Resident | None:
-        """What stays on the device between requests; None on a CPU, where the store is near enough."""
+        """What stays on the device between requests; None on a CPU, where the store is near enough, and in a slot's process."""
         device = self.config.runtime.known_device
-        if self._resident is None and by_torch(device):
+        if self._resident is None and self._stays and by_torch(device):
             from ray_eraser.kernels.resident import Resident
 
             self._resident = Resident(torch_device(device))
@@ -197,5 +208,6 @@ def rebuild_shard(store_uri: str, record: ShardRecord, config: EraserConfig) -> 
     def keep(state: TrainingState) -> None:
         checkpoints.append(checkpoint_bytes(state.renamed(data.user_keys, data.item_keys)))
 
-    submodel = train_submodel(data, config, record.shard, keep=keep)
+    with computing(config.runtime.known_device, config.runtime.memory_share, f"training of shard {record.shard}"):
+        submodel = train_submodel(data, config, record.shard, keep=keep)
     return [embeddings_bytes(submodel), *checkpoints]

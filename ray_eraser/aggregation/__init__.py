@@ -49,6 +49,8 @@ class Combiner(Protocol):
 
 def needs_interactions(config: EraserConfig) -> bool:
     """Whether `aggregate` looks at the interactions at all, or makes the same of the submodels whatever they are."""
+    if not config.model.is_trained:
+        return False
     settings = config.aggregation
     learned = not isinstance(settings, AggregationConfig) or settings.kind in ("static", "attention")
     return learned or (settings.foldin and settings.sweeps > 0)

@@ -142,6 +142,16 @@ class ShardData:
             Interactions.union([held, valid.in_rows(user_keys, item_keys)]),
         )
 
+    def same(self, other: ShardData) -> bool:
+        """Whether both have the same pairs to train on and the same held out."""
+        return self is other or all(
+            mine.same(theirs)
+            for mine, theirs in (
+                (self.keyed(self.train), other.keyed(other.train)),
+                (self.keyed(self.valid), other.keyed(other.valid)),
+            )
+        )
+
     def has(self, pairs: KeyedPairs) -> np.ndarray:
         """Mask (n,) of the pairs that are here, held out or not."""
         users, items = places_of(pairs.users, self.user_keys), places_of(pairs.items, self.item_keys)
@@ -186,13 +196,32 @@ def trained_pairs(shards: Sequence[ShardData], user_keys: np.ndarray, item_keys:
         users = places_of(data.user_keys, user_keys)[data.train.users]
         items = places_of(data.item_keys, item_keys)[data.train.items]
         known = (users >= 0) & (items >= 0)
-        parts.append(Interactions(users[known], items[known]))
-    return Interactions.union(parts)
+        parts.append(Interactions(users, items) if known.all() else Interactions(users[known], items[known]))
+    return _side_by_side(parts, len(user_keys)) or Interactions.union(parts)
+
+
+def _side_by_side(parts: Sequence[Interactions], n_users: int) -> Interactions | None:
+    """All pairs of parts none of which shares a user with another; None where some do. A sort takes six times as long."""
+    degrees = [np.bincount(part.users, minlength=n_users) for part in parts]
+    total, holders = np.zeros(n_users, np.int64), np.zeros(n_users, np.int32)
+    for own in degrees:
+        total += own
+        holders += own > 0
+    if holders.max(initial=0) > 1:
+        return None
+    starts = np.cumsum(total) - total
+    items = np.empty(int(total.sum()), np.int32)
+    for part, own in zip(parts, degrees, strict=True):
+        shift = starts - (np.cumsum(own) - own)
+        items[shift[part.users] + np.arange(len(part))] = part.items
+    return Interactions(np.repeat(np.arange(n_users, dtype=np.int32), total), items)
 
 
 def all_keys(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The distinct keys of several ascending arrays, ascending."""
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
+    keys = np.concatenate([np.empty(0, np.uint64), *parts])
+    keys.sort(kind="stable")  # merges runs that are in order
+    return keys[np.diff(keys, prepend=~keys[:1]) != 0]
 
 
 def _renumbered(some: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

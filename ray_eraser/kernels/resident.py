@@ -1,4 +1,4 @@
-"""What a shard keeps on a torch device: its slice while it trains, and slice and submodel between requests.
+"""A shard's slice on a torch device while it trains, and slice and submodel between requests.
 
 U users and I items of the shard in its compact numbering, D width.
 """
@@ -28,7 +28,7 @@ class Slice:
 
     Attributes:
         compact: the interactions in host memory, renumbered.
-        device: where the rest is.
+        device: holds both directions.
     """
 
     compact: Compact
@@ -102,22 +102,20 @@ class Resident:
         return self._data if named == self._named else None
 
     def keep(self, named: str, data: ShardData, submodel: KeyedEmbeddings) -> None:
-        """Hold these, and overwrite and free what was held before.
+        """Hold these, after overwriting and freeing what was held before.
 
         Args:
             named: the name of the interactions.
-            data: they.
+            data: the interactions.
             submodel: what was learned from them.
         """
-        if data is not self._data:
-            self.drop()
-        overwrite(self._submodel)
-        self._named, self._data, self._keys = named, data, (submodel.user_keys, submodel.item_keys)
+        self.drop()
         tables = {"users": submodel.users, "items": submodel.items}
         self._submodel = {name: torch.tensor(table, device=self._device) for name, table in tables.items()}
         if len(data.train):
-            held = slice_of(data.train, self._device)
-            _ = held.by_user, held.by_item
+            on_device = slice_of(data.train, self._device)
+            _ = on_device.by_user, on_device.by_item
+        self._named, self._data, self._keys = named, data, (submodel.user_keys, submodel.item_keys)
 
     def drop(self) -> None:
         """Overwrite and free everything."""

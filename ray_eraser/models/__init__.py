@@ -7,6 +7,7 @@ from typing import cast
 from ray_eraser.config import BprConfig, LightGcnConfig, ModelSettings, WmfAdagradConfig, WmfAlsConfig, extension
 from ray_eraser.devices import Device, by_torch, torch_device
 from ray_eraser.models.base import BaseModel
+from ray_eraser.models.untrained import Untrained
 
 
 def make_model(config: ModelSettings, device: Device = "cpu") -> BaseModel:
@@ -18,8 +19,12 @@ def make_model(config: ModelSettings, device: Device = "cpu") -> BaseModel:
         ConfigError: it is of another package, which this process does not have.
         DeviceError: this process sees no GPU, and needs one.
     """
-    if by_torch(device) and (model := _on_torch(config, device)) is not None:
-        return model
+    own = Untrained(config) if not config.is_trained else _on_torch(config, device) if by_torch(device) else _on_cpu(config)
+    return cast(BaseModel, extension(config)(config)) if own is None else own
+
+
+def _on_cpu(config: ModelSettings) -> BaseModel | None:
+    """The model by compiled loops; None where it is of another package."""
     if isinstance(config, WmfAlsConfig):
         from ray_eraser.models.wmf_als import WmfAls
 
@@ -36,7 +41,7 @@ def make_model(config: ModelSettings, device: Device = "cpu") -> BaseModel:
         from ray_eraser.models.wmf_adagrad import WmfAdagrad
 
         return WmfAdagrad(config)
-    return cast(BaseModel, extension(config)(config))
+    return None
 
 
 def _on_torch(config: ModelSettings, device: Device) -> BaseModel | None:

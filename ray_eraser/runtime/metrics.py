@@ -56,7 +56,8 @@ METRICS: Mapping[str, Metric] = {
         Metric("eraser_predicted_seconds", "gauge", "What carrying out all that waits is expected to take."),
         Metric("eraser_generation", "gauge", "Number of the generation that is published."),
         Metric("eraser_interactions", "gauge", "Interactions that the generation was learned from."),
-        Metric("eraser_gpu_memory_bytes", "gauge", "GPU memory that a process holds; absent on CPUs.", ("process",)),
+        Metric("eraser_gpu_memory_bytes", "gauge", "GPU memory that a process holds between computations.", ("process",)),
+        Metric("eraser_gpu_memory_peak_bytes", "gauge", "The most GPU memory that a shard's last training held.", ("shard",)),
         Metric("eraser_excised_shards", "gauge", "Shards left out of what is served until they are trained anew."),
         Metric(
             "eraser_time_to_forget_seconds", "histogram", "From a request to nothing served depending on it.", bounds=_SECONDS
@@ -113,9 +114,11 @@ class DeploymentMetrics:
         self._add("eraser_shard_trainings", 1, shard)
         self._add("eraser_retrained_seconds", trained.seconds, shard)
         self._add("eraser_retrained_interactions", interactions, shard)
+        if trained.gpu_bytes:
+            self._set("eraser_gpu_memory_peak_bytes", trained.gpu_bytes, shard=shard)
 
     def memory_held(self, gpu_bytes: Mapping[str, int]) -> None:
-        """GPU memory of every process, by role."""
+        """GPU memory that processes hold between computations, by role."""
         for process, held in gpu_bytes.items():
             self._set("eraser_gpu_memory_bytes", held, process=process)
 

@@ -16,8 +16,8 @@ from ray_eraser.devices import Device
 from ray_eraser.errors import PoolError
 from ray_eraser.ids import ShardId
 
-_AGGREGATING = 2
-"""Processes besides the shards': one aggregates, one excises."""
+_AGGREGATING = 1
+"""Processes with a GPU besides the shards': the one that aggregates."""
 
 _SPARE = 1
 """Shares of a GPU that an equal division leaves free, for audits."""
@@ -49,14 +49,16 @@ class Placement:
 
     Attributes:
         nodes: the node of each shard.
-        aggregating: the nodes of the two processes that aggregate: the largest, or on GPUs those with room.
-        cores: CPUs of the smaller of these nodes.
+        aggregator: the node of the process that aggregates: the largest, on GPUs the largest with room.
+        excisor: the node of the process that aggregates for excisions, on the CPU: the largest.
+        cores: CPUs of the smaller of these two nodes.
         gpus: that each process reserves; 0 on CPUs, and where a deployment of GPUs finds too few of them.
         notices: what an operator should know, in sentences.
     """
 
     nodes: Mapping[ShardId, str]
-    aggregating: tuple[str, str]
+    aggregator: str
+    excisor: str
     cores: int
     gpus: float
     notices: tuple[str, ...]
@@ -106,16 +108,10 @@ def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Plac
         best = min(free, key=lambda node: ((held[node.node_id] + 1) / node.slots(runtime.threads), -node.cpus, node.node_id))
         placed[shard] = best.node_id
         held[best.node_id] += 1
-    aggregating: list[Node] = []
-    busy = Counter(held)
-    for _ in range(_AGGREGATING):
-        free = [node for node in able if busy[node.node_id] < room[node.node_id]]
-        largest = min(free, key=lambda node: (-node.cpus, held[node.node_id], node.node_id))
-        aggregating.append(largest)
-        busy[largest.node_id] += 1
-    cores = max(1, min(node.cpus for node in aggregating))
-    aggregates, excises = (node.node_id for node in aggregating)
-    return Placement(placed, (aggregates, excises), cores, gpus, (notice,) if notice else ())
+    largest = sorted(able, key=lambda node: (-node.cpus, held[node.node_id], node.node_id))
+    with_room = [node for node in largest if held[node.node_id] < room[node.node_id]]
+    cores = max(1, min(with_room[0].cpus, largest[0].cpus))
+    return Placement(placed, with_room[0].node_id, largest[0].node_id, cores, gpus, (notice,) if notice else ())
 
 
 def _able(nodes: Sequence[Node], runtime: RuntimeConfig) -> list[Node]:

@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.config import EraserConfig, RuntimeConfig
-from ray_eraser.devices import Device, described, held_memory
+from ray_eraser.devices import Device, by_torch, described, held_memory
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import DeviceError, PoolError, RayEraserError, UnexpectedError
 from ray_eraser.ids import ShardId
@@ -121,7 +121,8 @@ class RayTasks:
                 "cuda", f"{free:g} GPUs are free and {self._gpus:g} is needed: lower runtime.gpus_per_shard, or add a GPU"
             )
         cpus = min(self._runtime.threads, max(node.cpus for node in alive_nodes()))
-        return cast(Callable[[Callable[[], Any]], Any], _call.options(num_cpus=cpus, num_gpus=self._gpus).remote)
+        call = _call_on_gpu.options(num_cpus=cpus, num_gpus=self._gpus) if self._gpus else _call.options(num_cpus=cpus)
+        return cast(Callable[[Callable[[], Any]], Any], call.remote)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ class RayShardPool:
         self._gpu_bytes: dict[str, int] = {}  # likewise
         self._warming: Any = None
         self._begun: _Begun | None = None
+        self._placed: Placement | None = None
+        self._noticed: set[str] = set()
 
     def warm(self) -> None:
         waiting = [actor.ready.remote() for actor in [*self._workers(), self._aggregator(), self._excisor()]]
@@ -210,7 +213,8 @@ class RayShardPool:
         return self._tasks.windowed(starts, "shard", self._whereabouts(actors))
 
     def prepare_excision(self, order: AggregationOrder) -> None:
-        products = self._aggregator().products.options(max_task_retries=0).remote(order)  # it has them already
+        # The aggregator has the products already.
+        products = None if self._lacks_gpus else self._aggregator().products.options(max_task_retries=0).remote(order)
         self._warming = self._excisor().warm.options(max_task_retries=0).remote(order, products)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
@@ -224,17 +228,26 @@ class RayShardPool:
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return self._tasks.run(calls)
 
-    def device(self) -> Device:
-        return settled_device(self._n_workers, alive_nodes(), self._config.runtime)
+    def device_for(self, config: EraserConfig) -> Device:
+        return settled_device(_n_workers(config), alive_nodes(), config.runtime)
 
     def described(self) -> dict[str, str]:
         device = self._config.runtime.known_device
         if device != "cuda":
             return described(device)
-        if not self._placement.gpus:
-            raise DeviceError(device, "; ".join(self._placement.notices))
         with translated("the aggregator"):
             return cast(dict[str, str], ray.get(self._aggregator().described.remote(), timeout=_START_SECONDS))
+
+    def forget(self, order: AggregationOrder) -> None:
+        waiting = [self._excisor().forget.remote(order)]
+        if not self._lacks_gpus:
+            waiting.append(self._aggregator().forget.remote(order))
+        records = {f"shard-{record.shard}": record for record in order.shards}
+        if by_torch(self._config.runtime.known_device):
+            known = [(actor, records[role]) for role, actor in self._actors.items() if role in records]
+            waiting += [actor.forget.remote(record.interactions) for actor, record in known]
+        with translated("the processes of the deployment"):
+            ray.get(waiting, timeout=self._timeout)
 
     def tidy(self) -> None:
         wanted = {f"{self._prefix}{role}" for role in [*map(self._role, range(self._n_workers)), "aggregator", "excisor"]}
@@ -293,15 +306,21 @@ class RayShardPool:
 
     @cached_property
     def _n_workers(self) -> int:
-        n_shards = self._config.partition.n_shards
-        return min(n_shards, slots_of(alive_nodes(), self._config.runtime)) if self._per_slot else n_shards
+        return _n_workers(self._config)
 
-    @cached_property
+    @property
     def _placement(self) -> Placement:
-        placement = spread(self._n_workers, alive_nodes(), self._config.runtime)
-        for notice in placement.notices:
-            log.warning(notice, extra={"deployment": self._deployment})
-        return placement
+        """Made once; while GPUs are missing, made again, because they may come back."""
+        if self._placed is None or (not self._placed.gpus and self._config.runtime.known_device == "cuda"):
+            self._placed = spread(self._n_workers, alive_nodes(), self._config.runtime)
+            for notice in {*self._placed.notices} - self._noticed:
+                log.warning(notice, extra={"deployment": self._deployment})
+            self._noticed.update(self._placed.notices)
+        return self._placed
+
+    @property
+    def _lacks_gpus(self) -> bool:
+        return self._config.runtime.known_device == "cuda" and not self._placement.gpus
 
     def _role(self, number: int) -> str:
         return f"slot-{number}" if self._per_slot else f"shard-{number}"
@@ -311,22 +330,21 @@ class RayShardPool:
 
     def _worker(self, number: ShardId) -> Any:
         """The process of a shard, or of a slot."""
-        args = () if self._per_slot else (number,)
+        args, node = () if self._per_slot else (number,), self._placement.nodes[number]
         actor_class = _SlotActor if self._per_slot else self._shard_actor
-        return self._actor(self._role(number), actor_class, self._placement.nodes[number], *args, self._store_uri, self._here())
+        return self._actor(self._role(number), actor_class, node, self._placement.gpus, *args, self._store_uri, self._here())
 
     def _aggregator(self) -> Any:
-        return self._aggregating("aggregator")
+        return self._aggregating("aggregator", self._placement.aggregator, self._placement.gpus)
 
     def _excisor(self) -> Any:
         """One of its own: who asks to be forgotten does not wait for the aggregation after somebody else's erasure."""
-        return self._aggregating("excisor")
+        return self._aggregating("excisor", self._placement.excisor, 0.0)
 
-    def _aggregating(self, role: str) -> Any:
+    def _aggregating(self, role: str, node: str, gpus: float) -> Any:
         """A process that aggregates, and has all of its node's cores: shards have been trained by then, or make way."""
-        node = self._placement.aggregating[("aggregator", "excisor").index(role)]
         cores = self._config.runtime.cores or self._placement.cores
-        return self._actor(role, self._aggregator_actor, node, self._store_uri, self._here(cores=cores))
+        return self._actor(role, self._aggregator_actor, node, gpus, self._store_uri, self._here(cores=cores))
 
     def _here(self, **runtime: Any) -> EraserConfig:
         """The settings for a process: its reservation of a GPU decides how much memory it may allocate."""
@@ -340,11 +358,13 @@ class RayShardPool:
         self._nodes.update({f"shard-{shard}": node for shard, node in found.items()})
         return found
 
-    def _actor(self, role: str, actor_class: Any, node_id: str, *args: Any) -> Any:
+    def _actor(self, role: str, actor_class: Any, node_id: str, gpus: float, *args: Any) -> Any:
         """The named actor, made or found. One that was found must be of the same deployment.
 
         Settings are part of the name: while everything is made anew with others, both are there.
         """
+        if role != "excisor" and self._lacks_gpus:  # no process of a deployment on GPUs is made without one
+            raise DeviceError("cuda", "; ".join(self._placement.notices))
         if role not in self._actors:
             actor = actor_class.options(
                 name=f"{self._prefix}{role}",
@@ -352,7 +372,7 @@ class RayShardPool:
                 lifetime="detached",
                 get_if_exists=True,
                 num_cpus=0,
-                num_gpus=self._placement.gpus,
+                num_gpus=gpus,
                 # By the label that every node has: to a soft NodeAffinitySchedulingStrategy, what holds no CPU does not keep.
                 label_selector={"ray.io/node-id": node_id},
                 # Where it comes back when the node dies.
@@ -369,8 +389,20 @@ class RayShardPool:
         return self._actors[role]
 
 
+def _n_workers(config: EraserConfig) -> int:
+    """Processes that train: one for each shard or slot."""
+    n_shards, runtime = config.partition.n_shards, config.runtime
+    return min(n_shards, slots_of(alive_nodes(), runtime)) if runtime.process_per == "slot" else n_shards
+
+
 @ray.remote(max_retries=2)
 def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+@ray.remote(max_retries=2, max_calls=1)
+def _call_on_gpu(function: Callable[[], Any]) -> Any:
+    """In a process that ends with the call, and with it whatever a library still holds on the GPU."""
     return function()
 
 

@@ -30,7 +30,7 @@ class SlotProcess:
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         _begin("slot")
-        self._make = partial(Shard, store_uri=store_uri, config=config)
+        self._make = partial(Shard, store_uri=store_uri, config=config, stays=False)
         self._shards: dict[ShardId, Shard] = {}
 
     def identity(self) -> tuple[str, str]:

@@ -120,13 +120,17 @@ class TrialShardPool:
         done = dict(self._tasks.on(self._workers, numbered, "task"))
         return [done[index][0] for index in range(len(calls))]
 
-    def device(self) -> Device:
+    def device_for(self, config: EraserConfig) -> Device:
         with translated("a trial's processes"):
-            return cast(Device, ray.get(self._workers[0].device.remote(), timeout=_START_SECONDS))
+            return cast(Device, ray.get(self._workers[0].device_for.remote(config), timeout=_START_SECONDS))
 
     def described(self) -> dict[str, str]:
         with translated("a trial's processes"):
             return cast(dict[str, str], ray.get(self._workers[0].described.remote(), timeout=_START_SECONDS))
+
+    def forget(self, order: AggregationOrder) -> None:
+        with translated("a trial's processes"):
+            ray.get([worker.forget.remote(order) for worker in self._workers], timeout=self._timeout)
 
     def tidy(self) -> None:
         return
@@ -160,6 +164,8 @@ def _resources(config: EraserConfig) -> tune.PlacementGroupFactory:
 
 def check_room(config: EraserConfig) -> None:
     """Raise `InputError` where no node could ever hold a trial: it would wait without end."""
+    if config.runtime.device == "cuda" and not config.runtime.gpus_per_shard:
+        raise InputError("runtime.device=cuda: also set runtime.gpus_per_shard, the share of a GPU of each slot of a trial")
     wanted = _resources(config).required_resources
     for node in ray.nodes():
         if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items()):
@@ -244,6 +250,7 @@ def _trial(
     try:
         seconds = config.runtime.timeout_seconds
         settled = config if config.is_settled else config.settled(_asked(shared.alpha0.remote(config), seconds))
+        settled = settled.on_device("cuda" if settled.runtime.gpus_per_shard else "cpu")  # the trial has reserved them
         partition: Partition = _asked(shared.partition.remote(settled), seconds)
         budgets = epoch_budgets(config, stop_early=sweep.stop_early)
         row = empty_row(key, label, config)

@@ -22,8 +22,7 @@ from ray_eraser import seeds
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.embeddings import Embeddings
-from ray_eraser.evaluation import evaluate
+from ray_eraser.evaluation import Scorer, evaluate
 from ray_eraser.study.cells import Cell, TimedPool
 from ray_eraser.study.tables import cutoff
 from ray_eraser.unlearning.request import UnlearningRequest
@@ -139,9 +138,7 @@ def chosen_users(dataset: Dataset, who: Who, share: float, seed: int) -> np.ndar
     return np.asarray(rows[chosen][np.argsort(drawn[chosen], kind="stable")])
 
 
-def spread(
-    model: Embeddings, train: Interactions, test: Interactions, shards: Sequence[Interactions], n: int
-) -> dict[str, float]:
+def spread(model: Scorer, train: Interactions, test: Interactions, shards: Sequence[Interactions], n: int) -> dict[str, float]:
     """Recall of the most active fifth and of the others, and the standard deviation of recall over the shards' users."""
     users, counts = np.unique(train.users, return_counts=True)
     active = users[np.argsort(-counts, kind="stable")][: max(1, round(_ACTIVE_SHARE * len(users)))]

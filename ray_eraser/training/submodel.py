@@ -13,8 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from ray_eraser.config import EraserConfig
+from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import ShardData
 from ray_eraser.determinism import deterministic
+from ray_eraser.devices import by_torch
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import TrainingError
 from ray_eraser.ids import ShardId
@@ -46,14 +48,19 @@ def train_submodel(
         TrainingError: it diverged.
     """
     train = data.train
+    if not config.model.is_trained:
+        return KeyedEmbeddings.empty(config.model.width)
     if not len(train):
         for stage in range(reached.stages, config.training.slices - 1):
             keep(TrainingState(stages=stage + 1))
         return KeyedEmbeddings.empty(config.model.width)
     model = make_model(config.model, config.runtime.known_device)
-    with deterministic(config.runtime.threads, config.runtime.cores):
-        state = _trained(model, data, config, shard, reached, keep)
-        submodel = model.embeddings(state, train)
+    try:
+        with deterministic(config.runtime.threads, config.runtime.cores):
+            state = _trained(model, data, config, shard, reached, keep)
+            submodel = model.embeddings(state, train)
+    finally:
+        _release(train, config)
     if not (np.isfinite(submodel.users).all() and np.isfinite(submodel.items).all()):
         raise TrainingError(shard, f"vectors are not finite, it has diverged: {_way_out(config)}")
     return submodel.keyed(data.user_keys, data.item_keys)
@@ -77,10 +84,20 @@ def _trained(
         if len(seen):
             start = item_start(data.item_keys[seen.item_rows()], config)
             state = model.train(state, seen, held, Start(stage_seed(config, shard, stage), start), stage_epochs(config))
+            if seen is not data.train:
+                _release(seen, config)
         state = replace(state, stages=stage + 1)
         if stage < last:
             keep(state)
     return state
+
+
+def _release(interactions: Interactions, config: EraserConfig) -> None:
+    """Leave none of the interactions on a GPU."""
+    if by_torch(config.runtime.known_device):
+        from ray_eraser.kernels.resident import release
+
+        release(interactions)
 
 
 def _way_out(config: EraserConfig) -> str:

@@ -19,6 +19,7 @@ from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.keyed import ShardData
 from ray_eraser.determinism import environment
+from ray_eraser.devices import computing
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import ConfigError, StoreError
 from ray_eraser.ids import Generation, ShardId
@@ -156,7 +157,8 @@ def _trained(shard: ShardId, data: ShardData, config: EraserConfig) -> tuple[Sha
     def keep(state: TrainingState) -> None:
         checkpoints.append(names.write_checkpoint(shard, state.renamed(data.user_keys, data.item_keys)))
 
-    submodel = train_submodel(data, config, shard, keep=keep)
+    with computing(config.runtime.known_device, config.runtime.memory_share, f"training of shard {shard}"):
+        submodel = train_submodel(data, config, shard, keep=keep)
     files = names.write_shard_data(shard, data), names.write_submodel(shard, submodel)
     return ShardRecord(shard, *files, len(data.train), len(data.valid), tuple(checkpoints)), submodel
 
@@ -165,7 +167,8 @@ def _aggregated(
     submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardData], config: EraserConfig
 ) -> tuple[FileRef, dict[str, str | int]]:
     """What the aggregate's file is named, and what its bits depend on besides the data, where it is computed."""
-    aggregate = _Names().write_aggregate(aggregate_of(submodels, shards, config))
+    with computing(config.runtime.known_device, config.runtime.memory_share, "the aggregation"):
+        aggregate = _Names().write_aggregate(aggregate_of(submodels, shards, config))
     return aggregate, environment(config.runtime.threads, config.runtime.known_device)
 
 

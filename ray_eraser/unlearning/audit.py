@@ -22,8 +22,8 @@ from ray_eraser.compute import Compute
 from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of
 from ray_eraser.data.vocabulary import Part, hash_texts, part_of
 from ray_eraser.determinism import environment
-from ray_eraser.devices import check_same, named
-from ray_eraser.errors import DeviceError, StoreError
+from ray_eraser.devices import same_as
+from ray_eraser.errors import StoreError
 from ray_eraser.ids import Generation, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.shard import rebuild_shard
@@ -121,12 +121,8 @@ def environment_in(compute: Compute, manifest: Manifest) -> dict[str, str | int]
         DeviceError: the generation was trained on another device than there is here. Names both.
     """
     runtime = manifest.config.runtime
-    try:
-        (here,) = compute.run([partial(environment, runtime.threads, runtime.known_device)])
-    except DeviceError as error:
-        raise DeviceError(named(manifest.environment), f"the deployment was trained on it, and {error.problem}") from error
-    check_same(manifest.environment, here)
-    return here
+    ask = partial(environment, runtime.threads, runtime.known_device)
+    return same_as(manifest.environment, lambda: compute.run([ask])[0])
 
 
 # ---- what is stored besides vectors --------------------------------------------------------------------------------------

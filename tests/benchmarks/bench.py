@@ -40,6 +40,7 @@ from ray_eraser.models.base import UNTRAINED, Start
 from ray_eraser.partition import divide
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.recommend import Snapshot
+from ray_eraser.served import ServedVectors
 from ray_eraser.study.cells import MODELS
 from ray_eraser.study.settings import tuned
 from ray_eraser.training.pretrain import pretrain
@@ -159,7 +160,7 @@ def reads(data: str, dataset: Dataset) -> Iterator[Part]:
     model = aggregate(submodels_of(data, dataset), dataset.train, config).keyed(*keys)
     folded = folding(model.in_rows(model.user_keys, model.item_keys), config)
     shards = [ShardData.of(dataset.train, dataset.valid, *keys)]
-    snapshot = Snapshot(model, folded, dataset.users, dataset.items, shards, Generation(1))
+    snapshot = Snapshot(ServedVectors(model, folded, shards), dataset.users, dataset.items, shards, Generation(1))
     users = dataset.users.raw(dataset.train.user_rows()[:_USERS_READ])
 
     def read_all() -> None:
@@ -168,7 +169,7 @@ def reads(data: str, dataset: Dataset) -> Iterator[Part]:
 
     yield Part(f"recommend ten items, {len(users)} users one by one", read_all)
     n_tested = len(dataset.test.user_rows())
-    served = snapshot.embeddings().in_rows(*keys)
+    served = snapshot.served.in_rows(*keys)
     yield Part(f"evaluate {n_tested} users in batches", partial(evaluate, served, dataset.train, dataset.test))
 
 

@@ -73,7 +73,7 @@ def test_ray_and_one_process_give_the_same_bits_by_torch_and_the_audit_is_exact(
 
 @pytest.fixture
 def pool(ray_session: None, tmp_path: Path, tiny_config: EraserConfig) -> Iterator[RayShardPool]:
-    """For GPUs that Ray counts: a quarter for each of three shards and of two that aggregate."""
+    """For GPUs that Ray counts: a quarter for each of three shards and for the aggregator."""
     made = pool_of(tmp_path, on_device(tiny_config, "cuda", gpus_per_shard=0.25))
     yield made
     made.close()
@@ -93,18 +93,19 @@ def test_every_process_reserves_its_share_and_sees_one_gpu(pool: RayShardPool) -
     def seen(_: object) -> tuple[str, float]:
         return os.environ["CUDA_VISIBLE_DEVICES"], ray.get_runtime_context().get_assigned_resources()["GPU"]
 
-    processes = [*pool._workers(), pool._aggregator(), pool._excisor()]
+    processes = [*pool._workers(), pool._aggregator()]
     answers = ray.get([process.__ray_call__.remote(seen) for process in processes], timeout=120)
     assert {share for _, share in answers} == {0.25}
     assert {visible for visible, _ in answers} <= {"0", "1"}
     asked = [process.__ray_call__.remote(lambda here: here.config.runtime.memory_share) for process in processes]
-    assert ray.get(asked, timeout=60) == pytest.approx([0.9 * 0.25] * 5)
+    assert ray.get(asked, timeout=60) == pytest.approx([0.9 * 0.25] * 4)
 
 
 @WITHOUT_GPU
 def test_auto_is_decided_by_the_gpus_that_ray_has(ray_session: None, tmp_path: Path, tiny_config: EraserConfig) -> None:
-    for share, device in ((0, "cpu"), (0.25, "cuda"), (0.5, "cpu")):  # two GPUs, five processes
-        assert pool_of(tmp_path, on_device(tiny_config, "auto", gpus_per_shard=share)).device() == device
+    for share, device in ((0, "cpu"), (0.25, "cuda"), (0.6, "cpu")):  # two GPUs, four processes
+        config = on_device(tiny_config, "auto", gpus_per_shard=share)
+        assert pool_of(tmp_path, config).device_for(config) == device
 
 
 @WITHOUT_GPU
@@ -113,7 +114,7 @@ def test_a_training_that_needs_a_gpu_which_cannot_compute_is_refused_before_it_b
 ) -> None:
     from ray_eraser.runtime.client import deploy
 
-    for share, problem in ((0.25, "this process sees no GPU"), (0.5, "hold 4 of 5 processes: set it to 0.3333 or less")):
+    for share, problem in ((0.25, "this process sees no GPU"), (0.6, "hold 2 of 4 processes: set it to 0.3333 or less")):
         name = f"cuda-{uuid.uuid4().hex[:8]}"
         client = deploy(name, str(tmp_path / name), on_device(tiny_config, "cuda", gpus_per_shard=share))
         try:
@@ -124,7 +125,7 @@ def test_a_training_that_needs_a_gpu_which_cannot_compute_is_refused_before_it_b
 
 
 @WITHOUT_GPU
-def test_without_the_gpu_an_excision_is_the_one_that_a_cpu_gives(
+def test_an_excision_needs_no_gpu_and_is_the_one_that_a_cpu_gives(
     pool: RayShardPool, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:
     place = str(tmp_path / "store")

@@ -212,7 +212,7 @@ def test_comparing_writes_nothing(coordinator: Coordinator, tiny: Dataset, tmp_p
 def test_under_other_conditions_a_difference_is_explained(
     coordinator: Coordinator, tiny: Dataset, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("ray_eraser.unlearning.against.environment", lambda threads: {"torch": "0.1", "threads": threads})
+    monkeypatch.setattr("ray_eraser.unlearning.against.environment", lambda threads, _: {"torch": "0.1", "threads": threads})
     report = compared(coordinator, file_of(tmp_path, everything_in(tiny)))
     assert [mismatch.partition("/")[0] for mismatch in report.mismatches[:-1]] == ["generations", "generations"]
     assert report.mismatches[-1].endswith("audit where it was trained")

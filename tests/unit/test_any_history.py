@@ -334,8 +334,8 @@ class AnyHistory(RuleBasedStateMachine):
         }
         assert served == left
         assert (set(snapshot.users.ids), set(snapshot.items.ids)) == (users_left, items_left)
-        assert set(snapshot.items.raw_of(snapshot.model.item_keys)) <= items_left
-        assert set(snapshot.users.raw_of(snapshot.embeddings().user_keys)) <= users_left
+        assert set(snapshot.items.raw_of(snapshot.served.item_keys)) <= items_left
+        assert set(snapshot.users.raw_of(snapshot.served.vectors().user_keys)) <= users_left
 
     @precondition(started)
     @invariant()

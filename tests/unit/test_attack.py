@@ -261,19 +261,19 @@ def test_the_models_under_attack_are_those_that_a_deployment_serves(sections, de
     erased = draw_erasure(dataset, 0.01, 0, whole_users=False)
     before = learn(dataset, config, HERE)
     coordinator = deployments.fit("attacked", config, dataset)
-    assert coordinator.served_model().same_bits(before.model)
+    assert coordinator.served_model().vectors().same_bits(before.model)
 
     raw = zip(dataset.users.raw(erased.users), dataset.items.raw(erased.items), strict=True)
     coordinator.submit(UnlearningRequest(pairs=tuple(raw)))
     coordinator.process_pending()
-    assert coordinator.served_model().same_bits(unlearn(before, erased, HERE).model)
+    assert coordinator.served_model().vectors().same_bits(unlearn(before, erased, HERE).model)
 
 
 def test_a_model_of_another_seed_is_asked_in_the_rows_of_the_log_that_was_given(deployments):
     dataset, config = log_of(config_of()), config_of(9)
     learned = learn(dataset, config, HERE)
     coordinator = deployments.fit("other", config, dataset)
-    assert learned.model.same_bits(coordinator.served_model())
+    assert learned.model.same_bits(coordinator.served_model().vectors())
     vectors, served = coordinator.vectors(), learned.served
     assert served.user_rows.tolist() == sorted(map(dataset.users.row, vectors.user_ids))
     for ids, rows, theirs, mine, vocabulary in (

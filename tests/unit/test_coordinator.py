@@ -361,10 +361,10 @@ def test_where_and_how_wide_things_run_is_as_given_now_or_else_the_last_time(
     wide = changed(tiny_config, "runtime", slots=3, process_per="slot", node_labels=["disk=fast"], timeout_seconds=77)
     deployments.copy(trained, "shop", config=wide).close()
     again = deployments.open("shop")
-    assert again.config.runtime == wide.runtime
+    assert again.config.runtime == wide.with_device("cpu").runtime  # where it was trained
     again.close()
     deployments.open("shop", tiny_config).close()
-    assert deployments.open("shop").config.runtime == tiny_config.runtime
+    assert deployments.open("shop").config.runtime == tiny_config.with_device("cpu").runtime
 
 
 def test_nothing_that_is_kept_has_a_digest_of_a_file_that_is_gone(
@@ -427,7 +427,7 @@ def test_from_the_acceptance_on_the_model_served_is_that_of_the_other_submodels_
     remaining = tiny.train.without(gone)
     for name in chosen:
         assert coordinator.submit(requests[name]).state is RequestState.EXCISED
-    assert coordinator.served_model().same_bits(expected_excision(coordinator, tiny, owning, remaining))
+    assert coordinator.served_model().vectors().same_bits(expected_excision(coordinator, tiny, owning, remaining))
     assert coordinator.describe().serving == "excision"
     assert {shard.shard for shard in coordinator.describe().shards if shard.excised} == owning
     coordinator.process_pending()
@@ -470,7 +470,7 @@ def test_no_process_keeps_in_memory_what_was_erased(
         for numbering, vocabulary in ((aggregator._users, loaded.users), (aggregator._items, loaded.items)):
             assert set(numbering._rows) == submodels
             assert np.isin(numbering.keys, vocabulary.keys).all()
-        assert not coordinator._serving.snapshot._folded
+        assert not coordinator._serving.snapshot.served._folded
 
 
 def test_an_erased_item_is_recommended_to_nobody_from_the_acceptance_on(coordinator: Coordinator, tiny: Dataset) -> None:
@@ -528,7 +528,7 @@ def test_a_user_of_whom_only_what_is_held_out_remains_is_given_what_most_others_
 
 @pytest.mark.parametrize("n", [1, 10_000])
 def test_a_list_is_as_long_as_asked_for_or_as_there_are_items_left(coordinator: Coordinator, tiny: Dataset, n: int) -> None:
-    known = coordinator.served_model().item_keys
+    known = coordinator.served_model().vectors().item_keys
     own = np.isin(known, tiny.items.keys[everything(coordinator, tiny).items_of(0)]).sum()
     assert len(coordinator.recommend(tiny.users.ids[0], n)) == min(n, len(known) - own)
 
@@ -616,7 +616,7 @@ def test_everyone_can_be_erased(
     coordinator.process_pending()
     described = coordinator.describe()
     assert (described.n_users, described.n_items, described.n_interactions) == (0, 0, 0)
-    assert len(coordinator.served_model().item_keys) == 0
+    assert len(coordinator.served_model().vectors().item_keys) == 0
     assert audited(coordinator).exact
     assert digest_of(deployments.open("shop")) == described.digest
 

@@ -188,7 +188,7 @@ def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
         for user in (first, second):
             with pytest.raises(UnknownIdError):
                 coordinator.recommend(user)
-        served.append(coordinator.served_model())
+        served.append(coordinator.served_model().vectors())
 
     coordinator = deployments.copy(trained, "busy", on_step=on_step)
     coordinator.submit(UnlearningRequest(user_id=first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +22,14 @@ from ray_eraser.pool import LocalShardPool, own_device
 from ray_eraser.unlearning import audit as audit_module
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
-H100 = {"device": "NVIDIA H100 80GB HBM3", "capability": "9.0", "cuda": "13.0", "cublas_workspace": ":4096:8"}
-A100 = H100 | {"device": "NVIDIA A100-SXM4-40GB", "capability": "8.0"}
+H100 = {
+    "device": "NVIDIA H100 80GB HBM3",
+    "capability": "9.0",
+    "cuda": "13.0",
+    "cublas_workspace": ":4096:8",
+    "multiprocessors": "132",
+}
+A100 = H100 | {"device": "NVIDIA A100-SXM4-40GB", "capability": "8.0", "multiprocessors": "108"}
 
 
 def config_on(device: str, **model: object) -> EraserConfig:
@@ -119,6 +126,34 @@ def test_memory_that_does_not_suffice_is_one_error_that_names_the_settings(prete
     assert pretended_gpu.given_back == 1
 
 
+def test_a_failed_computation_lets_go_of_its_tensors(pretended_gpu):
+    gone = []
+
+    def failing():
+        tensor = torch.ones(3)
+        gone.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DeviceMemoryError) as caught, computing("cuda", 1.0, "it"):
+        failing()
+    assert caught.value.what == "it"
+    assert gone[0]() is None
+
+
+def test_a_gpu_that_fails_is_the_machines_fault(pretended_gpu):
+    class AcceleratorError(RuntimeError):
+        """As torch has it."""
+
+    with pytest.raises(DeviceError, match=r"it failed \(CUDA error: an illegal memory access\)"), computing("cuda", 1.0, "it"):
+        raise AcceleratorError("CUDA error: an illegal memory access\nCUDA kernel errors might be reported later")
+
+
+def test_a_workspace_setting_under_which_bits_are_not_repeated_is_refused(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(DeviceError, match=r"CUBLAS_WORKSPACE_CONFIG is ':0:0', .* set :4096:8 or :16:8"):
+        torch_device("cuda")
+
+
 def test_on_a_cpu_nothing_is_limited():
     with pytest.raises(RuntimeError, match="its own"), computing("cpu", 0.1, "it"):
         raise RuntimeError("its own")
@@ -127,15 +162,22 @@ def test_on_a_cpu_nothing_is_limited():
 
 @pytest.mark.gpu
 @WITHOUT_GPU
-def test_freed_blocks_are_overwritten_before_they_are_given_back():
+@pytest.mark.parametrize("size", [1 << 10, 1 << 20, 8 << 20], ids=["small", "middle", "large"])
+def test_freed_blocks_are_overwritten_where_they_are(size, monkeypatch):
+    secret = torch.full((size,), 7, dtype=torch.uint8, device="cuda")
+    address = secret.data_ptr()
+    del secret
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)  # so that they can still be looked at
+    devices.give_back_memory("cuda")
+    assert not torch.as_tensor(devices._Block(address, size), device="cuda").any()
+
+
+@pytest.mark.gpu
+@WITHOUT_GPU
+def test_nothing_stays_allocated_after_a_computation():
     with computing("cuda", 0.5, "it"):
-        secret = torch.full((1 << 20,), 7, dtype=torch.int32, device="cuda")
-        address = secret.data_ptr()
-        del secret
-        devices.give_back_memory("cuda")
-        found = torch.empty(1 << 20, dtype=torch.int32, device="cuda")
-        assert found.data_ptr() != address or not (found == 7).any()
-    assert torch.cuda.memory_reserved() == torch.cuda.memory_allocated() == 4 << 20
+        torch.ones(1000, 1000, device="cuda") @ torch.ones(1000, 1000, device="cuda")
+    assert torch.cuda.memory_allocated() == torch.cuda.memory_reserved() == 0
 
 
 @pytest.mark.gpu
@@ -163,7 +205,7 @@ def test_a_deployment_says_where_it_was_trained_and_goes_on_there(deployments, l
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 def test_both_devices_learn_nearly_the_same_and_not_the_same_bits(deployments, log, device):
-    vectors = [deployments.fit(name, config_on(name), log).served_model() for name in ("cpu", device)]
+    vectors = [deployments.fit(name, config_on(name), log).served_model().vectors() for name in ("cpu", device)]
     assert not vectors[0].same_bits(vectors[1])
     scores = [model.users @ model.items.T for model in vectors]
     np.testing.assert_allclose(*scores, atol=2e-4)
@@ -179,9 +221,11 @@ def replaced(monkeypatch, of: dict[str, str] | DeviceError) -> None:
     """From now on, the machine has this device where `torch-cpu` is asked for."""
 
     def seen(device: str) -> dict[str, str]:
+        if device != "torch-cpu":
+            return described(device)
         if isinstance(of, DeviceError):
             raise of
-        return of if device == "torch-cpu" else described(device)
+        return of
 
     monkeypatch.setattr(aggregator, "described", seen)
 
@@ -203,6 +247,24 @@ def test_on_another_device_an_erasure_is_in_force_and_waits_until_the_device_is_
             coordinator.recommend(100)
     (receipt,) = coordinator.process_pending()
     assert (receipt.request_id, receipt.guarantee) == (name, "exact")
+    assert audited(coordinator).exact
+
+
+def test_a_re_partition_after_a_failed_run_moves_a_deployment_too(deployments, log, monkeypatch):
+    coordinator = deployments.fit("shop", config_on("torch-cpu"), log)
+    replaced(monkeypatch, MISSING)
+    coordinator.submit(UnlearningRequest(user_id=100))
+    for _ in range(5):
+        with pytest.raises(DeviceError):
+            coordinator.process_pending()
+    coordinator.repartition(["runtime.device=cpu"])
+    receipts = []
+    for _ in range(3):
+        if coordinator.has_pending():
+            receipts += coordinator.process_pending()
+    assert len(receipts) == 1
+    assert coordinator.describe().device == "the CPU"
+    monkeypatch.undo()
     assert audited(coordinator).exact
 
 

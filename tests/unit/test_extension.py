@@ -102,7 +102,7 @@ def test_they_are_part_of_the_fingerprint_and_come_back_from_toml_and_plain_valu
 @pytest.mark.parametrize(
     ("key", "known"),
     [
-        ("model.kind", "wmf, bpr, lightgcn, averages"),
+        ("model.kind", "wmf, bpr, lightgcn, linear, averages"),
         ("partition.kind", "embedding_kmeans, transport, item_hashed"),
         ("aggregation.kind", "attention, spectral, by_size"),
     ],
@@ -131,7 +131,7 @@ def test_a_deployment_learns_forgets_and_is_audited_with_them(deployments, tiny,
     assert report.exact, report.mismatches
 
     afresh = deployments.fit("b", config, coordinator_dataset(coordinator))
-    assert afresh.served_model().items.tobytes() == coordinator.served_model().items.tobytes()
+    assert afresh.served_model().vectors().items.tobytes() == coordinator.served_model().vectors().items.tobytes()
 
 
 def coordinator_dataset(coordinator):

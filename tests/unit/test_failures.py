@@ -109,7 +109,7 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
     def stays_out(opened: Coordinator) -> None:
         with pytest.raises(UnknownIdError):
             opened.recommend(sick)
-        assert opened._serving.loaded.users.key(sick) not in opened.served_model().user_keys
+        assert opened._serving.loaded.users.key(sick) not in opened.served_model().vectors().user_keys
         assert opened.describe().serving == "excision"
 
     stays_out(coordinator)
@@ -436,7 +436,7 @@ def test_a_file_that_is_corrupted_under_a_running_deployment_is_used_by_nobody(
     undisturbed.submit(about_user(user))
     flip(folder, path)
     coordinator.submit(about_user(user))
-    assert coordinator.served_model().same_bits(undisturbed.served_model())
+    assert coordinator.served_model().vectors().same_bits(undisturbed.served_model().vectors())
     assert coordinator.recommend(other) == undisturbed.recommend(other)
     if is_found:
         for _ in range(4):

@@ -333,6 +333,11 @@ def test_after_a_long_life_the_files_are_those_of_a_deployment_that_is_trained_t
     ends_as_today(deployments, log, model, aggregation, partition, "cpu")
 
 
+@pytest.mark.parametrize("partition", ["hashed", "random"])
+def test_after_a_long_life_a_linear_model_has_the_files_of_one_that_is_made_today(deployments, log, partition):
+    ends_as_today(deployments, log, "linear", "spectral", partition, "cpu")
+
+
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("model", MODELS)
@@ -345,7 +350,7 @@ def test_after_a_long_life_by_torch_the_files_are_those_of_a_deployment_that_is_
 def ends_as_today(deployments: Deployments, log: Pairs, model: str, aggregation: str, partition: str, device: str) -> None:
     config = config_of(
         data={"valid_share": 0.1},
-        model=MODELS[model],
+        model=MODELS.get(model, {"kind": model}),
         aggregation=AGGREGATIONS[aggregation],
         partition={"kind": partition, "n_shards": 3},
         training={"slices": 2 if aggregation == "mean" else 1},

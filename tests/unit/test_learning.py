@@ -265,11 +265,11 @@ def test_what_waits_to_be_learned_is_in_nothing_that_is_served(coordinator: Coor
     plain = Plain(coordinator)
     user = next(user for user in plain.users if is_trained_on(plain, (user, SOFA)))
     item = next(item for item in unknown_to(plain, user) if is_trained_on(plain, (ANN, item)))
-    lists, model, held = all_lists(coordinator), coordinator.served_model(), coordinator.shard_data()
+    lists, model, held = all_lists(coordinator), coordinator.served_model().vectors(), coordinator.shard_data()
     submitted = coordinator.learn([(user, item), (user, SOFA), (ANN, item)])
     assert (submitted.state, submitted.salt) == (RequestState.EXCISED, None)
     assert all_lists(coordinator) == lists
-    assert coordinator.served_model().same_bits(model)
+    assert coordinator.served_model().vectors().same_bits(model)
     assert coordinator.shard_data() == held
     with pytest.raises(UnknownIdError):
         coordinator.recommend(ANN)
@@ -371,7 +371,7 @@ def test_what_is_being_trained_on_may_be_forgotten_and_goes_right_afterwards(
     coordinator._on_step = on_step
     assert coordinator.process_pending() == []
     # Published, and left out of what is served from the first moment on.
-    served, loaded = coordinator.served_model(), coordinator._serving.loaded
+    served, loaded = coordinator.served_model().vectors(), coordinator._serving.loaded
     if kind == "user":
         with pytest.raises(UnknownIdError):
             coordinator.recommend(ANN)
@@ -513,7 +513,7 @@ def test_an_integer_of_any_kind_stands_for_its_digits(coordinator: Coordinator) 
 
 
 def test_an_id_that_is_no_number_comes_to_a_log_of_numbers_and_goes_without_a_trace(coordinator: Coordinator) -> None:
-    files, model = coordinator._store.files(), coordinator.served_model()
+    files, model = coordinator._store.files(), coordinator.served_model().vectors()
     guest = "guest-7"
     plain = Plain(coordinator)
     items = [item for item in plain.items if is_trained_on(plain, (guest, item))]
@@ -529,7 +529,7 @@ def test_an_id_that_is_no_number_comes_to_a_log_of_numbers_and_goes_without_a_tr
         coordinator.submit(UnlearningRequest(user_id=user))
     coordinator.process_pending()
     assert coordinator._store.files() == files
-    assert coordinator.served_model().same_bits(model)
+    assert coordinator.served_model().vectors().same_bits(model)
 
 
 @pytest.mark.parametrize(
@@ -673,7 +673,7 @@ def test_a_request_that_was_recorded_before_a_kill_is_left_out_of_the_model_serv
         killed.submit(about(kind, user, item))
     opened = deployments.open("killed")
     assert opened.describe().serving == "excision"
-    assert opened.served_model().same_bits(undisturbed.served_model())
+    assert opened.served_model().vectors().same_bits(undisturbed.served_model().vectors())
     assert [receipt.pairs_erased for receipt in opened.process_pending()] == [
         receipt.pairs_erased for receipt in undisturbed.process_pending()
     ]

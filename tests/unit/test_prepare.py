@@ -72,7 +72,7 @@ def test_where_nothing_that_is_stored_depends_on_a_weight_none_is_looked_for(dep
     report = coordinator.fit(tiny)
     assert (report.alpha0, report.chosen, report.guarantee) == (None, (), "exact")
     manifest = coordinator._serving.loaded.manifest
-    assert (manifest.chosen, manifest.config) == ((), config_from(SISA))
+    assert (manifest.chosen, manifest.config) == ((), config_from(SISA).with_device("cpu"))
     user, other = tiny.users.raw([0, 1])
     coordinator.submit(UnlearningRequest(user_id=user))
     assert coordinator.recommend(other)  # from what is left where every shard has an interaction of the user

@@ -16,6 +16,7 @@ from ray_eraser.errors import InputError, InvalidIdError, UnknownIdError
 from ray_eraser.ids import Generation
 from ray_eraser.ranking import top_items
 from ray_eraser.recommend import Snapshot
+from ray_eraser.served import ServedVectors
 
 USERS = Vocabulary.of("user", ["ann", "bob", "cy", "di"])
 ITEMS = Vocabulary.of("item", [10, 11, 12, 13, 14, 15])
@@ -34,11 +35,13 @@ def without(vocabulary: Vocabulary, *gone) -> Vocabulary:
     return vocabulary.without(np.array([vocabulary.key(raw) for raw in gone], np.uint64))
 
 
-def snapshot(users=USERS, items=ITEMS, seen: Iterable = SEEN, model: KeyedEmbeddings | None = None) -> Snapshot:
+def snapshot(
+    users=USERS, items=ITEMS, seen: Iterable = SEEN, model: KeyedEmbeddings | None = None, folding: FoldIn | None = None
+) -> Snapshot:
     """In two shards, of which one holds some pairs out."""
     parts = [keyed(tuple(seen)[part::3]) for part in range(3)]
     shards = [ShardData.none().with_learned(parts[0], parts[2]), ShardData.none().with_learned(parts[1], KeyedPairs.none())]
-    return Snapshot(model or scored(SCORES), None, users, items, shards, Generation(1))
+    return Snapshot(ServedVectors(model or scored(SCORES), folding, shards), users, items, shards, Generation(1))
 
 
 def scored(by_user: dict[str, dict[int, float]]) -> KeyedEmbeddings:
@@ -158,26 +161,30 @@ def folded_in() -> Snapshot:
     vectors = np.random.default_rng(0).normal(0, 0.5, (6, 4)).astype(np.float32)
     nobody = KeyedEmbeddings.empty(4)
     model = KeyedEmbeddings(nobody.user_keys, nobody.users, ITEMS.keys, vectors)
-    return replace(snapshot(model=model), folding=FoldIn(np.arange(6, dtype=np.int32), vectors, 0.1, 0.01))
+    return snapshot(model=model, folding=FoldIn(np.arange(6, dtype=np.int32), vectors, 0.1, 0.01))
+
+
+def keeping(snapshot: Snapshot, folded: dict) -> Snapshot:
+    return replace(snapshot, served=replace(snapshot.served, _folded=folded))
 
 
 def test_a_reader_needs_not_what_was_solved_before_nor_that_it_be_kept():
     kept = folded_in()
     expected = [kept.recommend(user, 3) for user in USERS.ids]
-    assert set(kept._folded) == {USERS.key(user) for user in ("ann", "bob", "cy")}  # di has nothing, and no vector
-    for other in (kept, replace(kept, _folded={}), replace(kept, _folded=Forgotten())):
+    assert set(kept.served._folded) == {USERS.key(user) for user in ("ann", "bob", "cy")}  # di has nothing, and no vector
+    for other in (kept, keeping(kept, {}), keeping(kept, Forgotten())):
         assert [other.recommend(user, 3) for user in USERS.ids] == expected
 
 
 def test_the_vectors_of_everybody_are_those_that_are_solved_one_by_one_to_the_last_bit():
-    served = folded_in()
-    everybody = served.embeddings()
+    served = folded_in().served
+    everybody = served.vectors()
     alone = {user: served.vector_of(USERS.key(user)) for user in USERS.ids}
     assert everybody.user_keys.tolist() == sorted(USERS.key(user) for user, vector in alone.items() if vector is not None)
     for key, vector in zip(everybody.user_keys.tolist(), everybody.users, strict=True):
         assert vector.tobytes() == served.vector_of(key).tobytes()
     assert everybody.items.tobytes() == served.model.items.tobytes()
-    assert snapshot().embeddings().same_bits(scored(SCORES))
+    assert snapshot().served.vectors().same_bits(scored(SCORES))
 
 
 @pytest.mark.parametrize("n", [0, -1])

@@ -192,7 +192,7 @@ def test_what_is_asked_while_it_runs_takes_effect_at_once_and_is_carried_out_aft
         coordinator.learn([(BOB, LAMP)])
         with pytest.raises(UnknownIdError):
             coordinator.recommend(user)
-        assert coordinator._serving.loaded.users.key(user) not in coordinator.served_model().user_keys
+        assert coordinator._serving.loaded.users.key(user) not in coordinator.served_model().vectors().user_keys
 
     coordinator._on_step = at(step, ask)
     repartitioned(coordinator, *changes)
@@ -200,7 +200,7 @@ def test_what_is_asked_while_it_runs_takes_effect_at_once_and_is_carried_out_aft
     assert coordinator.describe().serving == "excision"
     with pytest.raises(UnknownIdError):
         coordinator.recommend(user)
-    assert coordinator._serving.loaded.users.key(user) not in coordinator.served_model().user_keys
+    assert coordinator._serving.loaded.users.key(user) not in coordinator.served_model().vectors().user_keys
     after = Plain(coordinator)
     assert len(coordinator.process_pending()) == 1
     after.erase(request)
@@ -380,7 +380,7 @@ def test_the_ledger_holds_no_password_of_the_settings(deployments: Deployments) 
 def test_settings_that_say_where_things_run_stay_those_of_the_process(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     deployments.fit("shop", config, generated(config)).close()
-    runtime = config.runtime.model_copy(update={"slots": 7, "timeout_seconds": 9.0})
+    runtime = config.runtime.model_copy(update={"slots": 7, "timeout_seconds": 9.0, "device": "cpu"})
     pools: list[EraserConfig] = []
     opened = deployments.open("shop", config.model_copy(update={"runtime": runtime}))
     make_pool = opened._make_pool

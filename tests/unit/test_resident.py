@@ -17,6 +17,7 @@ from ray_eraser.devices import torch_device
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.kernels import resident
 from ray_eraser.kernels.resident import overwrite, release, slice_of
+from ray_eraser.runtime.processes import SlotProcess
 from ray_eraser.shard import Shard, ShardOrder
 from ray_eraser.store import Store
 
@@ -141,3 +142,25 @@ def test_every_tensor_in_a_value_is_overwritten_however_deep_it_is():
     tensors = [torch.ones(2) for _ in range(4)]
     overwrite({"a": tensors[0], "b": [tensors[1], (tensors[2], 3)], "c": slice_of, "d": None})
     assert [bool(tensor.any()) for tensor in tensors] == [False, False, False, True]
+
+
+def test_what_belongs_to_no_file_of_the_generation_is_dropped(store):
+    shard = Shard(ShardId(0), store.uri, config_on("torch-cpu", MODELS[0]))
+    first = store.write_shard_data(ShardId(0), slice_data())
+    trained = shard.train(erasing(first, 4)).record  # of a batch that fails before it is published
+    before = tensors_of(shard)
+    shard.forget(trained.interactions)
+    assert all(tensor.any() for tensor in before)
+    shard.forget(first)
+    assert not any(tensor.any() for tensor in before)
+    assert shard.embeddings() is None
+
+
+def test_a_process_that_is_many_shards_keeps_none(store):
+    slot = SlotProcess(store.uri, config_on("torch-cpu", MODELS[0]))
+    first = store.write_shard_data(ShardId(0), slice_data())
+    before = len(resident._slices)
+    slot.train(ShardId(0), ShardOrder(Epoch(1), first))
+    assert slot._shards[ShardId(0)]._resident is None
+    gc.collect()
+    assert len(resident._slices) <= before

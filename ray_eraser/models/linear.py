@@ -1,0 +1,336 @@
+"""A ridge linear autoencoder with degree normalisation. Nothing is trained: a user's scores are solved when they are asked for.
+
+Related: EASE (Steck 2019), DAN's normalisation (Park et al., SIGIR 2025), graph filters (GF-CF, Shen et al. 2021). With R the
+(U, I) 0/1 matrix of the training pairs of all shards, d its degrees, r_u the items of a user:
+
+    R^ = diag((d_u / mean d_u)^-b) R diag((d_i / mean d_i)^-a)        G = R^' R^        lambda = ridge * mean d_i
+    x = diag((d_i / mean d_i)^-a) r_u          z = (G + lambda)^-1 G x, by conjugate gradients from z = 0
+    scores of user u = diag((d_i / mean d_i)^a) z
+
+Means are over the users and items that have a pair, so empty rows and columns of R change nothing.
+
+U users and I items in a numbering that all shards share, U' users of one shard, B users who are asked about at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ray_eraser.config import LinearConfig
+from ray_eraser.data.interactions import Interactions
+from ray_eraser.determinism import in_parts
+from ray_eraser.kernels.products import Rows, add_at, descend, finish, turn, weigh
+
+_AT_ONCE = 32
+"""Users solved side by side: two cache lines of numbers for every item. More are no faster, and need more memory."""
+_FEW = 4
+"""From so many users on, solving side by side is faster than one by one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The training pairs of one shard, R_s, and its products.
+
+    Where every user's pairs are in one slice, as with `hashed` partitions, `gram` is a shard's whole part of a product. Where
+    users are split over slices, a product takes two rounds: `to_users`, added over all slices, then `to_items`.
+
+    Attributes:
+        users: (U',) int32, ascending numbers of the users that have a pair here.
+        by_user: (U', I) each user's items.
+        by_item: (I, U') each item's users, by their places in `users`.
+    """
+
+    users: np.ndarray
+    by_user: Rows
+    by_item: Rows
+
+    @classmethod
+    def of(cls, interactions: Interactions, n_items: int) -> Slice:
+        """From pairs in the common numbering."""
+        starts = np.flatnonzero(np.diff(interactions.users, prepend=-1))
+        by_user = Rows.of(np.append(starts, len(interactions)), interactions.items)
+        return cls(interactions.users[starts], by_user, by_user.transposed(n_items))
+
+    def to_users(self, vectors_IB: np.ndarray) -> np.ndarray:
+        """R_s V, (U', B)."""
+        return self.by_user.sums(vectors_IB)
+
+    def to_users_of(self, asked: Rows, weights_I: np.ndarray) -> np.ndarray:
+        """R_s diag(weights) A', (U', B), with A the asked users' items. It visits the users who share an item with them."""
+        return self.by_item.spread(asked, weights_I, len(self.users))
+
+    def to_items(self, sums_UB: np.ndarray) -> np.ndarray:
+        """R_s' T, (I, B)."""
+        return self.by_item.sums(sums_UB)
+
+    def gram(self, vectors_IB: np.ndarray, weights_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """R_s' W^2 R_s V, (I, B), and the sums over users of (W R_s V)^2, (B,) float64, with W the weights of `users`."""
+        sums_UB = self.to_users(vectors_IB)
+        squares_B = weigh(sums_UB, weights_U)
+        return self.to_items(sums_UB), squares_B
+
+    def gram_of(self, asked: Rows, weights_I: np.ndarray, weights_U: np.ndarray) -> np.ndarray:
+        """R_s' W^2 times `to_users_of`, (I, B)."""
+        sums_UB = self.to_users_of(asked, weights_I)
+        weigh(sums_UB, weights_U)
+        return self.to_items(sums_UB)
+
+    def squares(self, vectors_IB: np.ndarray, weights_U: np.ndarray) -> np.ndarray:
+        """The second part of `gram`, in half of its time."""
+        return weigh(self.to_users(vectors_IB), weights_U)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """What the degrees of all pairs together decide.
+
+    Attributes:
+        user_degrees: (U,) int64.
+        item_degrees: (I,) int64.
+        users: (U,) float32, (d_u / mean d_u)^-b; 0 without a pair.
+        items: (I,) float32, (d_i / mean d_i)^-a; 0 without a pair.
+        back: (I,) float32, (d_i / mean d_i)^a; 0 without a pair.
+        ridge: lambda.
+    """
+
+    user_degrees: np.ndarray
+    item_degrees: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    back: np.ndarray
+    ridge: np.float32
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice], n_users: int, n_items: int, config: LinearConfig) -> Normalisation:
+        user_degrees, item_degrees = np.zeros(n_users, np.int64), np.zeros(n_items, np.int64)
+        for own in slices:
+            user_degrees[own.users] += own.by_user.degrees()
+            item_degrees += own.by_item.degrees()
+        return cls(
+            user_degrees,
+            item_degrees,
+            _power(user_degrees, -config.normalise_users),
+            _power(item_degrees, -config.normalise_items),
+            _power(item_degrees, config.normalise_items),
+            np.float32(config.ridge * _mean(item_degrees)),
+        )
+
+
+class Products(Protocol):
+    """The products that `solve` needs, of R, the pairs of all slices, and W, the weights of their users.
+
+    The slices may be in this process or elsewhere.
+    """
+
+    def gram_of(self, asked: Rows, weights_I: np.ndarray) -> np.ndarray:
+        """R' W^2 R diag(weights) A', (I, B), with A the asked users' items."""
+
+    def gram(self, vectors_IB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """R' W^2 R V, (I, B), and the sums over users of (W R V)^2, (B,) float64."""
+
+    def squares(self, vectors_IB: np.ndarray) -> np.ndarray:
+        """The second part of `gram`."""
+
+
+@dataclass(frozen=True, eq=False)
+class OfWholeUsers:
+    """Products over slices without a common user: every slice computes its whole part in one round.
+
+    Attributes:
+        slices: at least one; parts are added in this order.
+        weights: of each slice's users, (U',) float32.
+    """
+
+    slices: tuple[Slice, ...]
+    weights: tuple[np.ndarray, ...]
+
+    def gram_of(self, asked: Rows, weights_I: np.ndarray) -> np.ndarray:
+        return _added(own.gram_of(asked, weights_I, weights_U) for own, weights_U in self._each())
+
+    def gram(self, vectors_IB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = (own.gram(vectors_IB, weights_U) for own, weights_U in self._each())
+        products_IB, squares_B = next(parts)
+        for product_IB, square_B in parts:
+            products_IB += product_IB
+            squares_B += square_B
+        return products_IB, squares_B
+
+    def squares(self, vectors_IB: np.ndarray) -> np.ndarray:
+        return _added(own.squares(vectors_IB, weights_U) for own, weights_U in self._each())
+
+    def _each(self) -> Iterator[tuple[Slice, np.ndarray]]:
+        return zip(self.slices, self.weights, strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class OfSplitUsers:
+    """Products over slices with common users, in two rounds: users' sums over all slices, then items' sums of these.
+
+    Attributes:
+        slices: at least one; sums are added in this order.
+        weights: of all users, (U,) float32.
+    """
+
+    slices: tuple[Slice, ...]
+    weights: np.ndarray
+
+    def gram_of(self, asked: Rows, weights_I: np.ndarray) -> np.ndarray:
+        sums_UB = self._sums(len(asked), (own.to_users_of(asked, weights_I) for own in self.slices))
+        weigh(sums_UB, self.weights)
+        return self._to_items(sums_UB)
+
+    def gram(self, vectors_IB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sums_UB = self._sums(vectors_IB.shape[1], (own.to_users(vectors_IB) for own in self.slices))
+        squares_B = weigh(sums_UB, self.weights)
+        return self._to_items(sums_UB), squares_B
+
+    def squares(self, vectors_IB: np.ndarray) -> np.ndarray:
+        return weigh(self._sums(vectors_IB.shape[1], (own.to_users(vectors_IB) for own in self.slices)), self.weights)
+
+    def _sums(self, n_asked: int, parts: Iterable[np.ndarray]) -> np.ndarray:
+        sums_UB = np.zeros((len(self.weights), n_asked), np.float32)
+        for own, part_UB in zip(self.slices, parts, strict=True):
+            add_at(sums_UB, own.users, part_UB)
+        return sums_UB
+
+    def _to_items(self, sums_UB: np.ndarray) -> np.ndarray:
+        return _added(own.to_items(sums_UB.take(own.users, axis=0)) for own in self.slices)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """The linear model over all slices, and the weights that follow from their degrees. Nothing else is held.
+
+    To forget pairs, make the model of slices without them.
+
+    Attributes:
+        products: over the slices.
+        normalisation: of all slices together.
+        config: ridge, exponents and steps.
+    """
+
+    products: Products
+    normalisation: Normalisation
+    config: LinearConfig
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice], n_users: int, n_items: int, config: LinearConfig) -> LinearModel:
+        """From every shard's slice, no pair in two of them. Bits depend on their order, because sums are added in it."""
+        norms = Normalisation.of(slices, n_users, n_items, config)
+        if _share_users(slices, n_users):
+            return cls(OfSplitUsers(tuple(slices), norms.users), norms, config)
+        return cls(OfWholeUsers(tuple(slices), tuple(norms.users[own.users] for own in slices)), norms, config)
+
+    def scores(self, asked: Rows) -> np.ndarray:
+        """(B, I) float32; -inf for items without a pair, and for users none of whose items has one.
+
+        A user's scores are the same to the last bit alone, in any batch, and on any number of cores. Asking about nobody loads
+        the compiled code.
+
+        Args:
+            asked: (B, I) the items of each user. Nothing else is needed of a user, who may be in no slice.
+
+        Raises:
+            IndexError: an item is outside of the common numbering.
+        """
+        norms = self.normalisation
+        check_asked(asked, len(norms.items))
+        scores_BI = np.full((len(asked), len(norms.items)), -np.inf, np.float32)
+
+        def work(first: int, last: int) -> None:
+            for begin in range(first, last, _AT_ONCE):
+                end = min(begin + _AT_ONCE, last)
+                step = end - begin if end - begin >= _FEW else 1
+                for one in range(begin, end, step):
+                    solve(self.products, asked.part(one, one + step), norms, self.config.steps, scores_BI[one : one + step])
+
+        if norms.item_degrees.any():
+            in_parts(len(asked), work, _AT_ONCE)
+            if not len(asked):
+                self._load()
+        mark_absent(scores_BI, asked, norms)
+        return scores_BI
+
+    def _load(self) -> None:
+        """Solve for one user without an item, and for two side by side."""
+        norms = self.normalisation
+        for n_asked in (1, 2):
+            nothing = Rows.of(np.zeros(n_asked + 1, np.int64), np.empty(0, np.int32))
+            solve(self.products, nothing, norms, self.config.steps, np.empty((n_asked, len(norms.items)), np.float32))
+
+
+def solve(products: Products, asked: Rows, norms: Normalisation, steps: int, scores_BI: np.ndarray) -> None:
+    """Write the scores of B users into `scores_BI`: conjugate gradients on (G + lambda) z = G x, side by side.
+
+    The last step needs half of a product: its length follows from p'Gp = |R^ p|^2, and nobody asks for its residual.
+    """
+    residuals_IB = norms.items[:, None] * products.gram_of(asked, norms.items * norms.items)
+    directions_IB, solutions_IB, weighted_IB = np.zeros((3, *residuals_IB.shape), np.float32)
+    lengths_B = turn(np.zeros(len(asked), np.float32), norms.items, residuals_IB, directions_IB, weighted_IB)
+    left_B = lengths_B  # r'r, and p'p: the first direction is the residual
+    for _ in range(steps - 1):
+        products_IB, squares_B = products.gram(weighted_IB)
+        steps_B = _ratio(left_B, squares_B + norms.ridge * lengths_B)
+        before_B = left_B
+        left_B = descend(steps_B, norms.ridge, norms.items, products_IB, directions_IB, solutions_IB, residuals_IB)
+        lengths_B = turn(_ratio(left_B, before_B), norms.items, residuals_IB, directions_IB, weighted_IB)
+    steps_B = _ratio(left_B, products.squares(weighted_IB) + norms.ridge * lengths_B)
+    finish(steps_B, norms.back, directions_IB, solutions_IB, scores_BI)
+
+
+def check_asked(asked: Rows, n_items: int) -> None:
+    """Refuse items outside of the numbering: compiled loops would read beside their arrays.
+
+    Raises:
+        IndexError: names an item.
+    """
+    for item in (asked.columns.min(), asked.columns.max()) if len(asked.columns) else ():
+        if not 0 <= item < n_items:
+            raise IndexError(f"item {item} is not one of {n_items}: give items in the numbering of the slices")
+
+
+def mark_absent(scores_BI: np.ndarray, asked: Rows, norms: Normalisation) -> None:
+    """In place, -inf for the scores that cannot be computed: see `LinearModel.scores`."""
+    present_I = norms.item_degrees > 0
+    if not present_I.all():
+        scores_BI[:, ~present_I] = -np.inf
+    known = np.concatenate([[0], np.cumsum(present_I[asked.columns])])[asked.starts]
+    scores_BI[np.diff(known) == 0] = -np.inf
+
+
+def _power(degrees: np.ndarray, exponent: float) -> np.ndarray:
+    """(d / mean d)^exponent, float32; 0 for degree 0."""
+    present = degrees > 0
+    powers = np.zeros(len(degrees), np.float32)
+    powers[present] = (degrees[present] / _mean(degrees)) ** exponent
+    return powers
+
+
+def _mean(degrees: np.ndarray) -> float:
+    """Of the degrees above 0; 1 where there are none."""
+    return float(degrees.sum() / np.count_nonzero(degrees)) if degrees.any() else 1.0
+
+
+def _ratio(above_B: np.ndarray, below_B: np.ndarray) -> np.ndarray:
+    """float32; 0 for a system that is solved, or whose right side is 0."""
+    ratios_B: np.ndarray = np.divide(above_B, below_B, out=np.zeros_like(above_B), where=below_B > 0)
+    return ratios_B.astype(np.float32)
+
+
+def _added(parts: Iterator[np.ndarray]) -> np.ndarray:
+    """The sum of parts in their order, in the memory of the first."""
+    total = next(parts)
+    for part in parts:
+        total += part
+    return total
+
+
+def _share_users(slices: Sequence[Slice], n_users: int) -> bool:
+    times_U = np.zeros(n_users, np.int64)
+    for own in slices:
+        times_U[own.users] += 1
+    return bool((times_U > 1).any())

@@ -1,0 +1,150 @@
+"""The linear model by PyTorch: the equations of models/linear.py on a GPU.
+
+U users and I items in a numbering that all shards share, U' users of one shard, B users who are asked about at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_eraser.config import LinearConfig
+from ray_eraser.kernels.buckets import Buckets
+from ray_eraser.kernels.products import Rows
+from ray_eraser.models.linear import Normalisation, Slice, check_asked, mark_absent
+
+_AT_ONCE = 64
+"""Users solved side by side."""
+
+
+@dataclass(frozen=True, eq=False)
+class SliceOnDevice:
+    """A `Slice` on a device.
+
+    Attributes:
+        users: (U',) numbers of the users that have a pair here.
+        by_user: (U', I) each user's items.
+        by_item: (I, U') each item's users, by their places in `users`.
+    """
+
+    users: Tensor
+    by_user: Buckets
+    by_item: Buckets
+
+    @classmethod
+    def of(cls, own: Slice, device: torch.device) -> SliceOnDevice:
+        by_user = Buckets.of(own.by_user.starts, own.by_user.columns, len(own.by_item), device)
+        by_item = Buckets.of(own.by_item.starts, own.by_item.columns, len(own.by_user), device)
+        return cls(_sent(own.users.astype(np.int64), device), by_user, by_item)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTorch:
+    """The linear model of some slices on a torch device. Scores are in host memory, as those of `LinearModel`.
+
+    Each product takes two rounds, users and then items, whether or not slices have users in common.
+
+    Attributes:
+        slices: sums over them are added in this order, on which bits depend.
+        normalisation: of all slices together.
+        config: ridge, exponents and steps.
+        users: (U,) the normalisation's users on the device.
+        items: (I,) the normalisation's items on the device.
+        back: (I,) the normalisation's way back to scores, on the device.
+    """
+
+    slices: tuple[SliceOnDevice, ...]
+    normalisation: Normalisation
+    config: LinearConfig
+    users: Tensor
+    items: Tensor
+    back: Tensor
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice], n_users: int, n_items: int, config: LinearConfig, device: torch.device) -> LinearTorch:
+        """As `LinearModel.of`. Slices are copied to the device."""
+        norms = Normalisation.of(slices, n_users, n_items, config)
+        held = tuple(SliceOnDevice.of(own, device) for own in slices)
+        return cls(held, norms, config, *(_sent(weights, device) for weights in (norms.users, norms.items, norms.back)))
+
+    @torch.no_grad()
+    def scores(self, asked: Rows) -> np.ndarray:
+        """As `LinearModel.scores`, but for rounding."""
+        norms = self.normalisation
+        check_asked(asked, len(norms.items))
+        scores_BI = np.full((len(asked), len(norms.items)), -np.inf, np.float32)
+        if norms.item_degrees.any():
+            for first in range(0, len(asked), _AT_ONCE):
+                part = asked.part(first, min(first + _AT_ONCE, len(asked)))
+                scores_BI[first : first + _AT_ONCE] = self._solve(part).cpu().numpy()
+        mark_absent(scores_BI, asked, norms)
+        return scores_BI
+
+    def _solve(self, asked: Rows) -> Tensor:
+        """(B, I): `models.linear.solve`."""
+        users_U1, items_I1, ridge = self.users[:, None], self.items[:, None], float(self.normalisation.ridge)
+        first_UB = users_U1 * self._to_users(items_I1 * self._normalised(asked))
+        directions_IB = residuals_IB = items_I1 * self._to_items(users_U1 * first_UB)
+        solutions_IB = torch.zeros_like(residuals_IB)
+        left_B = lengths_B = _squares(residuals_IB)
+        for step in range(self.config.steps):
+            weighted_UB = users_U1 * self._to_users(items_I1 * directions_IB)
+            steps_B = _ratio(left_B, _squares(weighted_UB) + ridge * lengths_B)
+            solutions_IB += steps_B * directions_IB
+            if step + 1 < self.config.steps:
+                products_IB = items_I1 * self._to_items(users_U1 * weighted_UB)
+                residuals_IB = residuals_IB - steps_B * (products_IB + ridge * directions_IB)
+                before_B, left_B = left_B, _squares(residuals_IB)
+                directions_IB = residuals_IB + _ratio(left_B, before_B) * directions_IB
+                lengths_B = _squares(directions_IB)
+        return (self.back[:, None] * solutions_IB).T
+
+    def _normalised(self, asked: Rows) -> Tensor:
+        """Every asked user's x, (I, B)."""
+        device = self.items.device
+        items = _sent(asked.columns[asked.starts[0] : asked.starts[-1]].astype(np.int64), device)
+        lanes = _sent(np.repeat(np.arange(len(asked)), asked.degrees()), device)
+        vectors_IB = self.items.new_zeros(len(self.items), len(asked))
+        vectors_IB[items, lanes] = self.items[items]
+        return vectors_IB
+
+    def _to_users(self, vectors_IB: Tensor) -> Tensor:
+        """R V, (U, B)."""
+        sums_UB = vectors_IB.new_zeros(len(self.users), vectors_IB.shape[1])
+        for own in self.slices:
+            sums_UB[own.users] = sums_UB[own.users] + own.by_user.sums(vectors_IB)
+        return sums_UB
+
+    def _to_items(self, sums_UB: Tensor) -> Tensor:
+        """R' T, (I, B)."""
+        products_IB = sums_UB.new_zeros(len(self.items), sums_UB.shape[1])
+        for own in self.slices:
+            products_IB += own.by_item.sums(sums_UB[own.users])
+        return products_IB
+
+
+def _squares(numbers_RB: Tensor) -> Tensor:
+    """Each column's sum of squares, (B,) float64.
+
+    Halves are added to each other, because the order in which `sum` adds may depend on how many columns there are.
+    """
+    squares_RB = numbers_RB.double().square_()
+    while len(squares_RB) > 1:
+        half = (len(squares_RB) + 1) // 2
+        squares_RB[: len(squares_RB) - half] += squares_RB[half:]
+        squares_RB = squares_RB[:half]
+    return squares_RB.sum(0)  # of one row, or of none
+
+
+def _ratio(above_B: Tensor, below_B: Tensor) -> Tensor:
+    """float32; 0 for a system that is solved, or whose right side is 0."""
+    return torch.where(below_B > 0, above_B / below_B, 0).float()
+
+
+def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device, on a CPU as well."""
+    return torch.tensor(numbers, device=device)
