@@ -221,7 +221,8 @@ def all_keys(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The distinct keys of several ascending arrays, ascending."""
     keys = np.concatenate([np.empty(0, np.uint64), *parts])
     keys.sort(kind="stable")  # merges runs that are in order
-    return keys[np.diff(keys, prepend=~keys[:1]) != 0]
+    distinct: np.ndarray = keys[np.diff(keys, prepend=~keys[:1]) != 0]
+    return distinct
 
 
 def _renumbered(some: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
