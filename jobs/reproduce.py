@@ -12,7 +12,7 @@ import cli
 import typer
 
 from ray_eraser.config import RuntimeConfig
-from ray_eraser.study.cells import MODELS, Cell
+from ray_eraser.study.cells import MODELS, TRAINED, Cell
 from ray_eraser.study.plans import METHODS, PLANS
 from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
 
@@ -41,7 +41,7 @@ def reproduce(
         ),
     ],
     data: cli.DataOption = "synthetic",
-    models: Annotated[str, typer.Option("--models", help=f"Some of {','.join(MODELS)}.")] = ",".join(MODELS),
+    models: Annotated[str, typer.Option("--models", help=f"Some of {','.join(MODELS)}.")] = ",".join(TRAINED),
     methods: Annotated[str, typer.Option("--methods", help=f"Some of {','.join(METHODS)}.")] = ",".join(METHODS),
     epochs_budget: Annotated[
         int | None, typer.Option("--epochs-budget", min=1, help="No model trains longer than this; the table says so.")

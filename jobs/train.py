@@ -45,8 +45,8 @@ def train(
     [bold]Example[/bold]: python jobs/train.py --data ml-1m --storage-path deployments/ml-1m --set partition.n_shards=20
 
     [bold]Settings that matter most[/bold]: partition.kind (hashed, random, user_based, item_based, interaction_based,
-    label_propagation, embedding_kmeans, transport), partition.n_shards, model.kind (wmf, bpr, lightgcn), model.solver (als,
-    adagrad), model.alpha0, aggregation.kind (spectral, attention, static, mean), aggregation.sweeps.
+    label_propagation, embedding_kmeans, transport), partition.n_shards, model.kind (wmf, bpr, lightgcn, linear),
+    model.solver (als, adagrad), model.alpha0, aggregation.kind (spectral, attention, static, mean), aggregation.sweeps.
     """
     with cli.exit_codes(debug):
         settings = cli.settings(config, changes, preset)

@@ -167,8 +167,8 @@ def descend(
     directions_RB: np.ndarray,
     solutions_RB: np.ndarray,
     residuals_RB: np.ndarray,
-) -> np.ndarray:
-    """In place, z += s p and r -= s (W q + lambda p). Returns the sums over rows of r^2, (B,) float64.
+) -> None:
+    """In place, z += s p and r -= s (W q + lambda p).
 
     Args:
         steps_B: s, float32.
@@ -179,13 +179,44 @@ def descend(
         solutions_RB: z.
         residuals_RB: r.
     """
-    squares_B = np.zeros(len(steps_B))
     for row in range(len(weights_R)):
         weight, product_B, direction_B = weights_R[row], products_RB[row], directions_RB[row]
         solution_B, residual_B = solutions_RB[row], residuals_RB[row]
-        for b in range(len(squares_B)):
+        for b in range(len(steps_B)):
             solution_B[b] += steps_B[b] * direction_B[b]
-            residual = residual_B[b] - steps_B[b] * (weight * product_B[b] + ridge * direction_B[b])
+            residual_B[b] -= steps_B[b] * (weight * product_B[b] + ridge * direction_B[b])
+
+
+@compiled
+def along(vector_R: np.ndarray, numbers_RB: np.ndarray) -> np.ndarray:
+    """The inner product of a vector with every column, (B,) float64."""
+    products_B = np.zeros(numbers_RB.shape[1])
+    for row in range(len(vector_R)):
+        factor, number_B = np.float64(vector_R[row]), numbers_RB[row]
+        for b in range(len(products_B)):
+            products_B[b] += factor * np.float64(number_B[b])
+    return products_B
+
+
+@compiled
+def deflate(
+    parts_B: np.ndarray, known_R: np.ndarray, image_R: np.ndarray, solutions_RB: np.ndarray, residuals_RB: np.ndarray
+) -> np.ndarray:
+    """In place, z += t q and r -= t A q. Returns the sums over rows of r^2, (B,) float64.
+
+    Args:
+        parts_B: t, float32.
+        known_R: q.
+        image_R: A q.
+        solutions_RB: z.
+        residuals_RB: r.
+    """
+    squares_B = np.zeros(len(parts_B))
+    for row in range(len(known_R)):
+        known, image, solution_B, residual_B = known_R[row], image_R[row], solutions_RB[row], residuals_RB[row]
+        for b in range(len(squares_B)):
+            solution_B[b] += parts_B[b] * known
+            residual = residual_B[b] - parts_B[b] * image
             residual_B[b] = residual
             squares_B[b] += np.float64(residual) * np.float64(residual)
     return squares_B
@@ -194,25 +225,30 @@ def descend(
 @compiled
 def turn(
     shares_B: np.ndarray,
+    parts_B: np.ndarray,
+    known_R: np.ndarray,
     weights_R: np.ndarray,
     residuals_RB: np.ndarray,
     directions_RB: np.ndarray,
     weighted_RB: np.ndarray,
 ) -> np.ndarray:
-    """In place, p = r + s p; W p into `weighted_RB`. Returns the sums over rows of p^2, (B,) float64.
+    """In place, p = r + s p - c q; W p into `weighted_RB`. Returns the sums over rows of p^2, (B,) float64.
 
     Args:
         shares_B: s, float32.
+        parts_B: c, float32.
+        known_R: q.
         weights_R: the diagonal of W.
         residuals_RB: r.
         directions_RB: p.
-        weighted_RB: is overwritten.
+        weighted_RB: overwritten.
     """
     squares_B = np.zeros(len(shares_B))
     for row in range(len(weights_R)):
-        weight, residual_B, direction_B, weighted_B = weights_R[row], residuals_RB[row], directions_RB[row], weighted_RB[row]
+        weight, known = weights_R[row], known_R[row]
+        residual_B, direction_B, weighted_B = residuals_RB[row], directions_RB[row], weighted_RB[row]
         for b in range(len(squares_B)):
-            direction = residual_B[b] + shares_B[b] * direction_B[b]
+            direction = residual_B[b] + shares_B[b] * direction_B[b] - parts_B[b] * known
             direction_B[b] = direction
             weighted_B[b] = weight * direction
             squares_B[b] += np.float64(direction) * np.float64(direction)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ray_eraser.config import LinearConfig
 from ray_eraser.kernels.buckets import Buckets
 from ray_eraser.kernels.products import Rows
-from ray_eraser.models.linear import Normalisation, Slice, check_asked, mark_absent
+from ray_eraser.models.linear import LinearModel, Normalisation, Slice, check_asked, mark_absent
 
 _AT_ONCE = 64
 """Users solved side by side."""
@@ -55,6 +55,8 @@ class LinearTorch:
         users: (U,) the normalisation's users on the device.
         items: (I,) the normalisation's items on the device.
         back: (I,) the normalisation's way back to scores, on the device.
+        known, image: (I, 1) the popularity's vector and image, on the device.
+        length: the popularity's.
     """
 
     slices: tuple[SliceOnDevice, ...]
@@ -63,13 +65,19 @@ class LinearTorch:
     users: Tensor
     items: Tensor
     back: Tensor
+    known: Tensor
+    image: Tensor
+    length: float
 
     @classmethod
     def of(cls, slices: Sequence[Slice], n_users: int, n_items: int, config: LinearConfig, device: torch.device) -> LinearTorch:
         """As `LinearModel.of`. Slices are copied to the device."""
-        norms = Normalisation.of(slices, n_users, n_items, config)
+        made = LinearModel.of(slices, n_users, n_items, config)
+        norms, popularity = made.normalisation, made.popularity
         held = tuple(SliceOnDevice.of(own, device) for own in slices)
-        return cls(held, norms, config, *(_sent(weights, device) for weights in (norms.users, norms.items, norms.back)))
+        users, items, back = (_sent(numbers, device) for numbers in (norms.users, norms.items, norms.back))
+        known, image = (_sent(numbers[:, None], device) for numbers in (popularity.vector, popularity.image))
+        return cls(held, norms, config, users, items, back, known, image, popularity.length)
 
     @torch.no_grad()
     def scores(self, asked: Rows) -> np.ndarray:
@@ -88,9 +96,10 @@ class LinearTorch:
         """(B, I): `models.linear.solve`."""
         users_U1, items_I1, ridge = self.users[:, None], self.items[:, None], float(self.normalisation.ridge)
         first_UB = users_U1 * self._to_users(items_I1 * self._normalised(asked))
-        directions_IB = residuals_IB = items_I1 * self._to_items(users_U1 * first_UB)
-        solutions_IB = torch.zeros_like(residuals_IB)
-        left_B = lengths_B = _squares(residuals_IB)
+        residuals_IB = items_I1 * self._to_items(users_U1 * first_UB)
+        solutions_IB, residuals_IB = self._without_popularity(torch.zeros_like(residuals_IB), residuals_IB)
+        directions_IB = residuals_IB - self._share(self.image, residuals_IB) * self.known
+        left_B, lengths_B = _squares(residuals_IB), _squares(directions_IB)
         for step in range(self.config.steps):
             weighted_UB = users_U1 * self._to_users(items_I1 * directions_IB)
             steps_B = _ratio(left_B, _squares(weighted_UB) + ridge * lengths_B)
@@ -98,10 +107,21 @@ class LinearTorch:
             if step + 1 < self.config.steps:
                 products_IB = items_I1 * self._to_items(users_U1 * weighted_UB)
                 residuals_IB = residuals_IB - steps_B * (products_IB + ridge * directions_IB)
+                solutions_IB, residuals_IB = self._without_popularity(solutions_IB, residuals_IB)
                 before_B, left_B = left_B, _squares(residuals_IB)
                 directions_IB = residuals_IB + _ratio(left_B, before_B) * directions_IB
+                directions_IB = directions_IB - self._share(self.image, residuals_IB) * self.known
                 lengths_B = _squares(directions_IB)
         return (self.back[:, None] * solutions_IB).T
+
+    def _without_popularity(self, solutions_IB: Tensor, residuals_IB: Tensor) -> tuple[Tensor, Tensor]:
+        """`Direction.remove`: new solutions and residuals."""
+        part_B = self._share(self.known, residuals_IB)
+        return solutions_IB + part_B * self.known, residuals_IB - part_B * self.image
+
+    def _share(self, vector_I1: Tensor, numbers_IB: Tensor) -> Tensor:
+        """(B,) float32: inner products with a vector over the popularity's length."""
+        return (_added(vector_I1.double() * numbers_IB.double()) / self.length).float()
 
     def _normalised(self, asked: Rows) -> Tensor:
         """Every asked user's x, (I, B)."""
@@ -128,16 +148,20 @@ class LinearTorch:
 
 
 def _squares(numbers_RB: Tensor) -> Tensor:
-    """Each column's sum of squares, (B,) float64.
+    """Each column's sum of squares, (B,) float64."""
+    return _added(numbers_RB.double().square_())
+
+
+def _added(numbers_RB: Tensor) -> Tensor:
+    """Each column's sum, (B,); the numbers are used up.
 
     Halves are added to each other, because the order in which `sum` adds may depend on how many columns there are.
     """
-    squares_RB = numbers_RB.double().square_()
-    while len(squares_RB) > 1:
-        half = (len(squares_RB) + 1) // 2
-        squares_RB[: len(squares_RB) - half] += squares_RB[half:]
-        squares_RB = squares_RB[:half]
-    return squares_RB.sum(0)  # of one row, or of none
+    while len(numbers_RB) > 1:
+        half = (len(numbers_RB) + 1) // 2
+        numbers_RB[: len(numbers_RB) - half] += numbers_RB[half:]
+        numbers_RB = numbers_RB[:half]
+    return numbers_RB.sum(0)  # of one row, or of none
 
 
 def _ratio(above_B: Tensor, below_B: Tensor) -> Tensor:

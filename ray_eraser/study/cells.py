@@ -34,8 +34,13 @@ MODELS: Mapping[str, Sequence[str]] = {
     "wmf-als": ("model.kind=wmf", "model.solver=als"),
     "bpr": ("model.kind=bpr",),
     "lightgcn": ("model.kind=lightgcn",),
+    "linear": ("model.kind=linear",),
 }
-"""The base models by the names of the tables; `wmf` is trained as the papers train it, `wmf-als` solved exactly."""
+"""The base models by the names of the tables. `wmf` is trained as the papers train it, `wmf-als` is solved exactly. `linear` is
+not trained: how it is divided and combined changes nothing."""
+
+TRAINED = tuple(name for name in MODELS if name != "linear")
+"""Those that the papers' tables compare."""
 
 
 @dataclass(frozen=True)

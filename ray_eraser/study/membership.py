@@ -322,8 +322,12 @@ def attack_study(
         on_done: hears what was trained.
 
     Raises:
-        ConfigError: so little is erased that no interval would mean anything.
+        ConfigError: so little is erased that no interval would mean anything, or the model has no vectors to ask.
     """
+    if not config.model.is_trained:
+        raise ConfigError(
+            "model.kind", f"the attacks ask a model's vectors, and a {config.model.kind} model has none: choose another"
+        )
     erased = draw_erasure(dataset, plan.share, config.seed, whole_users=plan.whole_users)
     probe = draw_probe(dataset, erased, config.seed, whole_users=plan.whole_users, most=plan.most)
     comparisons = {against: pairs for against, pairs in probe.comparisons.items() if len(pairs.members) >= _LEAST}

@@ -66,6 +66,7 @@ class Naive:
         observed = pairs.matrix(int(self.users.max()) + 1, int(self.items.max()) + 1).toarray().astype(np.float64)
         observed = observed[self.users][:, self.items]
         degree_U, degree_I = observed.sum(1), observed.sum(0)
+        self.degree_I = degree_I
         self.weight_I = (degree_I / degree_I.mean()) ** -config.normalise_items
         weight_U = (degree_U / degree_U.mean()) ** -config.normalise_users
         normalised = weight_U[:, None] * observed * self.weight_I
@@ -81,18 +82,22 @@ class Naive:
         return solution / self.weight_I
 
     def by_steps(self, items) -> np.ndarray:
-        """Conjugate gradients as in the textbook."""
+        """Conjugate gradients deflated by popularity, as Saad et al. 2000 write them."""
         system = self.gram + self.ridge * np.eye(len(self.gram))
-        solution, residual = np.zeros(len(system)), self.right_side(items)
-        direction = residual.copy()
+        known = self.weight_I * self.degree_I
+        right_side = self.right_side(items)
+        solution = known * (known @ right_side) / (known @ system @ known)
+        residual = right_side - system @ solution
+        direction = residual - known * (known @ system @ residual) / (known @ system @ known)
         for _ in range(self.steps):
             left = residual @ residual
             if left == 0:
                 break
             length = left / (direction @ system @ direction)
-            solution += length * direction
+            solution = solution + length * direction
             residual = residual - length * (system @ direction)
-            direction = residual + residual @ residual / left * direction
+            correction = known * (known @ system @ residual) / (known @ system @ known)
+            direction = residual + residual @ residual / left * direction - correction
         return solution / self.weight_I
 
 

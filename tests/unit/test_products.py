@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from ray_eraser.kernels.products import Rows, add_at, descend, finish, turn, weigh
+from ray_eraser.kernels.products import Rows, add_at, along, deflate, descend, finish, turn, weigh
 
 N_COLUMNS = 60
 DEGREES = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60, 12, 5, 5, 7, 44, 0]
@@ -124,13 +124,20 @@ def test_the_vector_updates_are_those_of_conjugate_gradients(width):
     ridge = np.float32(0.7)
 
     z, r = z + steps * p, r - steps * (weights[:, None] * products.astype(np.float64) + ridge * p)
-    left = descend(steps, ridge, weights, products, directions, solutions, residuals)
+    descend(steps, ridge, weights, products, directions, solutions, residuals)
+    np.testing.assert_allclose(solutions, z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(residuals, r, rtol=1e-5, atol=1e-6)
+
+    known, image, parts = vectors(37, 1, 10)[:, 0].copy(), vectors(37, 1, 11)[:, 0].copy(), vectors(1, width, 12)[0]
+    np.testing.assert_allclose(along(known, residuals), known.astype(np.float64) @ r, rtol=1e-4, atol=1e-6)
+    z, r = z + parts * known[:, None].astype(np.float64), r - parts * image[:, None].astype(np.float64)
+    left = deflate(parts, known, image, solutions, residuals)
     np.testing.assert_allclose(left, (r**2).sum(0), rtol=1e-5)
     np.testing.assert_allclose(solutions, z, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(residuals, r, rtol=1e-5, atol=1e-6)
 
-    p = r + shares * p
-    lengths = turn(shares, weights, residuals, directions, weighted)
+    p = r + shares * p - parts * known[:, None].astype(np.float64)
+    lengths = turn(shares, parts, known, weights, residuals, directions, weighted)
     np.testing.assert_allclose(lengths, (p**2).sum(0), rtol=1e-5)
     np.testing.assert_allclose(directions, p, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(weighted, weights[:, None] * p, rtol=1e-5, atol=1e-6)

@@ -98,7 +98,7 @@ def test_only_models_with_vectors_have_vectors(deployments):
 def test_two_served_models_are_the_same_where_every_score_is(deployments):
     one, same = (fitted(deployments, name, config_of("linear")).served_model() for name in ("one", "same"))
     less = fitted(deployments, "less", config_of("linear"), PAIRS[1:]).served_model()
-    other = fitted(deployments, "other", config_of("linear", model={"kind": "linear", "ridge": 4})).served_model()
+    other = fitted(deployments, "other", config_of("linear", model={"kind": "linear", "ridge": 7})).served_model()
     vectors = fitted(deployments, "vectors", config_of("folded")).served_model()
     assert one.same_bits(same)
     assert not any(one.same_bits(not_this) for not_this in (less, other, vectors))
