@@ -229,7 +229,7 @@ class Direction:
         return cls(vector_I, image_I, float(along(vector_I, image_I[:, None])[0]))
 
     def remove(self, solutions_IB: np.ndarray, residuals_IB: np.ndarray) -> np.ndarray:
-        """Solve for the direction's part, in place. Returns the squared lengths of the residuals that are left, (B,) float64."""
+        """Solve for the direction's part, in place. Returns the squared lengths of the residuals left, (B,) float64."""
         parts_B = self.share(along(self.vector, residuals_IB))
         return np.asarray(deflate(parts_B, self.vector, self.image, solutions_IB, residuals_IB))
 
