@@ -221,7 +221,9 @@ def all_keys(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The distinct keys of several ascending arrays, ascending."""
     keys = np.concatenate([np.empty(0, np.uint64), *parts])
     keys.sort(kind="stable")  # merges runs that are in order
-    distinct: np.ndarray = keys[np.diff(keys, prepend=~keys[:1]) != 0]
+    is_first = np.ones(len(keys), bool)
+    is_first[1:] = keys[1:] != keys[:-1]
+    distinct: np.ndarray = keys[is_first]
     return distinct
 
 
