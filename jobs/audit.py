@@ -309,8 +309,11 @@ def _attack(data: str, settings: EraserConfig, plan: StudyPlan, ray_address: str
     from ray_eraser.runtime.pool import RayTasks
     from ray_eraser.runtime.session import session
 
+    gpus = _GPU if settings.runtime.known_device == "cuda" else 0
     with session(ray_address):
-        report = attack_study(dataset, settings, RayTasks(settings.runtime), plan, lambda name: cli.say(f"trained: {name}"))
+        report = attack_study(
+            dataset, settings, RayTasks(settings.runtime, gpus), plan, lambda name: cli.say(f"trained: {name}")
+        )
     if as_json:
         cli.print_json(report.to_dict())
     else:

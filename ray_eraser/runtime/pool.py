@@ -179,10 +179,16 @@ class RayShardPool:
 
     def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
         done: dict[ShardId, Trained] = {}
-        for shard, trained in self._carried_out(orders):
-            done[shard] = trained
-            self._on_trained(trained)
-            on_done(trained)
+        try:
+            for shard, trained in self._carried_out(orders):
+                done[shard] = trained
+                self._on_trained(trained)
+                on_done(trained)
+        except DeviceError:
+            # A process whose GPU failed can compute nothing more on it. Ray starts the processes again.
+            for actor in self._actors.values():
+                ray.kill(actor, no_restart=False)
+            raise
         return {shard: done[shard] for shard in orders}
 
     def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:
