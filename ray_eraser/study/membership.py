@@ -305,6 +305,12 @@ def _adagrad_on(
     return users.numpy(), items.numpy()
 
 
+def _refuse_without_vectors(config: EraserConfig) -> None:
+    if not config.model.is_trained:
+        problem = f"the attacks ask a model's vectors, and a {config.model.kind} model has none: choose another"
+        raise ConfigError("model.kind", problem)
+
+
 def attack_study(
     dataset: Dataset,
     config: EraserConfig,
@@ -324,10 +330,7 @@ def attack_study(
     Raises:
         ConfigError: so little is erased that no interval would mean anything, or the model has no vectors to ask.
     """
-    if not config.model.is_trained:
-        raise ConfigError(
-            "model.kind", f"the attacks ask a model's vectors, and a {config.model.kind} model has none: choose another"
-        )
+    _refuse_without_vectors(config)
     erased = draw_erasure(dataset, plan.share, config.seed, whole_users=plan.whole_users)
     probe = draw_probe(dataset, erased, config.seed, whole_users=plan.whole_users, most=plan.most)
     comparisons = {against: pairs for against, pairs in probe.comparisons.items() if len(pairs.members) >= _LEAST}

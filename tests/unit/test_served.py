@@ -12,7 +12,9 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import ConfigError, InputError
 from ray_eraser.evaluation import evaluate
 from ray_eraser.models.linear import LinearModel
+from ray_eraser.pool import LocalShardPool
 from ray_eraser.served import ServedLinear, ServedVectors
+from ray_eraser.study.membership import attack_study
 from ray_eraser.unlearning.request import UnlearningRequest
 
 PAIRS = [(100 + u, i) for u in range(40) for i in range(24) if (u * 5 + i * 3) % 7 < 3 or (u % 2 == i % 2 and (u + i) % 5 < 2)]
@@ -207,6 +209,12 @@ def test_a_read_during_an_erasure_is_one_of_before_or_after(deployments, monkeyp
     monkeypatch.setattr(LinearModel, "of", classmethod(watched))
     coordinator.submit(UnlearningRequest(user_id=103))
     assert seen == [before]
+
+
+def test_attacks_that_ask_for_vectors_refuse_it():
+    config = config_of()
+    with pytest.raises(ConfigError, match="a linear model has none: choose another"):
+        attack_study(log_of(PAIRS, config), config, LocalShardPool("nowhere", config))
 
 
 def test_settings_that_mean_nothing_to_it_are_refused():
