@@ -167,3 +167,23 @@ def test_the_ledger_tells_its_newest_time_and_its_erasures(deployments, trained,
     assert [row["request_id"] for row in done] == [second.request_id, first.request_id]
     assert all(row["finished_at"] >= row["received_at"] and row["state"] == "erased" for row in done)
     assert all(row.work is None and row.salt is None for row in ledger.erasures(10, finished=True))
+
+
+H100 = {"device": "NVIDIA H100 80GB HBM3", "capability": "9.0", "cuda": "13.0"}
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "gpus", "outcome", "seen"),
+    [
+        (None, 0.0, Outcome.UNCHECKED, "nothing is published yet"),
+        ({"device": "cpu"}, None, Outcome.OK, "trained on the CPU"),
+        (H100, None, Outcome.UNCHECKED, "no Ray answers"),
+        (H100, 0.0, Outcome.WARN, "no erasure can be completed"),
+        (H100, 2.0, Outcome.OK, "Ray has 2 GPUs"),
+    ],
+)
+def test_a_deployment_of_gpus_is_warned_of_where_ray_has_none(trained_on, gpus, outcome, seen):
+    advice = doctor.check_device(trained_on, gpus)
+    assert advice.outcome is outcome
+    assert seen in advice.detail
+    assert ("runtime.device=cpu" in advice.way_out) is (outcome is Outcome.WARN)
