@@ -24,12 +24,12 @@ import numpy as np
 from measured import Erasures, heading, training_seconds, write_report
 
 import ray_eraser
-from ray_eraser.aggregation import with_users
 from ray_eraser.config import load_config
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.evaluation import evaluate
 from ray_eraser.runtime.session import session
 from ray_eraser.seeds import derive
+from ray_eraser.served import served_by
 from ray_eraser.store import Store
 
 _HELD_OUT = ("data.test_share=0.2", "data.valid_share=0.1")
@@ -50,8 +50,9 @@ def _quality(storage_path: str, digest: str, dataset: Dataset) -> float:
     if len(users) > _RANKED_USERS:
         users = np.sort(np.random.default_rng(0).choice(users, _RANKED_USERS, replace=False))
     train, test = dataset.train.of_users(users), dataset.test.of_users(users)
-    model = store.read_embeddings(manifest.aggregate).in_rows(dataset.users.keys, dataset.items.keys)
-    return evaluate(with_users(model, train, manifest.config), train, test, (10,))["ndcg@10"]
+    shards = [store.read_shard_data(record.interactions) for record in manifest.shards]
+    served = served_by(store.read_embeddings(manifest.aggregate), shards, manifest.config)
+    return evaluate(served.in_rows(dataset.users.keys, dataset.items.keys), train, test, (10,))["ndcg@10"]
 
 
 def _full(folder: str, dataset: Dataset, changes: list[str]) -> tuple[float, float]:
