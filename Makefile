@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
-QUICK_ON_RAY := tests/ray/test_deployment.py tests/jobs/test_jobs.py
+QUICK_ON_RAY := tests/ray/test_deployment.py
 
 .PHONY: demo test test-ray test-long test-gpu fuzz lint soak bench bench-scale bench-gpu install clean
 
