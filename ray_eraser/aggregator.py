@@ -148,12 +148,16 @@ class Aggregator:
         self._drop_superseded(order)
         wanted = {record.submodel for record in order.shards}
         if not wanted >= self._submodels.keys():
-            self._submodels = {ref: submodel for ref, submodel in self._submodels.items() if ref in wanted}
-            self._in_rows = {ref: submodel for ref, submodel in self._in_rows.items() if ref in wanted}
-            self._keep_products()
+            self._hold({ref: submodel for ref, submodel in self._submodels.items() if ref in wanted})
 
-    def _keep_products(self) -> None:
-        """Of the present submodels alone."""
+    def _hold(self, submodels: dict[FileRef, KeyedEmbeddings]) -> None:
+        """Keep these submodels, their rows and their products, and no key of anybody whom none of them knows."""
+        self._submodels = submodels
+        users = self._users.rows_of({ref: submodel.user_keys for ref, submodel in submodels.items()})
+        items = self._items.rows_of({ref: submodel.item_keys for ref, submodel in submodels.items()})
+        self._in_rows = {
+            ref: Embeddings(users[ref], submodel.users, items[ref], submodel.items) for ref, submodel in submodels.items()
+        }
         self._grams_on_host.keep(self._in_rows.values())
         if "_grams" in vars(self):
             self._grams.keep(self._in_rows.values())
@@ -163,14 +167,7 @@ class Aggregator:
         self._drop_superseded(order)
         wanted = [record.submodel for record in order.shards]
         if wanted != list(self._submodels):
-            self._submodels = _cached(self._submodels, wanted, self._store.read_embeddings)
-            users = self._users.rows_of({ref: submodel.user_keys for ref, submodel in self._submodels.items()})
-            items = self._items.rows_of({ref: submodel.item_keys for ref, submodel in self._submodels.items()})
-            self._in_rows = {
-                ref: Embeddings(users[ref], submodel.users, items[ref], submodel.items)
-                for ref, submodel in self._submodels.items()
-            }
-            self._keep_products()
+            self._hold(_cached(self._submodels, wanted, self._store.read_embeddings))
         return [self._in_rows[ref] for ref in wanted]
 
     def _drop_superseded(self, order: AggregationOrder) -> None:

@@ -778,11 +778,6 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _PRESETS.glob("*.toml"))
 
 
-def method_names() -> list[str]:
-    """The presets that say how to divide and combine, whatever the model."""
-    return [name for name in preset_names() if "model" not in _read_toml(_PRESETS / f"{name}.toml")]
-
-
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text("utf-8"))

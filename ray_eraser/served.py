@@ -40,7 +40,7 @@ class Served(Protocol):
     def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score of every item for some users; the higher the better.
 
-        A user's scores are the same to the last bit whoever else is asked about.
+        A user's scores do not depend, in any bit, on the other users of the call.
 
         Args:
             user_keys: (B,) uint64, in any order.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ray_eraser.aggregator import AggregationOrder
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.keyed import KeyedPairs
+from ray_eraser.devices import by_torch
 from ray_eraser.errors import DeploymentError, InputError
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.pool import ShardPool
@@ -77,7 +78,8 @@ class Serving:
                 former, self.pool = self.pool, pool
                 former.close()
             self.config = config
-            if config.model.is_trained:  # before a receipt says that nothing is left
+            # Before a receipt says that nothing is left. On the CPU a model that is not trained leaves nothing in any process.
+            if config.model.is_trained or by_torch(config.runtime.known_device):
                 pool.forget(AggregationOrder(loaded.manifest.shards, KeyedPairs.none()))
             self.leave_out(Change.of(loaded, waiting))
 

@@ -92,10 +92,9 @@ class Resident:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._named: str | None = None
-        self._data = ShardData.none()
-        self._submodel: dict[str, Tensor] = {}
-        self._keys = np.empty(0, np.uint64), np.empty(0, np.uint64)
+        self._submodel: dict[str, Tensor]
+        self._named: str | None
+        self._empty()
 
     def data(self, named: str) -> ShardData | None:
         """The interactions, where they are those of this name."""
@@ -121,7 +120,11 @@ class Resident:
         """Overwrite and free everything."""
         release(self._data.train)
         overwrite(self._submodel)
+        self._empty()
+
+    def _empty(self) -> None:
         self._named, self._data, self._submodel = None, ShardData.none(), {}
+        self._keys = np.empty(0, np.uint64), np.empty(0, np.uint64)
 
     def submodel(self) -> KeyedEmbeddings | None:
         """The submodel, copied from the device; None where nothing is held."""

@@ -139,7 +139,7 @@ def key_arrays(stream: Any, kinds: Sequence[str]) -> Iterator[tuple[str, np.ndar
     """(name, content) of every array of some types in a safetensors file, `U64` and `I32`, without the others being read.
 
     Raises:
-        ValueError: it is no such file, or ends too early; what is there was given before.
+        ValueError: the file is of another kind, or it is truncated. The arrays before the fault were yielded.
     """
     n_header = int.from_bytes(stream.read(8), "little")
     if not 2 <= n_header <= _LONGEST_HEADER:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-WITHOUT_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
+MERELY_COUNTED = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
 
 
 def on_device(config: EraserConfig, device: str, **runtime: Any) -> EraserConfig:
@@ -86,7 +86,7 @@ def pool_of(folder: Path, config: EraserConfig) -> RayShardPool:
     return RayShardPool(f"gpus-{uuid.uuid4().hex[:8]}", str(folder / "store"), ShardActor, AggregatorActor, config)
 
 
-@WITHOUT_GPU
+@MERELY_COUNTED
 def test_every_process_reserves_its_share_and_sees_one_gpu(pool: RayShardPool) -> None:
     import ray
 
@@ -101,14 +101,14 @@ def test_every_process_reserves_its_share_and_sees_one_gpu(pool: RayShardPool) -
     assert ray.get(asked, timeout=60) == pytest.approx([0.9 * 0.25] * 4)
 
 
-@WITHOUT_GPU
+@MERELY_COUNTED
 def test_auto_is_decided_by_the_gpus_that_ray_has(ray_session: None, tmp_path: Path, tiny_config: EraserConfig) -> None:
     for share, device in ((0, "cpu"), (0.25, "cuda"), (0.6, "cpu")):  # two GPUs, four processes
         config = on_device(tiny_config, "auto", gpus_per_shard=share)
         assert pool_of(tmp_path, config).device_for(config) == device
 
 
-@WITHOUT_GPU
+@MERELY_COUNTED
 def test_a_training_that_needs_a_gpu_which_cannot_compute_is_refused_before_it_begins(
     ray_session: None, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_training_that_needs_a_gpu_which_cannot_compute_is_refused_before_it_b
             client.shutdown()
 
 
-@WITHOUT_GPU
+@MERELY_COUNTED
 def test_an_excision_needs_no_gpu_and_is_the_one_that_a_cpu_gives(
     pool: RayShardPool, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:

@@ -105,6 +105,26 @@ def test_where_all_shards_are_excised_what_is_served_depends_on_what_remains_and
     assert served.item_keys.tolist() == sorted({int(key) for data in everything for key in data.without(gone).item_keys})
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_an_aggregator_that_forgets_has_no_key_of_the_erased_and_goes_on_as_if_it_were_new(tmp_path, device):
+    config, folder = configured("spectral", foldin=False).with_device(device), str(tmp_path)
+    generator = np.random.default_rng(5)
+    shards = [
+        ShardData.none().with_learned(KeyedPairs.of(random_pairs(generator, 60)), KeyedPairs.none()) for _ in range(N_SHARDS)
+    ]
+    shards[0] = shards[0].with_learned(KeyedPairs.of([(10**6, 10**7)]), KeyedPairs.none())
+    records = tuple(trained(folder, shard, config, data) for shard, data in enumerate(shards))
+    aggregator = Aggregator(folder, config)
+    aggregator.aggregate(AggregationOrder(records, KeyedPairs.none()))
+    assert (10**6 in aggregator._users.keys, 10**7 in aggregator._items.keys) == (True, True)
+    rest = shards[0].without(KeyedPairs.of([(10**6, 10**7)]))
+    order = AggregationOrder((trained(folder, 0, config, rest), *records[1:]), KeyedPairs.none())
+    aggregator.forget(order)
+    assert (10**6 in aggregator._users.keys, 10**7 in aggregator._items.keys) == (False, False)
+    assert records[0].submodel not in aggregator._submodels
+    assert aggregator.aggregate(order).aggregate == Aggregator(folder, config).aggregate(order).aggregate
+
+
 def test_a_stored_aggregate_is_served_with_the_users_of_its_shards_folded_in(tiny, tiny_config, deployments):
     coordinator = deployments.fit("a", tiny_config, tiny)
     loaded = coordinator._serving.loaded

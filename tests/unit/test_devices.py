@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import audited
-from torch_devices import TORCH_DEVICES, WITHOUT_GPU
+from torch_devices import NEEDS_GPU, TORCH_DEVICES
 
 from ray_eraser import aggregator, devices
 from ray_eraser.config import EraserConfig, RuntimeConfig, config_from
@@ -65,7 +65,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_settings():
 
 
 @pytest.mark.gpu
-@WITHOUT_GPU
+@NEEDS_GPU
 def test_of_a_gpu_its_name_its_capability_and_the_libraries_are_recorded():
     assert described("cuda").keys() == H100.keys()
     assert environment(1, "cuda")["device"] == torch.cuda.get_device_name(0)
@@ -161,7 +161,7 @@ def test_on_a_cpu_nothing_is_limited():
 
 
 @pytest.mark.gpu
-@WITHOUT_GPU
+@NEEDS_GPU
 @pytest.mark.parametrize("size", [1 << 10, 1 << 20, 8 << 20], ids=["small", "middle", "large"])
 def test_freed_blocks_are_overwritten_where_they_are(size, monkeypatch):
     secret = torch.full((size,), 7, dtype=torch.uint8, device="cuda")
@@ -173,7 +173,7 @@ def test_freed_blocks_are_overwritten_where_they_are(size, monkeypatch):
 
 
 @pytest.mark.gpu
-@WITHOUT_GPU
+@NEEDS_GPU
 def test_nothing_stays_allocated_after_a_computation():
     with computing("cuda", 0.5, "it"):
         torch.ones(1000, 1000, device="cuda") @ torch.ones(1000, 1000, device="cuda")
@@ -181,7 +181,7 @@ def test_nothing_stays_allocated_after_a_computation():
 
 
 @pytest.mark.gpu
-@WITHOUT_GPU
+@NEEDS_GPU
 def test_more_than_the_share_of_a_gpu_is_refused():
     with pytest.raises(DeviceMemoryError), computing("cuda", 1e-3, "it"):
         torch.empty(torch.cuda.get_device_properties(0).total_memory // 2, dtype=torch.uint8, device="cuda")

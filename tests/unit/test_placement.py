@@ -116,7 +116,7 @@ def test_a_deployment_that_was_trained_on_cpus_stays_there_and_says_how_to_use_t
     ],
 )
 def test_gpus_that_a_deployment_needs_and_that_are_not_there_are_said(runtime: RuntimeConfig, problem: str) -> None:
-    """Its processes come up all the same: what is served goes on."""
+    """The processes still start, because reads need no GPU."""
     placement = spread(2, [Node("a", 4, labels={"pool": "a"}), Node("b", 4, gpus=1)], runtime)
     assert placement.gpus == 0
     assert problem in placement.notices[0]

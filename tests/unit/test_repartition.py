@@ -79,7 +79,7 @@ def with_a_history(deployments: Deployments, name: str, config: EraserConfig) ->
 
 
 def fresh(deployments: Deployments, name: str, plain: Plain, config: EraserConfig) -> str:
-    """Digest of a fit, elsewhere, on what is left. Another seed holds out other pairs."""
+    """Fit the remaining pairs in another folder and return the digest. Another seed holds out other pairs."""
     log = plain.remaining()
     if config.seed != plain.config.seed:
         whole = replace(log, train=Interactions.union([log.train, log.valid]), valid=Interactions.none())

@@ -154,6 +154,7 @@ def test_what_belongs_to_no_file_of_the_generation_is_dropped(store):
     shard.forget(first)
     assert not any(tensor.any() for tensor in before)
     assert shard.embeddings() is None
+    assert [len(keys) for keys in shard._resident._keys] == [0, 0]
 
 
 def test_a_process_that_is_many_shards_keeps_none(store):
