@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: install
 	rm -rf $(DEMO)
-	@echo "== ten shards learn from a generated log"
+	@echo "== a generated log is divided into ten shards"
 	$(BIN)/python jobs/train.py --data synthetic --storage-path $(DEMO) --ray-address local
 	@echo "== what user 1007 is recommended"
 	$(BIN)/python jobs/recommend.py --storage-path $(DEMO) --user-id 1007 --ray-address local

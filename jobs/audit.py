@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ray_eraser.config import EraserConfig, changed
+from ray_eraser.compute import Compute, InThisProcess
+from ray_eraser.config import EraserConfig, RuntimeConfig, changed
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.errors import DeploymentError, InputError
@@ -22,9 +23,9 @@ from ray_eraser.study.membership import AttackReport, StudyPlan, attack_study
 from ray_eraser.unlearning.against import audit_against, refuse_learned
 from ray_eraser.unlearning.audit import audit as prove
 from ray_eraser.unlearning.erased import Erased
-from ray_eraser.unlearning.evidence import Finding, Outcome, verify_chain, verify_receipt
-from ray_eraser.unlearning.ledger import default_ledger
-from ray_eraser.unlearning.receipt import START, Receipt
+from ray_eraser.unlearning.evidence import Finding, Outcome, rolled_back, verify_chain, verify_receipt
+from ray_eraser.unlearning.ledger import Attested, default_ledger
+from ray_eraser.unlearning.receipt import Receipt, head_of
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.request_files import read_requests
 from ray_eraser.unlearning.residue import ledger_files, scan
@@ -37,9 +38,9 @@ _GPU = 0.01
 """GPU that a task of an audit reserves: the smallest share that a deployment leaves will do."""
 
 _ABOUT_HEADS = (
-    "The head is the digest of the newest receipt: note it. Receipts that were cut off at the end are missed only by somebody "
-    "who holds one of those (--receipt), or noted a later head. Anyone who can write the ledger can make another chain, but "
-    "nobody can sign it without the key."
+    "The head is the digest of the newest link: note it, and the deployment's name. Links that were cut off at the end are "
+    "missed only by somebody who holds one of those (--receipt), or noted a later head. Anyone who can write the ledger can "
+    "make another chain, but nobody can sign it without the key."
 )
 
 
@@ -62,8 +63,21 @@ def audit(
         bool, typer.Option("--chain", help="Verify that the ledger's receipts are whole and in their order instead.")
     ] = False,
     public_key: Annotated[
-        Path | None,
-        typer.Option("--public-key", metavar="FILE.pem", help="With --receipt and --chain: check the signatures, too."),
+        list[Path] | None,
+        typer.Option(
+            "--public-key",
+            metavar="FILE.pem",
+            help="With --receipt and --chain: check the signatures, too. The deployment's first key is enough where each one "
+            "handed over to the next; may be repeated.",
+        ),
+    ] = None,
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            "--expect-deployment",
+            metavar="NAME",
+            help="With --receipt and --chain: the name that an earlier --chain printed. Else the name that the ledger has.",
+        ),
     ] = None,
     residue: Annotated[
         bool, typer.Option("--residue", help="Search all files of the deployment for what was erased instead; needs no Ray.")
@@ -112,10 +126,12 @@ def audit(
 
     With --attack it is a tool for researchers: it trains on --data, erases a share, and attacks by membership inference the
     model before the erasure, the one after it, one that never saw the data (the oracle), and two that were unlearned badly.
+    Models of every kind can be attacked. A linear model is not trained: there the bad ones still hold the erased pairs.
 
     With --receipt and --chain nothing is trained, and no Ray is needed: what the receipts say is compared with the store and
     the ledger. An unchecked finding needs more than was given, and is no failure. Receipts that were cut off at the end of
-    a chain are missed only by somebody who holds one of those, or noted a later head: --chain prints the head.
+    a chain are missed only by somebody who holds one of those, or noted a later head: --chain prints the head. It also says
+    where the current generation cannot be the newest that the deployment had.
 
     With --residue nothing is trained either. Every file under the storage path, the ledger and its logs, and the folders that
     --logs names are searched for the ids themselves and for their hashes; and, with ids or without, for orphans: ids that no
@@ -138,26 +154,26 @@ def audit(
             raise InputError("give one of --attack, --receipt, --chain, --residue and --against")
         if (ids_file is not None or logs) and not residue:
             raise InputError("--ids-file and --logs say what --residue searches: give it, too")
-        if public_key is not None and receipt is None and not chain:
-            raise InputError("--public-key is for the signatures of receipts: give --receipt or --chain, too")
+        if (public_key or expected is not None) and receipt is None and not chain:
+            raise InputError("--public-key and --expect-deployment are for receipts: give --receipt or --chain, too")
         settings = cli.settings(config, changes, preset)
         if attack:
             _attack(data, settings, StudyPlan(attack_share, attack_users), ray_address, as_json=as_json)
             return
         place = cli.place(storage_path, deployment)
         if receipt is not None or chain:
-            key = load_public_key(public_key) if public_key is not None else None
+            keys = [load_public_key(one) for one in public_key or ()]
             file = cli.read_receipt(receipt) if receipt is not None else None
             asked = (user_id, item_id, cli.read_pairs(pairs) if pairs is not None else None)
             request = UnlearningRequest(*asked) if any(one is not None for one in asked) else None
             with cli.opened_ledger(place, deployment, settings.unlearning.ledger) as (store, ledger):
-                published, receipts = ledger.current(), ledger.receipts()
+                attested, name = ledger.attested(), expected or ledger.name
                 learned_at = [row.received_at for row in ledger.record(-math.inf, math.inf) if row.kind == Learning.kind]
             if file is None:
-                _report_chain(place, receipts, key, as_json=as_json)
+                _report_chain(place, attested, keys, name, as_json=as_json)
             else:
-                given = (file.receipt, store, published, key, file.salt, request, receipts)
-                found = verify_receipt(*given, digest=file.digest, learned_at=learned_at)
+                given = (file.receipt, store, attested.current, keys, file.salt, request, attested.links)
+                found = verify_receipt(*given, deployment=name, digest=file.digest, learned_at=learned_at)
                 _report_receipt(place, file.receipt, found, as_json=as_json)
             return
         sought = Erased(
@@ -174,20 +190,28 @@ def audit(
         manifest = store.read_manifest(published.digest)
         log = _log_of(against, manifest, changes or []) if against is not None else None
 
-        from ray_eraser.runtime.pool import RayTasks
-        from ray_eraser.runtime.session import session
+        compute = _compute(manifest.config.runtime.model_copy(update={"slots": settings.runtime.slots}), ray_address)
+        if log is not None:
+            with cli.people.status("training on the log"):
+                compared = audit_against(store, published, log, compute)
+            _report_audit(place, "comparison with the log", compared.to_dict(), passed=compared.equal, as_json=as_json)
+        else:
+            with cli.people.status("training again from what remains"):
+                report = prove(store, published, compute, sought)
+            _report_audit(place, "audit", report.to_dict(), passed=report.exact, as_json=as_json)
 
-        with session(ray_address):
-            runtime = manifest.config.runtime.model_copy(update={"slots": settings.runtime.slots})
-            compute = RayTasks(runtime, _GPU if runtime.known_device == "cuda" else 0)
-            if log is not None:
-                with cli.people.status("training on the log"):
-                    compared = audit_against(store, published, log, compute)
-                _report_audit(place, "comparison with the log", compared.to_dict(), passed=compared.equal, as_json=as_json)
-            else:
-                with cli.people.status("training again from what remains"):
-                    report = prove(store, published, compute, sought)
-                _report_audit(place, "audit", report.to_dict(), passed=report.exact, as_json=as_json)
+
+def _compute(runtime: RuntimeConfig, ray_address: str | None) -> Compute:
+    """Where an audit trains: on the Ray that is there, else in this process. It starts none."""
+    from ray_eraser.runtime.presence import may_run_here
+
+    if ray_address != "local" and (ray_address is not None or may_run_here()):
+        from ray_eraser.runtime.pool import RayTasks
+        from ray_eraser.runtime.session import find_ray
+
+        if find_ray(ray_address):
+            return RayTasks(runtime, _GPU if runtime.known_device == "cuda" else 0)
+    return InThisProcess()
 
 
 def _log_of(source: str, manifest: Manifest, changes: Sequence[str]) -> Dataset:
@@ -233,18 +257,25 @@ def _report_receipt(place: str, receipt: Receipt, found: Sequence[Finding], *, a
         raise typer.Exit(cli.FAILED)
 
 
-def _report_chain(place: str, receipts: Sequence[Receipt], key: PublicKey | None, *, as_json: bool) -> None:
-    problems = verify_chain(receipts, key)
-    head = receipts[-1].digest() if receipts else START.digest
-    result = {"holds": not problems, "receipts": len(receipts), "head": head, "signatures_checked": key is not None}
+def _report_chain(place: str, attested: Attested, keys: Sequence[PublicKey], name: str, *, as_json: bool) -> None:
+    links = attested.links
+    problems = verify_chain(links, *keys, deployment=name)
+    # Signatures are looked at where there are any: a ledger that nothing was erased from yet may have none.
+    signed = keys if links else ()
+    if (problem := rolled_back(*attested, *signed)) is not None:
+        problems.append(problem)
+    head, n_receipts = head_of(links), sum(isinstance(link, Receipt) for link in links)
+    result = {"holds": not problems, "receipts": n_receipts, "links": len(links), "head": head.digest, "deployment": name}
+    result |= {"signatures_checked": bool(keys)}
     cli.keep(place, {**result, "problems": problems})
     if as_json:
         cli.print_json({**result, "problems": problems})
     else:
-        signatures = {"signatures": "checked" if key is not None else "not checked: give --public-key"}
-        told = {"holds": not problems, "receipts": len(receipts)} | signatures
+        signatures = {"signatures": "checked" if keys else "not checked: give --public-key"}
+        told = {"holds": not problems, "receipts": n_receipts, "key changes": len(links) - n_receipts} | signatures
         cli.print_table("chain of receipts", {**told, "problems": "\n".join(problems) or "none"})
-        print(f"head: {head}")
+        print(f"head: {head.digest}")
+        print(f"deployment: {name}")
         _explain(_ABOUT_HEADS)
     if problems:
         raise typer.Exit(cli.FAILED)
@@ -317,10 +348,15 @@ def _attack(data: str, settings: EraserConfig, plan: StudyPlan, ray_address: str
     if as_json:
         cli.print_json(report.to_dict())
     else:
-        facts = {name: value for name, value in report.to_dict().items() if name != "results"}
+        facts = {name: _in_words(value) for name, value in report.to_dict().items() if name != "results"}
         cli.print_table(f"membership inference on {dataset.name}", facts)
         for against in report.compared:
             cli.results().print(_table(report, against))
+
+
+def _in_words(value: Any) -> Any:
+    """Named numbers in one cell."""
+    return (", ".join(f"{name} {number:.4g}" for name, number in value.items()) or "none") if isinstance(value, dict) else value
 
 
 def _table(report: AttackReport, against: Against) -> Table:

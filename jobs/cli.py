@@ -8,14 +8,22 @@ import json
 import logging
 import os
 import re
-import signal
+import shlex
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from ray_eraser.runtime import signals
+
+# What is imported next takes seconds, in which a job can be stopped. Only in a job, and not in a test of one.
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:
+    signals.watch()
 
 import typer
 from rich import progress as bars
@@ -25,18 +33,32 @@ from rich.text import Text
 
 from ray_eraser import logs
 from ray_eraser.config import EraserConfig, load_config, preset_names
-from ray_eraser.errors import ConfigError, DataFileError, DeploymentError, InputError, RayEraserError, WaitTimeoutError
+from ray_eraser.errors import (
+    ConfigError,
+    DataFileError,
+    DeploymentError,
+    HeldError,
+    InputError,
+    LedgerError,
+    RayEraserError,
+    StaleEpochError,
+    WaitTimeoutError,
+)
+from ray_eraser.force import Holder
 from ray_eraser.ids import RawId
+from ray_eraser.observer import Observer, existing_ledger
 from ray_eraser.status import Progress
 from ray_eraser.store import Store
 from ray_eraser.unlearning.evidence import ReceiptFile
-from ray_eraser.unlearning.ledger import GenerationRow, Ledger, default_ledger
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger
+from ray_eraser.unlearning.receipt_files import Accepted
 
 if TYPE_CHECKING:
     from ray_eraser.runtime.client import Client, Ticket
+    from ray_eraser.unlearning.receipt import Receipt
     from ray_eraser.unlearning.request import RequestState
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 128 + signal.SIGTERM
+DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 DataOption = Annotated[
     str,
@@ -80,6 +102,16 @@ RayOption = Annotated[
         "Without it: the one that runs on this machine, else a local one.",
     ),
 ]
+ExistingRayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        envvar="RAY_ADDRESS",
+        help="The Ray cluster where the deployment may be running: host:port, 'auto', or 'local' for none. Without it: the one "
+        "that runs on this machine, if one does. None is started.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 UserOption = Annotated[str | None, typer.Option("--user-id", metavar="ID", help="A user, as the log names it.")]
@@ -92,8 +124,18 @@ PairsOption = Annotated[
 NowOption = Annotated[
     bool, typer.Option("--now", help="Carry out all that waits at once, whatever the deployment's plan (unlearning.plan).")
 ]
+TakeOverOption = Annotated[
+    bool,
+    typer.Option(
+        "--take-over",
+        help="Where another Ray or machine runs the deployment: take it over at once. Without it, this job waits for a minute "
+        "for the other one to end.",
+    ),
+]
 
+_WAITING = ("received", "excised", "routed")
 _LOOK_SECONDS = 0.2
+_HELD_SECONDS, _SLOW_SECONDS = 60.0, 4.0
 _WIDEST = 1_000
 
 _LogFormatOption = Annotated[
@@ -143,34 +185,40 @@ def app_of(command: Any) -> typer.Typer:
 
 @contextmanager
 def exit_codes(debug: bool) -> Iterator[None]:
-    """0 done, 2 bad input, 143 stopped, 1 anything else; an error is one line on stderr, and a traceback only with --debug."""
+    """0 done, 2 bad input, 143 stopped, 130 interrupted, 1 anything else; an error is one line on stderr.
+
+    A traceback comes only with --debug.
+    """
     if not people.quiet:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    except RayEraserError as error:
-        _say(error, debug)
-        raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else FAILED) from None
-    except KeyboardInterrupt:
-        people.print("interrupted", style="red")
-        _events.error("interrupted")
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:  # noqa: BLE001 - the last place where it can be said in one line
-        _say(error, debug)
-        raise typer.Exit(FAILED) from None
+    signals.watch(_say_stopped)
+    with signals.unwound():
+        try:
+            yield
+        except RayEraserError as error:
+            _say(error, debug)
+            raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else FAILED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last place where it can be said in one line
+            _say(error, debug)
+            raise typer.Exit(FAILED) from None
 
 
-def _stop(_signum: int, _frame: object) -> None:
-    """End at once: Ray gives a job that it stops three seconds. Nothing need be saved, it is in the store and the ledger."""
+def _say_stopped(number: int) -> None:
+    line = signals.line_of(number)
+    if people.quiet:
+        _events.error(line.partition(":")[0])
+        return
+    if people.is_terminal:
+        line = "\x1b[?25h\n" + line  # a progress bar hides the cursor, and stands in this line
     # Not through a buffer, which may be being written to just now.
-    os.write(sys.stderr.fileno(), b"stopped: what is stored and recorded is whole, and the next job goes on from it\n")
-    sys.exit(STOPPED)
+    os.write(sys.stderr.fileno(), line.encode())
 
 
 def _say(error: Exception, debug: bool) -> None:
+    if signals.stopping():
+        return  # it comes of that, and one line was said
     if debug:
         traceback.print_exc()
     if people.quiet:
@@ -260,27 +308,164 @@ def storage_of(client: Client) -> str:
     return client.describe().storage_path if submission_id() is not None else ""
 
 
-def attach(deployment: str, storage_path: str | None, ledger_url: str) -> Client:
+def running(deployment: str, storage_path: str | None, ray_address: str | None) -> Client | None:
+    """The deployment on a Ray that is there, at this storage path if one is given. Starts nothing, and waits for nobody."""
+    from ray_eraser.runtime.presence import may_run_here
+
+    if ray_address == "local" or (ray_address is None and not may_run_here()):
+        return None
+
+    from ray_eraser.runtime.client import connect
+    from ray_eraser.runtime.session import find_ray
+
+    if not find_ray(ray_address):
+        return None
+    try:
+        client = connect(deployment)
+        found = client.describe().storage_path
+    except (DeploymentError, StaleEpochError):  # it does not run, is untrained, or another one has taken over
+        return None
+    return client if storage_path is None or found == place(storage_path, deployment) else None
+
+
+@contextmanager
+def reading(deployment: str, storage_path: str | None, ledger_url: str, ray_address: str | None) -> Iterator[Client | Observer]:
+    """Answers questions: the deployment that runs, or else its files. Starts nothing, and takes nothing over.
+
+    Raises:
+        DeploymentError: neither is there.
+    """
+    client = running(deployment, storage_path, ray_address)
+    if client is not None:
+        yield client
+        return
+    with Observer(deployment, place(storage_path, deployment), ledger_url) as observer:
+        yield observer
+
+
+@contextmanager
+def deployed(
+    deployment: str,
+    storage_path: str | None,
+    ledger_url: str,
+    ray_address: str | None,
+    *,
+    config: EraserConfig | None = None,
+    take_over: bool = False,
+) -> Iterator[Client]:
+    """The deployment to give orders to; see `attach`. On a Ray of this job alone it ends with the block.
+
+    Raises:
+        as `attach`.
+    """
+    from ray_eraser.runtime.session import session
+
+    with session(ray_address) as ray_session:
+        client = attach(deployment, storage_path, ledger_url, config=config, take_over=take_over)
+        try:
+            yield client
+        finally:
+            if ray_session.local:
+                end(client)
+
+
+def end(client: Client) -> None:
+    """End a deployment on a Ray of this job alone. Else the next start would wait until its lease has run out."""
+    try:
+        client.shutdown()
+    except RayEraserError as error:
+        logging.getLogger(__name__).debug("not ended: %s", logs.named_safely(error))
+
+
+def attach(
+    deployment: str,
+    storage_path: str | None,
+    ledger_url: str,
+    *,
+    config: EraserConfig | None = None,
+    take_over: bool = False,
+) -> Client:
     """The deployment that runs under this name on the connected Ray, or else the one that comes back from its storage path.
+
+    Where another coordinator runs it, this one waits for up to a minute; see also `TakeOverOption`.
+
+    Args:
+        deployment: its name.
+        storage_path: where its files are; None: wherever those of the running one are, else the usual place.
+        ledger_url: where the ledger is, if it is not SQLite under the storage path.
+        config: for a new deployment.
+        take_over: do not wait for another coordinator to end.
 
     Raises:
         DeploymentError: neither is there, or what runs is at another storage path than the one given.
+        InputError: another coordinator runs it, and goes on.
     """
     from ray_eraser.runtime.client import connect, deploy
 
-    if storage_path is None:
-        try:
-            return connect(deployment)
-        except DeploymentError:
-            pass  # it does not run; it may be stored
-    return deploy(deployment, place(storage_path, deployment), ledger_url=ledger_url)
+    try:
+        client = connect(deployment)
+    except DeploymentError:
+        client = None  # it does not run; it may be stored
+    waits = partial(_say_who_is_waited_for, deployment, storage_path, ledger_url, take_over=take_over)
+    is_said = (client is None or not _is_in_force(client)) and waits()
+    try:
+        with nullcontext() if is_said else _once_slow(waits):  # another job may have begun in the same moment
+            if client is not None and storage_path is None:
+                client.in_force(take_over=take_over, patience=_HELD_SECONDS)
+                return client
+            where = place(storage_path, deployment)
+            return deploy(deployment, where, config, ledger_url=ledger_url, take_over=take_over, patience=_HELD_SECONDS)
+    except (HeldError, StaleEpochError) as error:
+        who = error.problem if isinstance(error, HeldError) else f"deployment {deployment!r}, in another place,"
+        raise InputError(
+            f"{who} runs and goes on: ask it there, end it with stop.py, or take it over with --take-over"
+        ) from error
+
+
+def _is_in_force(client: Client) -> bool:
+    try:
+        client.in_force()
+    except (HeldError, StaleEpochError):
+        return False
+    return True
+
+
+@contextmanager
+def _once_slow(call: Callable[[], object]) -> Iterator[None]:
+    timer = threading.Timer(_SLOW_SECONDS, call)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say_who_is_waited_for(deployment: str, storage_path: str | None, ledger_url: str, *, take_over: bool) -> bool:
+    """One line, where somebody is; whether there was one."""
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    try:
+        with opened_ledger(place(storage_path, deployment), deployment, ledger_url) as (_, ledger):
+            rows = [(Holder.from_json(row.holder), row.lease_seconds) for row in ledger.open_epochs()]
+    except (InputError, LedgerError):
+        return False  # there is none, or only the machine where the deployment will run reaches it
+    for holder, lease in rows:
+        if holder.deployment and holder.place != here and not holder.is_gone():
+            if take_over:
+                say(f"takes over from {holder}: waits until it can answer no more, about {lease:g} s")
+            else:
+                say(f"waits for {holder}, up to {_HELD_SECONDS:g} s")
+            return True
+    return False
 
 
 @contextmanager
 def opened_ledger(storage_path: str, deployment: str, ledger_url: str) -> Iterator[tuple[Store, Ledger]]:
     """The store and the ledger, for jobs that only read."""
     store = Store(storage_path)
-    ledger = Ledger(ledger_url or default_ledger(store, deployment, must_exist=True))
+    ledger = existing_ledger(store, deployment, ledger_url)
     try:
         yield store, ledger
     finally:
@@ -319,6 +504,22 @@ def awaited(client: Client, ticket: Ticket, seconds: float, progress: TrainingPr
     return ticket.finished(0)
 
 
+def nothing_waits(client: Client, seconds: float) -> None:
+    """Have all that waits carried out, and return when nothing waits any more; shows what is being trained.
+
+    Raises:
+        WaitTimeoutError: something still does.
+    """
+    deadline = time.monotonic() + seconds
+    client.process_now()
+    with TrainingProgress() as progress:
+        while any(client.describe().requests[state] for state in _WAITING):
+            if time.monotonic() > deadline:
+                raise WaitTimeoutError("the end of all requests that wait", seconds)
+            progress(client.progress())
+            time.sleep(_LOOK_SECONDS)
+
+
 def published_generation(storage_path: str, deployment: str, ledger_url: str) -> tuple[Store, GenerationRow]:
     """The store and the current generation, for jobs that only read."""
     with opened_ledger(storage_path, deployment, ledger_url) as (store, ledger):
@@ -344,11 +545,54 @@ def read_pairs(file: Path) -> tuple[tuple[RawId, RawId], ...]:
 def read_receipt(file: Path) -> ReceiptFile:
     """A receipt as `unlearn.py --receipt` writes it."""
     try:
-        return ReceiptFile.from_json(file.read_text("utf-8"))
+        text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataFileError(str(file), f"cannot be read ({error}): give a file that unlearn.py --receipt wrote") from error
+    if (accepted := Accepted.from_json(text)) is not None:
+        way_out = f"fetch it with receipt.py --receipt {file}"
+        raise DataFileError(str(file), f"has no receipt yet, request {accepted.request_id} was accepted: {way_out}")
+    try:
+        return ReceiptFile.from_json(text)
     except InputError as error:
         raise DataFileError(str(file), str(error)) from error
+
+
+def receipt_fields(receipt: Receipt, state: RequestState) -> dict[str, Any]:
+    """What jobs show of a receipt. Without the salt, and naming nobody."""
+    return {
+        "request_id": receipt.request_id,
+        "state": str(state),
+        "guarantee": receipt.guarantee,
+        "chosen": list(receipt.chosen),
+        "shards_touched": list(receipt.shards_touched),
+        "pairs_erased": receipt.pairs_erased,
+        "seconds": receipt.seconds,
+        "generation": receipt.generation,
+        "purged": list(receipt.purged),
+        "commitment": receipt.commitment,
+        "number": receipt.number,
+        "digest": receipt.digest(),
+        "key_id": receipt.key_id,
+        "signature": receipt.signature,
+    }
+
+
+def where_to_ask(deployment: str, storage_path: str | None) -> str:
+    """The options with which another job finds the same deployment."""
+    options = [] if deployment == "default" else ["--deployment", deployment]
+    options += [] if storage_path is None else ["--storage-path", storage_path]
+    return shlex.join(options)
+
+
+def say_when_stopped(line: str) -> None:
+    """Have the job say one more line if it is stopped from here on."""
+
+    def both(number: int) -> None:
+        _say_stopped(number)
+        if not people.quiet:
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())
+
+    signals.watch(both)
 
 
 def write(file: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +18,16 @@ from rich.text import Text
 from ray_eraser import doctor as look
 from ray_eraser.config import DAY, UnlearningConfig
 from ray_eraser.doctor import Advice, Outcome, RayFacts
+from ray_eraser.errors import StoreError
 from ray_eraser.store import Store
 from ray_eraser.unlearning.idempotency import secret_file
-from ray_eraser.unlearning.ledger import Ledger
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 from ray_eraser.unlearning.plan import overdue
-from ray_eraser.unlearning.request import RequestState
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 
+_SQLITE_ENDS = ("", "-wal", "-shm", "-journal")
+"""Of the files that SQLite has beside a database, and of the database itself."""
+_LEDGER_FILES = frozenset(f"ledger.db{end}" for end in _SQLITE_ENDS)
 _STYLES = {Outcome.OK: "green", Outcome.WARN: "bold red", Outcome.UNCHECKED: "dim"}
 
 
@@ -34,14 +38,27 @@ def doctor(
     config: cli.ConfigOption = None,
     changes: cli.SetOption = None,
     ray_address: cli.RayOption = None,
+    verify: Annotated[
+        float,
+        typer.Option(
+            "--verify",
+            metavar="SECONDS",
+            min=0,
+            help="Also read files of the current generation and compare their digests, for about so long; others each time.",
+        ),
+    ] = 0.0,
+    behind_firewall: Annotated[
+        bool, typer.Option("--behind-firewall", help="Only nodes of the cluster can reach Ray's ports: do not warn of them.")
+    ] = False,
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
     """Warn of what endangers a deployment, and say the way out.
 
-    Looked at are Ray's dashboard and token; who can read the storage path, key files and the configuration; whether files and
-    ledger are where they last; disk space; the clock; whether Ray has the GPUs that the deployment was trained on; requests
-    that are overdue or were set aside. Changes nothing, starts no Ray. Exit code 1 where there is a warning.
+    Looked at are Ray's dashboard, token and ports on this machine; who can read stored files, the ledger, key files and the
+    configuration; whether files and ledger are where they last; whether files of the current generation are missing or damaged;
+    disk space; the clock; whether Ray has the GPUs that the deployment was trained on; requests that are overdue, were set
+    aside, or have not left what is served. Changes nothing, starts no Ray. Exit code 1 where there is a warning.
 
     [bold]Example[/bold]: python jobs/doctor.py --storage-path deployments/ml-1m --keys api.keys
     """
@@ -54,11 +71,11 @@ def doctor(
             url = settings.unlearning.ledger
             facts = _ray(ray_address)
             found = [
-                *(() if ray_address == "local" else look.check_ray(facts)),
+                *(() if ray_address == "local" else _of_ray(facts, behind_firewall=behind_firewall)),
                 *look.check_files(_secrets(keys, unlearning, ledger.name, config, url)),
                 *_storage(store, url),
                 look.check_clock(time.time(), ledger.newest_time()),
-                look.check_device(_trained_on(store, ledger), None if facts is None else facts.gpus),
+                *_generation(store, ledger, verify, None if facts is None else facts.gpus),
                 *_requests(ledger, unlearning.deadline_days),
             ]
         warned = any(advice.outcome is Outcome.WARN for advice in found)
@@ -78,9 +95,34 @@ def _ray(address: str | None) -> RayFacts | None:
     return look_at_ray(address)
 
 
-def _trained_on(store: Store, ledger: Ledger) -> Mapping[str, str | int] | None:
+def _of_ray(facts: RayFacts | None, *, behind_firewall: bool) -> Iterator[Advice]:
+    yield from look.check_ray(facts)
+    yield look.check_ports(look.listeners(), behind_firewall=behind_firewall)
+
+
+def _generation(store: Store, ledger: Ledger, seconds: float, gpus: float | None) -> Iterator[Advice]:
+    """What there is to say of the published generation, looked at again if another one was published meanwhile."""
     published = ledger.current()
-    return None if published is None else store.read_manifest(published.digest).environment
+    while True:
+        found = [*_of_generation(store, published, seconds, gpus)]
+        looked_at, published = published, ledger.current()
+        if looked_at == published:
+            break
+    yield from found
+
+
+def _of_generation(store: Store, published: GenerationRow | None, seconds: float, gpus: float | None) -> Iterator[Advice]:
+    if published is None:
+        yield look.check_generation(None)
+        yield look.check_device(None, gpus)
+        return
+    try:
+        manifest = store.read_manifest(published.digest)
+    except StoreError as error:
+        yield look.check_generation(error)
+        return
+    yield look.check_generation(look.look_at_files(store, manifest, published.digest, seconds))
+    yield look.check_device(manifest.environment, gpus)
 
 
 def _secrets(
@@ -106,13 +148,16 @@ def _storage(store: Store, ledger_url: str) -> Iterator[Advice]:
         yield Advice("storage path", Outcome.UNCHECKED, f"{store.uri} is no local folder: its owner says who reads it")
     else:
         yield look.check_storage_private(folder)
+        paths = [folder / path for path in store.everything()]
+        yield look.check_private("access to stored files", [path for path in paths if path.name not in _LEDGER_FILES])
         yield look.check_lasting("stored files", folder, mounts, database=False)
-        used = sum((folder / path).stat().st_size for path in store.everything())
-        yield look.check_space(folder, used)
+        yield look.check_space(folder, sum(path.stat().st_size for path in paths if path.exists()))
     if ledger is None:
         yield Advice("ledger", Outcome.UNCHECKED, "is on a database server, which has its own operator")
     else:
         yield look.check_lasting("ledger", ledger, mounts, database=True)
+        beside = [ledger.with_name(f"{ledger.name}{end}") for end in _SQLITE_ENDS]
+        yield look.check_private("access to the ledger", [file for file in beside if file.exists()])
 
 
 def _sqlite_file(url: str) -> Path | None:
@@ -123,9 +168,12 @@ def _sqlite_file(url: str) -> Path | None:
 
 
 def _requests(ledger: Ledger, deadline_days: float) -> Iterator[Advice]:
-    late = overdue(ledger.waiting(), deadline_days * DAY, time.time())
+    now = time.time()
+    received = [row.received_at for row in ledger.unfinished(RequestState.RECEIVED) if isinstance(row.work, UnlearningRequest)]
+    yield look.check_excisions(received, now)
+    late = overdue(ledger.waiting(), deadline_days * DAY, now)
     set_aside = [row.request_id for row in ledger.unfinished(RequestState.SET_ASIDE)]
-    return look.check_requests(late, set_aside, deadline_days)
+    yield from look.check_requests(late, set_aside, deadline_days)
 
 
 def _print(found: list[Advice]) -> None:

@@ -13,7 +13,7 @@ from ray_eraser.data.files import read_dataset
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import InputError
 from ray_eraser.evaluation import Wanted, evaluate_deployment, wanted_from
-from ray_eraser.served import served_by
+from ray_eraser.observer import Observer
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Recall and NDCG at 10, 20 and 50 of the current generation.
+    """Recall and NDCG at 10, 20 and 50 of the current generation, without the data of requests that wait.
 
     Every item is ranked for every user with held-out items, the user's training items left out. Test pairs of users that the
     deployment does not know (any more) do not count (unknown_users), nor do those that it has learned since (learned_since).
@@ -41,24 +41,26 @@ def evaluate(
     """
     with cli.exit_codes(debug):
         settings = cli.settings(config, changes)
-        store, published = cli.published_generation(cli.place(storage_path, deployment), deployment, settings.unlearning.ledger)
-        manifest = store.read_manifest(published.digest)
-        shards = [store.read_shard_data(record.interactions) for record in manifest.shards]
-        wanted = _validation(shards) if split == "valid" else _test(data, manifest.config, shards)
-        model = served_by(store.read_embeddings(manifest.aggregate), shards, manifest.config)
+        place = cli.place(storage_path, deployment)
+        with Observer(deployment, place, settings.unlearning.ledger) as observer:
+            view = observer.view()
+        shards = list(view.shards.values())
+        wanted = _validation(shards) if split == "valid" else _test(data, view.config, shards)
+        if view.excised:
+            cli.say("notice: requests wait to be carried out, and what is measured is the model without their data")
         result: dict[str, Any] = {
-            **evaluate_deployment(model, shards, wanted.pairs),
-            "generation": published.number,
+            **evaluate_deployment(view.served, shards, wanted.pairs),
+            "generation": view.generation,
             "unknown_users": wanted.unknown_users,
             "learned_since": wanted.learned_since,
             "split": split,
         }
-        cli.keep(store.uri, result)
+        cli.keep(place, result)
         if as_json:
             cli.print_json(result)
         else:
             shown = {name: f"{value:.4f}" if "@" in name else value for name, value in result.items()}
-            cli.print_table(f"quality of generation {published.number}", shown)
+            cli.print_table(f"quality of generation {view.generation}", shown)
 
 
 def _validation(shards: Sequence[ShardData]) -> Wanted:

@@ -15,14 +15,14 @@ def export_vectors(
     deployment: cli.DeploymentOption = "default",
     config: cli.ConfigOption = None,
     changes: cli.SetOption = None,
-    ray_address: cli.RayOption = None,
+    ray_address: cli.ExistingRayOption = None,
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
     """Write vectors.npz (users, items), users.parquet and items.parquet (their ids, in the same order), and about.json.
 
     Scores are inner products. They are what is served now: while shards are trained again, the excision, which is as free of
-    the data.
+    the data. Where the deployment does not run, its files are read: nothing is started.
 
     [bold]Copies do not forget[/bold]: after every erasure export again, replace all vectors wherever you keep them, and delete
     the older files. about.json says which generation they are of.
@@ -31,14 +31,8 @@ def export_vectors(
     """
     with cli.exit_codes(debug):
         settings = cli.settings(config, changes)
-
-        from ray_eraser.runtime.session import session
-
-        with session(ray_address) as ray_session:
-            client = cli.attach(deployment, storage_path, settings.unlearning.ledger)
-            vectors = client.vectors()
-            if ray_session.local:
-                client.shutdown()
+        with cli.reading(deployment, storage_path, settings.unlearning.ledger, ray_address) as asked:
+            vectors = asked.vectors()
         files = vectors.write(out)
         result = {**vectors.about(), "files": [str(file) for file in files]}
         if as_json:

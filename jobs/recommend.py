@@ -15,26 +15,21 @@ def recommend(
     deployment: cli.DeploymentOption = "default",
     config: cli.ConfigOption = None,
     changes: cli.SetOption = None,
-    ray_address: cli.RayOption = None,
+    ray_address: cli.ExistingRayOption = None,
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
     """Print the items that a user has not seen and would like best, best first.
 
-    Asks the deployment that runs on the cluster under this name; where none runs, brings it up from its storage path.
+    Asks the deployment that runs under this name; where none runs, reads its files. Starts nothing and disturbs nobody. What
+    waits to be forgotten is left out in either case.
 
     [bold]Example[/bold]: python jobs/recommend.py --storage-path deployments/ml-1m --user-id 42
     """
     with cli.exit_codes(debug):
         settings = cli.settings(config, changes)
-
-        from ray_eraser.runtime.session import session
-
-        with session(ray_address) as ray_session:
-            client = cli.attach(deployment, storage_path, settings.unlearning.ledger)
-            items = client.recommend(user_id, n)
-            if ray_session.local:
-                client.shutdown()
+        with cli.reading(deployment, storage_path, settings.unlearning.ledger, ray_address) as asked:
+            items = asked.recommend(user_id, n)
         if as_json:
             cli.print_json({"user_id": user_id, "items": items})
         else:

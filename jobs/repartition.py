@@ -21,6 +21,7 @@ def repartition(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting of the deployment to change; may be repeated."),
     ] = None,
+    take_over: cli.TakeOverOption = False,
     ray_address: cli.RayOption = None,
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
@@ -36,17 +37,12 @@ def repartition(
         if any(change.startswith("unlearning.") for change in changes or []):
             raise InputError("unlearning.* says when requests are carried out and needs no new partition: give it to train.py")
 
-        from ray_eraser.runtime.session import session
-
-        with session(ray_address) as ray_session:
-            client = cli.attach(deployment, storage_path, ledger)
+        with cli.deployed(deployment, storage_path, ledger, ray_address, take_over=take_over) as client:
             before = client.describe()
             ticket = client.repartition(*(changes or []))
             cli.say(f"request {ticket.request_id} is {ticket.status()}; generation {before.generation} serves meanwhile")
             state = cli.carried_out(client, ticket, wait_seconds, now=True)
             after = client.describe()
-            if ray_session.local:
-                client.shutdown()
         result = {
             "request_id": ticket.request_id,
             "state": str(state),

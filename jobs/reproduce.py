@@ -14,9 +14,13 @@ import typer
 from ray_eraser.config import RuntimeConfig
 from ray_eraser.study.cells import MODELS, TRAINED, Cell
 from ray_eraser.study.plans import METHODS, PLANS
+from ray_eraser.study.references import REFERENCES, Reference
 from ray_eraser.study.tables import markdown, plain_markdown, read_results, write_results
 
 _CELL_SECONDS = 6 * 3600.0
+_MODELS_HELP = (
+    f"Some of {','.join(MODELS)}. With table3 also {','.join(REFERENCES)}: no deployment serves them, they are for comparison."
+)
 
 
 class What(StrEnum):
@@ -41,7 +45,7 @@ def reproduce(
         ),
     ],
     data: cli.DataOption = "synthetic",
-    models: Annotated[str, typer.Option("--models", help=f"Some of {','.join(MODELS)}.")] = ",".join(TRAINED),
+    models: Annotated[str, typer.Option("--models", help=_MODELS_HELP)] = ",".join(TRAINED),
     methods: Annotated[str, typer.Option("--methods", help=f"Some of {','.join(METHODS)}.")] = ",".join(METHODS),
     epochs_budget: Annotated[
         int | None, typer.Option("--epochs-budget", min=1, help="No model trains longer than this; the table says so.")
@@ -64,15 +68,18 @@ def reproduce(
     """
     with cli.exit_codes(debug):
         chosen = [name.strip() for name in models.split(",")]
-        cli.check_known("--models", chosen, list(MODELS))
+        known = [*MODELS, *(REFERENCES if what is What.table3 else ())]
+        cli.check_known("--models", chosen, known)
         wanted = [name.strip() for name in methods.split(",")]
         cli.check_known("--methods", wanted, list(METHODS))
         where = data if data == "synthetic" else str(Path(data).absolute())
-        cells = [cell for cell in PLANS[what](where, chosen, changes or []) if cell.method in wanted]
+        own = [name for name in chosen if name in MODELS]
+        cells = [cell for cell in PLANS[what](where, own, changes or []) if cell.method in wanted]
         if epochs_budget is not None:
             cells = [cell.within(epochs_budget) for cell in cells]
         if requests is not None:
             cells = [replace(cell, requests=requests) if isinstance(cell, Cell) and cell.requests else cell for cell in cells]
+        cells = [*cells, *(Reference.of(where, name, changes or []) for name in chosen if name in REFERENCES)]
         if cells:
             cells[0].dataset()  # what is wrong with the log is said before anything is made
         output.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +12,7 @@ import cli
 import typer
 
 from ray_eraser.errors import InputError
+from ray_eraser.runtime import signals
 from ray_eraser.web.keys import read_keys
 from ray_eraser.web.limits import Limits
 
@@ -97,10 +97,8 @@ def _said(result: dict[str, object], line: str, *, as_json: bool) -> None:
 
 def _wait_for_the_end() -> None:
     asked = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    while not asked.wait(1.0):
-        pass
+    with signals.handed_to(asked.set):
+        asked.wait()
 
 
 if __name__ == "__main__":

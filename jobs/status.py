@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ray_eraser.errors import DeploymentError
 from ray_eraser.ids import RequestId
-from ray_eraser.status import Status, pending, stored_status
+from ray_eraser.observer import Observer
+from ray_eraser.status import Status
+from ray_eraser.unlearning.request import RequestState
 
 if TYPE_CHECKING:
     from ray_eraser.runtime.client import Client
@@ -25,6 +27,7 @@ Row = Mapping[str, Any]
 
 _MOST_REQUESTS = 1000
 _SHOWN_REQUESTS = 20
+_ALARM_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,42 @@ class Shown:
         running: whether it answers.
         processes: by role, the node of each process, and the node's address.
         pending: unfinished erasures, the oldest first.
+        now: when it was looked at, in seconds since 1970.
+        held_by: where it does not answer here, who may be running it elsewhere.
     """
 
     status: Status
     running: bool
     processes: Mapping[str, Mapping[str, str]]
     pending: Sequence[Row]
+    now: float
+    held_by: tuple[str, ...] = ()
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What an operator must look at now."""
+        stuck = sum(
+            row["state"] == RequestState.RECEIVED and self.now - row["received_at"] > _ALARM_SECONDS for row in self.pending
+        )
+        if not stuck:
+            return ()
+        way_out = (
+            "see the coordinator's log" if self.running else "start the deployment" if not self.held_by else "see where it runs"
+        )
+        return (f"accepted more than {_ALARM_SECONDS:g} s ago, and not left out of what is served: {stuck} ({way_out})",)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         fields = self.status.to_dict()
         del fields["nodes"]  # the processes say it
-        return {"running": self.running, **fields, "processes": self.processes, "pending": self.pending}
+        return {
+            "running": self.running,
+            "held_by": list(self.held_by),
+            "alarms": list(self.alarms),
+            **fields,
+            "processes": self.processes,
+            "pending": self.pending,
+        }
 
 
 def status(
@@ -62,64 +89,41 @@ def status(
     ] = None,
     config: cli.ConfigOption = None,
     changes: cli.SetOption = None,
+    take_over: cli.TakeOverOption = False,
     ray_address: cli.RayOption = None,
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
 ) -> None:
-    """Ask the deployment that runs under this name; where none runs, read its storage path, and start nothing.
+    """Ask the deployment that runs under this name; where none runs, read its storage path, and say who runs it elsewhere.
 
-    A running deployment is not disturbed. No user and no item is shown.
+    A running deployment is not disturbed. No user and no item is shown. Only --retry starts the deployment where none runs.
 
     [bold]Example[/bold]: python jobs/status.py --deployment shop --watch 5
     """
     with cli.exit_codes(debug):
         settings = cli.settings(config, changes)
-        client = _running(deployment, storage_path, ray_address)
+        ledger = settings.unlearning.ledger
         if retry is not None:
-            _retry(client, RequestId(retry), storage_path, deployment, settings.unlearning.ledger)
+            _retry(RequestId(retry), cli.deployed(deployment, storage_path, ledger, ray_address, take_over=take_over))
+        client = cli.running(deployment, storage_path, ray_address)
         while True:
-            if client is not None:
-                shown = _asked(client)
-            else:
-                shown = _read(cli.place(storage_path, deployment), deployment, settings.unlearning.ledger)
+            shown = _asked(client) if client is not None else _read(deployment, storage_path, ledger)
             if as_json:
                 cli.print_json(shown.to_dict())
             else:
                 console = cli.results()
                 if watch is not None:
                     console.clear()  # in a pipe it does nothing
-                console.print(_tables(shown, time.time()))
+                console.print(_tables(shown))
             if watch is None:
                 return
             time.sleep(watch)
 
 
-def _running(deployment: str, storage_path: str | None, ray_address: str | None) -> Client | None:
-    """The deployment on a Ray that is there, at this storage path if one is given."""
-    if ray_address == "local":
-        return None
-
-    from ray_eraser.runtime.client import connect
-    from ray_eraser.runtime.session import find_ray
-
-    if not find_ray(ray_address):
-        return None
-    try:
-        client = connect(deployment)
-    except DeploymentError:
-        return None
-    elsewhere = storage_path is not None and client.describe().storage_path != cli.place(storage_path, deployment)
-    return None if elsewhere else client
-
-
-def _retry(client: Client | None, request_id: RequestId, storage_path: str | None, deployment: str, ledger_url: str) -> None:
-    if client is not None:
+def _retry(request_id: RequestId, deployed: AbstractContextManager[Client]) -> None:
+    with deployed as client:
         client.retry(request_id)
-    else:
-        with cli.opened_ledger(cli.place(storage_path, deployment), deployment, ledger_url) as (_, ledger):
-            ledger.request(request_id)  # says that there is none
-            ledger.retry(request_id)
-    cli.say(f"request {request_id} is to be tried again" + ("" if client is not None else " once the deployment runs"))
+    cli.say(f"request {request_id} is to be tried again, where the deployment runs or by process.py")
 
 
 def _asked(client: Client) -> Shown:
@@ -129,23 +133,25 @@ def _asked(client: Client) -> Shown:
     places = {
         role: {"node": node, "address": known.get(node, "down")} for node, roles in described.nodes.items() for role in roles
     }
-    return Shown(described, True, places, client.erasures(_MOST_REQUESTS))
+    return Shown(described, True, places, client.erasures(_MOST_REQUESTS), time.time())
 
 
-def _read(place: str, deployment: str, ledger_url: str) -> Shown:
-    with cli.opened_ledger(place, deployment, ledger_url) as (store, ledger):
-        return Shown(stored_status(deployment, store, ledger, time.time()), False, {}, pending(ledger, _MOST_REQUESTS))
+def _read(deployment: str, storage_path: str | None, ledger_url: str) -> Shown:
+    with Observer(deployment, cli.place(storage_path, deployment), ledger_url) as observer:
+        status, unfinished = observer.describe(), observer.erasures(_MOST_REQUESTS)
+        held_by = tuple(str(holder) for holder in observer.holders())
+    return Shown(status, False, {}, unfinished, time.time(), held_by)
 
 
-def _tables(shown: Shown, now: float) -> Group:
-    return Group(_summary(shown, now), _shards(shown), *_requests(shown, now))
+def _tables(shown: Shown) -> Group:
+    return Group(_summary(shown), _shards(shown), *_requests(shown, shown.now))
 
 
-def _summary(shown: Shown, now: float) -> Table:
+def _summary(shown: Shown) -> Table:
     status, costs = shown.status, shown.status.costs
     rows = {
         "storage path": status.storage_path,
-        "serving": status.serving if shown.running else "nothing: it does not run",
+        "serving": status.serving if shown.running else "nothing: it does not run here",
         "generation": f"{status.generation} ({status.digest[:16]}...)",
         "guarantee": status.guarantee,
         "chosen from the log": ", ".join(status.chosen) or "nothing",
@@ -154,12 +160,16 @@ def _summary(shown: Shown, now: float) -> Table:
         "learned from": f"{status.n_interactions} interactions, {status.n_users} users, {status.n_items} items",
         "requests": ", ".join(f"{count} {state}" for state, count in status.requests.items() if count) or "none yet",
         "plan": status.plan,
-        "next run": _next_run(shown, now),
+        "next run": _next_run(shown, shown.now),
         "oldest pending": _span(status.oldest_pending_seconds) if shown.pending else "none",
         "overdue": str(status.overdue),
         "costs": f"{costs.shard_seconds:.2g} s a shard and {costs.seconds_per_interaction * 1e6:.3g} s a million "
         f"interactions, aggregation {costs.aggregation_seconds:.2g} s",
     }
+    for number, holder in enumerate(shown.held_by, 1):
+        rows["runs elsewhere" if number == 1 else f"runs elsewhere {number}"] = holder
+    for number, alarm in enumerate(shown.alarms, 1):
+        rows[f"alarm {number}"] = alarm
     if status.last_error:
         rows["last error"] = status.last_error
     for number, notice in enumerate(status.notices, 1):
@@ -168,7 +178,7 @@ def _summary(shown: Shown, now: float) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        bad = (name == "overdue" and status.overdue) or name == "last error"
+        bad = (name == "overdue" and status.overdue) or name == "last error" or name.startswith("alarm")
         table.add_row(name, Text(value, "red" if bad else ""))
     return table
 

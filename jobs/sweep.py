@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,6 +132,7 @@ def sweep(
         drawn = search is Search.optuna or any(isinstance(axis, Range) for axis in axes)
         plan = Sweep(settings, axes, parse_mix(mix), requests, samples or (_SAMPLES if drawn else 1), search.value, stop_early)
         dataset = for_sweeping(read_dataset(data, settings.data, settings.seed))
+        plan = replace(plan, n_pairs=len(dataset.train))
         folder = output.absolute() / name
 
         from ray_eraser.runtime.session import session

@@ -13,8 +13,10 @@ import typer
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.fragments import in_fragments
 from ray_eraser.errors import DataFileError
+from ray_eraser.store import Store
 
 if TYPE_CHECKING:
+    from ray_eraser.config import EraserConfig
     from ray_eraser.coordinator import FitReport
     from ray_eraser.data.dataset import Dataset
 
@@ -30,6 +32,7 @@ def train(
         bool,
         typer.Option("--print-settings", help="Print all settings as TOML, as --config and --set leave them, and stop."),
     ] = False,
+    take_over: cli.TakeOverOption = False,
     ray_address: cli.RayOption = None,
     as_json: cli.JsonOption = False,
     debug: cli.DebugOption = False,
@@ -44,8 +47,12 @@ def train(
 
     [bold]Example[/bold]: python jobs/train.py --data ml-1m --storage-path deployments/ml-1m --set partition.n_shards=20
 
+    The model is chosen by the size of the log: linear, which is never trained, up to two million interactions, and wmf above.
+    Set model.kind to choose it yourself. A setting such as model.width or aggregation.kind chooses a model that has a use for
+    it.
+
     [bold]Settings that matter most[/bold]: partition.kind (hashed, random, user_based, item_based, interaction_based,
-    label_propagation, embedding_kmeans, transport), partition.n_shards, model.kind (wmf, bpr, lightgcn, linear),
+    label_propagation, embedding_kmeans, transport), partition.n_shards, model.kind (auto, linear, wmf, bpr, lightgcn),
     model.solver (als, adagrad), model.alpha0, aggregation.kind (spectral, attention, static, mean), aggregation.sweeps.
     """
     with cli.exit_codes(debug):
@@ -58,11 +65,11 @@ def train(
         dataset = None if is_big else read_dataset(data, settings.data, settings.seed)
         storage = cli.place(storage_path, deployment)
 
-        from ray_eraser.runtime.client import deploy
         from ray_eraser.runtime.session import session
 
         with session(ray_address) as ray_session:
-            client = deploy(deployment, storage, settings, ledger_url=settings.unlearning.ledger)
+            ledger = settings.unlearning.ledger
+            client = cli.attach(deployment, storage, ledger, config=settings, take_over=take_over)
             with cli.TrainingProgress() as progress:
                 try:
                     if dataset is None:
@@ -77,9 +84,12 @@ def train(
                 cli.say(f"notice: {notice}")
             if ray_session.local:
                 client.shutdown()
-        for line in _learned(report):
+        made = Store(storage).read_manifest(report.digest).config
+        for line in _learned(report, settings, made):
             cli.say(line)
-        result = {"deployment": deployment, "storage_path": storage, **asdict(report)}
+        by = "auto" if "model.kind" in settings.open_settings else "settings"
+        model = {"model": made.model.kind, "model_chosen_by": by}
+        result = {"deployment": deployment, "storage_path": storage, **model, **asdict(report)}
         cli.keep(storage, cli.lasting(result))
         if as_json:
             cli.print_json(result)
@@ -93,12 +103,15 @@ def train(
         cli.say(f"next: python jobs/recommend.py {where} --user-id {user}")
 
 
-def _learned(report: FitReport) -> Iterator[str]:
-    """What was learned from, and what the log decided, for people."""
+def _learned(report: FitReport, asked: EraserConfig, made: EraserConfig) -> Iterator[str]:
+    """What was learned from, by which model, and what the log decided, for people."""
     held = f", {report.held_out} are held out for validation and stored" if report.held_out else ""
     yield f"learned from {report.n_interactions} interactions{held}"
+    yield f"model: {made.model.kind} ({asked.why_kind(report.n_interactions)})"
     for name in report.chosen:
-        yield f"{name} = {report.alpha0:g} was chosen from the log: receipts claim {report.guarantee!r}"
+        section, _, key = name.partition(".")
+        value = getattr(getattr(made, section), key)
+        yield f"{name} = {value:g} was chosen from the log: receipts claim {report.guarantee!r}"
 
 
 def _test_notice(dataset: Dataset | None, share: float) -> Iterator[str]:

@@ -18,20 +18,20 @@ from ray_eraser.data.keyed import KeyedPairs, all_keys
 from ray_eraser.devices import check_same, same_as
 from ray_eraser.errors import StaleEpochError
 from ray_eraser.generation import NO_GAIN, Change, Loaded
-from ray_eraser.ids import Epoch, Generation, RequestId, ShardId
+from ray_eraser.ids import Generation, RequestId, ShardId
 from ray_eraser.ingest import Ingested, ingest
 from ray_eraser.logs import named_safely
-from ray_eraser.opening import recorded
+from ray_eraser.opening import asked_settings, recorded
 from ray_eraser.partition import Partition
 from ray_eraser.partition.assignment import balance_of
 from ray_eraser.pool import ShardPool
-from ray_eraser.prepare import prepare, settle
+from ray_eraser.prepare import chosen_at, prepare, settle
 from ray_eraser.shard import ShardOrder, Trained
 from ray_eraser.status import Progress
 from ray_eraser.store import FileRef, Manifest, ShardRecord, Store, manifest_ref
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow
 from ray_eraser.unlearning.plan import CostModel, Run, ShardRun
-from ray_eraser.unlearning.receipt import Receipt, ShardChange, commitment
+from ray_eraser.unlearning.receipt import Receipt, ShardChange, Signer, commitment
 from ray_eraser.unlearning.request import UnlearningRequest
 
 log = logging.getLogger(__name__)
@@ -142,14 +142,16 @@ class Builder:
 
     Args:
         store, ledger: the deployment's.
-        epoch: of the coordinator.
         clock: seconds since 1970.
         on_step: see `OnStep`.
+        signer: signs which generation is current.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, epoch: Epoch, clock: Callable[[], float], on_step: OnStep) -> None:
-        self._store, self._ledger, self._epoch = store, ledger, epoch
-        self._clock, self._step = clock, on_step
+    def __init__(
+        self, store: Store, ledger: Ledger, clock: Callable[[], float], on_step: OnStep, signer: Signer | None = None
+    ) -> None:
+        self._store, self._ledger, self._epoch = store, ledger, ledger.epoch
+        self._clock, self._step, self._signer = clock, on_step, signer
         self.costs = CostModel.from_json(ledger.noted("costs", CostModel().to_json()))
         self.progress = Progress()
 
@@ -249,10 +251,11 @@ class Builder:
         aggregated = draft.pool.aggregate(AggregationOrder(records, KeyedPairs.none()))
         check_same(aggregated.environment, here)
         self._step("aggregated", batch)
+        asked = asked_settings(self._ledger, draft.config, draft.notes)
         manifest = Manifest(
             recorded(draft.config),
             aggregated.environment,
-            draft.chosen,
+            chosen_at(draft.chosen, asked, draft.config, sum(record.n_train for record in records)),
             draft.integers,
             draft.users,
             draft.items,
@@ -266,7 +269,8 @@ class Builder:
         superseded = () if change is None else self._superseded(manifest, written.digest)
         row = GenerationRow(number, written.digest, self._clock(), superseded)
         receipts = {} if change is None else _receipts(batch, change, change.before, manifest, row)
-        self._ledger.publish(self._epoch, row, receipts, [request.request_id for request in batch], draft.notes)
+        names = [request.request_id for request in batch]
+        self._ledger.publish(row, receipts, names, draft.notes, self._signer)
         self._observe(trained, aggregated)
         return row, aggregated
 
@@ -332,8 +336,19 @@ class Builder:
         return [path for path in self._store.files() if path not in wanted]
 
     def delete(self, paths: Sequence[str]) -> None:
+        """Delete files, but for those of the published generation: names come back with their content.
+
+        Raises:
+            StaleEpochError: another coordinator is in force. A file may be one of its by now.
+        """
+        kept: tuple[str, set[str]] = ("", set())
         for path in paths:
-            self._store.delete(path)
+            with self._ledger.in_force() as connection:
+                digest = self._ledger.current_digest(connection)
+                if digest is not None and digest != kept[0]:
+                    kept = digest, files_of(self._store.read_manifest(digest), digest)
+                if path not in kept[1]:
+                    self._store.delete(path)
 
 
 def _integers(log: Dataset | Ingested) -> tuple[str, ...]:

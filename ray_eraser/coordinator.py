@@ -15,13 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 from ray_eraser.backlog import Backlog
 from ray_eraser.building import Builder, Draft, FitReport, noted_with
-from ray_eraser.config import EraserConfig, UnlearningConfig
+from ray_eraser.clock import SteadyClock
+from ray_eraser.config import DAY, EraserConfig, UnlearningConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import DeploymentError, DeviceError, LedgerError, PoolError, StaleEpochError, StoreError
+from ray_eraser.force import Claim, Force
 from ray_eraser.generation import Change, remaining_dataset
+from ray_eraser.healing import damaged, heal
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.intake import Desk, Intake, Submitted
 from ray_eraser.logs import named_safely
@@ -31,12 +35,14 @@ from ray_eraser.pool import ShardPool
 from ray_eraser.reading import Reading
 from ray_eraser.serving import Serving
 from ray_eraser.status import is_in
-from ray_eraser.store import Store
+from ray_eraser.store import Store, manifest_ref
+from ray_eraser.unlearning.evidence import check_start
 from ray_eraser.unlearning.idempotency import KeyHash
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow, default_ledger
-from ray_eraser.unlearning.receipt import Receipt, Signer
+from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
-from ray_eraser.unlearning.signing import load_signing_key
+from ray_eraser.unlearning.signing import SigningKey, load_signing_key
+from ray_eraser.unlearning.suppression import Suppressed, check_secret, note_secret, subjects_of
 from ray_eraser.unlearning.work import Repartition
 
 __all__ = ["Coordinator", "FitReport", "MakePool", "Submitted"]
@@ -63,9 +69,11 @@ class Coordinator(Reading):
         ledger_url: where the ledger is; empty: `unlearning.ledger` of the config, or SQLite under a local storage path.
         clock: seconds since 1970.
         on_step: hears the name of every durable step right after it was taken.
+        claim: what to do where another coordinator runs the deployment.
 
     Raises:
         DeploymentError: nothing is deployed there and no config is given, or what is there was made with other settings.
+        HeldError: another coordinator runs it, and is not to be taken over.
     """
 
     def __init__(
@@ -77,15 +85,17 @@ class Coordinator(Reading):
         ledger_url: str = "",
         clock: Callable[[], float] = time.time,
         on_step: Callable[[str], None] = lambda _: None,
+        claim: Claim | None = None,
     ) -> None:
         self.deployment, self.storage_path = deployment, storage_path
+        self._claim = claim or Claim()
         self._clock, self._on_step, self._make_pool = clock, on_step, make_pool
         self._store = Store(storage_path)
         if config is not None:
             self._signer = _signer_of(config.unlearning)  # before anything is made or recorded
         url = ledger_url or (config.unlearning.ledger if config is not None else "")
         self._ledger = Ledger(url or default_ledger(self._store, deployment, must_exist=config is None))
-        self._working = threading.Lock()  # one batch, or one fit, at a time
+        self._working = threading.RLock()  # one batch, one fit, or one healing at a time
         try:
             self._open(config)
         except BaseException:
@@ -98,22 +108,39 @@ class Coordinator(Reading):
         given = config.unlearning if config is not None else unlearning_settings(self._ledger, config)
         if config is None:
             self._signer = _signer_of(given)
-        key_hash = KeyHash.of(given.key_folder, self._ledger.name, self._store.local_folder)
-        self._epoch = self._ledger.begin_epoch(self._clock())
+        check_start(self.deployment, self._ledger, self._signer)
+        must_last = given.suppress_days > 0
+        self._key_hash = KeyHash.of(given.key_folder, self._ledger.name, self._store.local_folder, must_last=must_last)
+        check_secret(self._ledger, self._key_hash, self._clock())
+        lease = given.lease_seconds
+        self._force = Force.claimed(self._ledger, self.deployment, lease, self._clock(), self._claim)
+        try:
+            self._open_in_force(config)
+        except BaseException:
+            with suppress(LedgerError):
+                self._force.end()
+            raise
+
+    def _open_in_force(self, config: EraserConfig | None) -> None:
+        # From here on nobody else records a time.
+        self._clock = SteadyClock(self._clock, self._ledger.newest_time())
         # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
         published, settings = agreed(self.deployment, self._store, self._ledger, config)
+        check_start(self.deployment, self._ledger, self._signer)
         settings = noted_here(self._ledger, settings, given=config is not None)
         self.settings = unlearning_settings(self._ledger, config)
-        self._builder = Builder(self._store, self._ledger, self._epoch, self._clock, self._step)
+        if self.settings.suppress_days:
+            note_secret(self._ledger, self._key_hash)
+        self._builder = Builder(self._store, self._ledger, self._clock, self._step, self._signer)
         self._serving = Serving(self.deployment, self._store, self._make_pool(settings), settings)
         desk = Desk(
             self._ledger,
-            self._epoch,
-            self.settings.max_pending,
+            self.settings,
             self._clock,
             self._step,
             self._predicted_seconds,
-            key_hash,
+            self._key_hash,
+            self.heal,
         )
         self._intake = Intake(desk, self._serving)
         if published is not None:
@@ -152,7 +179,7 @@ class Coordinator(Reading):
 
     def _fit(self, drafted: Callable[[], Draft]) -> FitReport:
         with self._working:
-            self.check_in_force()  # what another coordinator has trained here since is none of this one's to sweep
+            self._force.check()
             if not self._serving.is_empty:
                 raise DeploymentError(self.deployment, f"{self._store.uri} is in use: unlearn from it, or choose another path")
             started = time.perf_counter()
@@ -201,7 +228,8 @@ class Coordinator(Reading):
             LedgerError: it cannot be recorded.
             StaleEpochError: another coordinator has taken over: ask that one.
         """
-        return self._intake.submit(Submission(request, idempotency_key, priority))
+        with self._force.answering():
+            return self._intake.submit(Submission(request, idempotency_key, priority))
 
     def submit_many(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[Submitted | Refusal]:
         """Accept many requests: all or, with `partial`, all that can be accepted; in their order.
@@ -209,20 +237,29 @@ class Coordinator(Reading):
         Raises:
             as `submit`: for the first that is at fault, whose row the error names; nothing was recorded.
         """
-        return self._intake.submit_many(submissions, partial=partial)
+        with self._force.answering():
+            return self._intake.submit_many(submissions, partial=partial)
 
-    def learn(self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None = None) -> Submitted:
+    def learn(
+        self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None = None, *, take_back: bool = False
+    ) -> Submitted:
         """Accept (user id, item id) pairs to learn from; `process_pending` trains the shards that they go to.
 
         Each pair goes where a fit on all interactions would put it, for training or validation; for learned partitions see
         `partition.place_learned`. Known pairs, and pairs that `data.test_share` holds out for a test, are ignored. On return
         the pairs can be erased like all others.
 
+        Args:
+            pairs: (user id, item id) each.
+            idempotency_key: as `submit`.
+            take_back: learn also what was erased and is not to be learned again (`unlearning.suppress_days`).
+
         Raises:
             RequestError: no pair is left, an id cannot be one, or the key cannot be one.
             QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
-        return self._intake.learn(pairs, idempotency_key)
+        with self._force.answering():
+            return self._intake.learn(pairs, idempotency_key, take_back=take_back)
 
     def repartition(self, changes: Sequence[str] = (), idempotency_key: str | None = None) -> Submitted:
         """Have everything made from scratch, as a fit on what remains would: settings chosen, shards divided, all trained.
@@ -238,7 +275,8 @@ class Coordinator(Reading):
             ConfigError: a setting is unknown, out of range, or none of those that something is made with.
             RequestError, QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
-        return self._intake.repartition(changes, idempotency_key)
+        with self._force.answering():
+            return self._intake.repartition(changes, idempotency_key)
 
     def retry(self, request_id: RequestId) -> None:
         """Have a request that was set aside tried again.
@@ -280,9 +318,16 @@ class Coordinator(Reading):
             rows = [self._ledger.request(row.request_id) for row in batch]
             drafts = [row.receipt for row in rows if row.receipt is not None]
             receipts = [replace(receipt, restored_at=restored_at, purged_at=purged_at) for receipt in drafts]
-            receipts = self._ledger.finish(receipts, self._signer, [row.request_id for row in rows if row.receipt is None])
+            done = [row.request_id for row in rows if row.receipt is None]
+            receipts = self._ledger.finish(receipts, self._signer, done, self._suppressed(rows, purged_at))
             self._step("finished", batch)
             return receipts
+
+    def _suppressed(self, rows: Sequence[RequestRow], at: float) -> list[Suppressed]:
+        """What a batch puts on the list of what must not be learned again."""
+        days = self.settings.suppress_days
+        erased = [row.work for row in rows if isinstance(row.work, UnlearningRequest)]
+        return subjects_of(erased, self._key_hash.subject, at + days * DAY) if days else []
 
     def _known_ahead(self) -> Sequence[RequestRow]:
         """The requests of the next batch, if they are known before the excision: few requests, all of them new."""
@@ -327,7 +372,7 @@ class Coordinator(Reading):
         except _MACHINE:
             raise
         except Exception as error:
-            self.check_in_force()  # else the batch is another's by now
+            self._force.check()  # else the batch is another's by now
             # A process that dies or a GPU that is missing is the machine's fault: tried again for ever, but behind the others.
             attempts = 0 if isinstance(error, PoolError | DeviceError) else self.settings.max_attempts
             names = [row.request_id for row in batch]
@@ -338,9 +383,7 @@ class Coordinator(Reading):
                 self._ledger.failed(names, named_safely(error), attempts, amended)
             self._step("failed", batch)
             with suppress(*_MACHINE):  # what remains now goes with the next generation
-                left_over = self._builder.left_over(self._published())
-                self.check_in_force()  # after looking: what another coordinator writes is not among what was there
-                self._builder.delete(left_over)
+                self._builder.delete(self._builder.left_over(self._published()))
             raise
 
     def resume(self, published: GenerationRow) -> None:
@@ -363,14 +406,75 @@ class Coordinator(Reading):
             waiting = [row for row in self._ledger.unfinished() if not is_in(row, published.number)]
             self._serving.replace(loaded, waiting, pool if pool is not None else self._pool_for(config), config)
 
-    def check_in_force(self) -> None:
-        """Raise `StaleEpochError` once another coordinator has started: what this one serves may be erased there."""
-        newest = self._ledger.newest_epoch()
-        if newest != self._epoch:
-            raise StaleEpochError(f"deployment {self.deployment!r}", newest, self._epoch)
+    def keep_in_force(self) -> None:
+        """Renew the lease where it is time. To be called every second or so.
+
+        Raises:
+            StaleEpochError: another coordinator has taken over: what this one serves may be erased there.
+            LedgerError: the ledger does not answer; nor does this one, once its lease has run out.
+        """
+        self._force.keep()
+
+    def sweep(self) -> None:
+        """Delete what no generation names, unless something is being trained.
+
+        A coordinator that was taken over while its shards trained may leave such files after all others are gone.
+        """
+        with self._unless_working() as is_free:
+            if is_free and not self._serving.is_empty:
+                self._builder.delete(self._builder.left_over(self._published()))
+
+    def verify(self, pause: Callable[[], None] = lambda: None) -> tuple[str, ...]:
+        """As `heal`, but slowly: nothing waits for it while no file is damaged.
+
+        Args:
+            pause: called after each file that is verified.
+        """
+        if self._serving.is_empty:
+            return ()
+        loaded = self._serving.loaded
+        return self.heal() if damaged(self._store, loaded.manifest, loaded.digest, pause) else ()
+
+    def heal(self) -> tuple[str, ...]:
+        """Verify every file of the published generation, and make damaged ones again: see `healing.heal`.
+
+        Returns:
+            What was made again, in words. Nothing is looked at while something is being trained.
+
+        Raises:
+            StoreError: a file cannot be made again.
+        """
+        with self._unless_working() as is_free:
+            if not is_free or self._serving.is_empty:
+                return ()
+            loaded = self._serving.loaded
+            current = partial(self._while_current, loaded.digest)
+            healed = heal(self._store, loaded, self.pool, self._ledger.epoch, in_force=current)
+        if healed:
+            log.error("damaged files were made again", extra={"deployment": self.deployment, "files": list(healed)})
+        return healed
+
+    @contextmanager
+    def _unless_working(self) -> Iterator[bool]:
+        """Whether nothing is being trained by another thread; nothing begins before this ends."""
+        is_free = self._working.acquire(blocking=False)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                self._working.release()
+
+    @contextmanager
+    def _while_current(self, digest: str) -> Iterator[None]:
+        with self._ledger.in_force() as connection:
+            if self._ledger.current_digest(connection) != digest:
+                raise StoreError(manifest_ref(digest).path, "was superseded meanwhile")
+            yield
 
     def close(self) -> None:
-        """Let go of the ledger's connections and of the pool's processes, where it owns them."""
+        """Answer no more; let go of the ledger's connections and of the pool's processes, where it owns them."""
+        with suppress(LedgerError):
+            self._force.end()
         self.pool.close()
         self._ledger.close()
 
@@ -378,6 +482,9 @@ class Coordinator(Reading):
     def _reporting(self) -> Iterator[None]:
         try:
             yield
+        except (StoreError, PoolError):
+            self._force.check()  # where another coordinator took over, its files and processes are others: said as what it is
+            raise
         finally:
             self._builder.report()
 
@@ -386,5 +493,5 @@ class Coordinator(Reading):
         self._on_step(name)
 
 
-def _signer_of(settings: UnlearningConfig) -> Signer | None:
+def _signer_of(settings: UnlearningConfig) -> SigningKey | None:
     return load_signing_key(settings.signing_key) if settings.signing_key else None

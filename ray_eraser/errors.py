@@ -148,6 +148,16 @@ class DeploymentError(InputError):
         return f"deployment {self.deployment!r}: {self.problem}"
 
 
+class HeldError(DeploymentError):
+    """Another coordinator runs this deployment, and was not to be taken over."""
+
+    def __init__(self, deployment: str, holder: str) -> None:
+        super().__init__(deployment, holder)
+
+    def __str__(self) -> str:
+        return f"{self.problem} runs already and goes on: ask that one, stop it, or take over (take_over)"
+
+
 class StoreError(RayEraserError):
     """A stored file is missing, unreadable, or not what its digest says."""
 

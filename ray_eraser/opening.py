@@ -70,6 +70,18 @@ def recorded(config: EraserConfig) -> EraserConfig:
     return config.model_copy(update={"runtime": runtime, "unlearning": EraserConfig().unlearning})
 
 
+def asked_settings(ledger: Ledger, config: EraserConfig, notes: Mapping[str, str] | None = None) -> EraserConfig:
+    """The settings that the deployment was given. Settings left to `auto` are open in them.
+
+    Args:
+        ledger: where they are noted.
+        config: the present settings, for a deployment that noted none.
+        notes: entries that the ledger is about to get.
+    """
+    given = (notes or {}).get("settings") or ledger.noted("settings", recorded(config).model_dump_json())
+    return config_from(json.loads(given))
+
+
 def settings_with(ledger: Ledger, config: EraserConfig, changes: Sequence[str]) -> EraserConfig:
     """The settings that the deployment was given, with changes. Settings left to `auto` are open again.
 
@@ -85,5 +97,4 @@ def settings_with(ledger: Ledger, config: EraserConfig, changes: Sequence[str]) 
         name = change.partition("=")[0].strip()
         if name.startswith("unlearning.") or name.removeprefix("runtime.") in RUN_HERE:
             raise ConfigError(name, "changes nothing of what is made: give it when the deployment is opened")
-    asked = config_from(json.loads(ledger.noted("settings", recorded(config).model_dump_json())))
-    return as_run_here(changed(asked, changes), config.runtime)
+    return as_run_here(changed(asked_settings(ledger, config), changes), config.runtime)

@@ -5,7 +5,7 @@ Fits, re-partitions, sweep trials and the membership study all start here, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from ray_eraser.data.keyed import ShardData
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.partition import Partition, divide, place
 from ray_eraser.training.pretrain import pretrain
-from ray_eraser.training.weights import choose_alpha0_among, users_looked_at
+from ray_eraser.training.weights import choose_alpha0_among, choose_ridge_among, users_looked_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,9 @@ def settle(
 ) -> tuple[EraserConfig, tuple[str, ...]]:
     """Choose open settings from the log. Returns (the settings, the names of those that were chosen).
 
+    The kind of model follows from the number of training pairs. It is not named among the chosen settings: training on the
+    same pairs again gives the same kind, see `chosen_at`.
+
     Args:
         config: the settings.
         of_users: returns the training pairs of the users in the given rows.
@@ -91,11 +94,33 @@ def settle(
         item_keys: (I,) uint64, by row.
         compute: runs the trials.
     """
-    if config.is_settled:
+    config = config.resolved(n_pairs)
+    chosen = config.open_settings
+    if not chosen:
         return config, ()
     looked_at = of_users(users_looked_at(n_pairs, user_keys, config))
-    alpha0 = choose_alpha0_among(looked_at, user_keys, item_keys, config, compute)
-    return config.settled(alpha0), (config.open_setting,)
+    found = {}
+    for name in chosen:
+        choose = choose_ridge_among if name == "model.ridge" else choose_alpha0_among
+        found[name] = choose(looked_at, user_keys, item_keys, config, compute)
+    return config.settled(found), chosen
+
+
+def chosen_at(chosen: Sequence[str], asked: EraserConfig, made: EraserConfig, n_pairs: int) -> tuple[str, ...]:
+    """The names of the settings that a generation was made with and that training on its pairs might choose otherwise.
+
+    The kind of model that `model.kind=auto` comes to depends on the number of training pairs alone. So it is named if, and only
+    if, a training on the pairs that remain comes to another kind than the one that the generation has.
+
+    Args:
+        chosen: the settings that were chosen from the log, at the last fit or re-partition.
+        asked: the settings that the deployment was given.
+        made: the settings that the generation is made with.
+        n_pairs: number of training pairs of the generation.
+    """
+    others = tuple(name for name in chosen if name != "model.kind")
+    is_open = "model.kind" in asked.open_settings
+    return ("model.kind", *others) if is_open and asked.kind_for(n_pairs) != made.model.kind else others
 
 
 def pretrained(log: Dataset, config: EraserConfig, compute: Compute) -> Embeddings | None:

@@ -1,4 +1,7 @@
-"""The questions that an open deployment answers. None of them changes anything or waits for training."""
+"""The questions that an open deployment answers. None of them changes anything or waits for training.
+
+Out of force it answers none: another coordinator may have erased what this one still has.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ray_eraser.building import Builder
+from ray_eraser.clock import SteadyClock
 from ray_eraser.config import DAY, EraserConfig, UnlearningConfig
 from ray_eraser.data.keyed import ShardData
+from ray_eraser.force import Force
 from ray_eraser.ids import RawId, RequestId, ShardId
 from ray_eraser.pool import ShardPool
 from ray_eraser.served import Served
 from ray_eraser.serving import Serving
-from ray_eraser.status import Progress, Status, pending, predicted_seconds
+from ray_eraser.status import Progress, Status, pending, predicted_seconds, received_seconds
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 from ray_eraser.unlearning.plan import overdue, plan_of
@@ -35,6 +40,7 @@ class Reading:
     _ledger: Ledger
     _serving: Serving
     _builder: Builder
+    _force: Force
     _clock: Callable[[], float]
 
     @property
@@ -51,7 +57,8 @@ class Reading:
 
     def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
         """See `Snapshot.recommend`. Never waits for training."""
-        return self._serving.snapshot.recommend(user_id, n)
+        with self._force.answering():
+            return self._serving.snapshot.recommend(user_id, n)
 
     def shard_data(self) -> dict[ShardId, ShardData]:
         """The interactions of every shard of the current generation."""
@@ -66,27 +73,33 @@ class Reading:
 
         While shards retrain, these are the vectors of the excision, which does not depend on the erased data either.
         """
-        return self._serving.vectors()
+        with self._force.answering():
+            return self._serving.vectors()
 
     def status(self, request_id: RequestId) -> RequestState:
-        return self._ledger.request(request_id).state
+        with self._force.answering():
+            return self._ledger.request(request_id).state
 
     def receipt(self, request_id: RequestId) -> Receipt | None:
         """The receipt of a finished request; None while it is unfinished."""
-        row = self._ledger.request(request_id)
-        return row.receipt if row.state is RequestState.ERASED else None
+        with self._force.answering():
+            row = self._ledger.request(request_id)
+            return row.receipt if row.state is RequestState.ERASED else None
 
     def set_aside(self) -> dict[RequestId, str]:
         """Requests that need an operator, with the reason why their training failed."""
-        return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
+        with self._force.answering():
+            return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
 
     def erasures(self, limit: int = 100, *, finished: bool) -> list[dict[str, Any]]:
         """See `status.pending`."""
-        return pending(self._ledger, limit, finished=finished)
+        with self._force.answering():
+            return pending(self._ledger, limit, finished=finished)
 
     def progress(self) -> Progress:
         """The present stage of work."""
-        return self._builder.progress
+        with self._force.answering():
+            return self._builder.progress
 
     def describe(self) -> Status:
         """Where the deployment stands.
@@ -94,17 +107,23 @@ class Reading:
         Raises:
             DeploymentError: nothing has been trained yet.
         """
-        return Status.of(
-            self.deployment,
-            self._store.uri,
-            self._serving.change,
-            self._ledger,
-            self.settings,
-            self._builder.costs,
-            self.config.runtime.slots,
-            self._clock(),
-            runs=True,
-        )
+        with self._force.answering():
+            return Status.of(
+                self.deployment,
+                self._store.uri,
+                self._serving.change,
+                self._ledger,
+                self.settings,
+                self._builder.costs,
+                self.config.runtime.slots,
+                self._clock(),
+                runs=True,
+                notices=self._notices(),
+            )
+
+    def _notices(self) -> tuple[str, ...]:
+        behind = self._clock.behind if isinstance(self._clock, SteadyClock) else 0.0
+        return (f"the machine's clock is {behind:.0f} s behind what is recorded: set it",) if behind >= 1 else ()
 
     # ---- when ----------------------------------------------------------------------------------------------------------
 
@@ -127,6 +146,10 @@ class Reading:
     def overdue(self) -> int:
         """How many requests wait longer than the law allows."""
         return overdue(self._ledger.waiting(), self.settings.deadline_days * DAY, self._clock())
+
+    def received_seconds(self) -> float:
+        """How long the oldest request waits that is recorded and not out of what is served yet."""
+        return received_seconds(self._ledger, self._clock())
 
     def _predicted_seconds(self) -> float:
         """Predicted duration of a run for all waiting requests."""

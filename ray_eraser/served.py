@@ -1,7 +1,7 @@
 """What a served model is: scores of items for a user, from the user's remaining interactions.
 
 There are two kinds. Vectors: their inner products are the scores; users are stored, or folded in when somebody asks. The linear
-model: it is never trained, and solved when somebody asks. A third kind needs one class here, and a line in `served_by`.
+model: it is never trained, and solved when somebody asks. A package can bring a third kind: see `Untrained` and docs/extend.md.
 
 B users asked about, I' items that have a score, D width.
 """
@@ -9,21 +9,23 @@ B users asked about, I' items that have a score, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Protocol, cast
 
 import numpy as np
 
 from ray_eraser.aggregation import folding as folding_of
 from ray_eraser.aggregation.foldin import FoldIn
-from ray_eraser.config import EraserConfig, LinearConfig
+from ray_eraser.config import EraserConfig, LinearConfig, ModelSettings, extension
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.keyed import ShardData, all_keys, places_of, trained_pairs
+from ray_eraser.data.keyed import KeyedPairs, ShardData, all_keys, places_of, trained_pairs
 from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.evaluation import InRows, Scorer
+from ray_eraser.kernels.keys import lost_pairs
 from ray_eraser.kernels.products import Rows
 from ray_eraser.models.linear import LinearModel, Slice
+from ray_eraser.seeds import derive
 
 _MOST_FOLDED = 10_000
 """Users whose vectors are kept: some megabytes."""
@@ -120,30 +122,128 @@ class ServedVectors:
 
 
 @dataclass(frozen=True, eq=False)
-class ServedLinear:
-    """The linear model over every shard's remaining interactions.
+class _Whole:
+    """The training pairs of all shards in one slice: in one process it is read two to three times as fast as a slice for each
+    shard, and bits do not depend on how the pairs are divided.
 
     Attributes:
-        shards: the shards' interactions, in order.
-        config: normalisation, ridge and steps.
+        user_keys, item_keys: uint64, ascending, of the users and items that have a pair.
+        pairs: in rows of these keys.
+    """
+
+    user_keys: np.ndarray
+    item_keys: np.ndarray
+    pairs: Slice
+
+    @classmethod
+    def of(cls, shards: Sequence[ShardData]) -> _Whole:
+        user_keys = all_keys([data.user_keys for data in shards])
+        item_keys = all_keys([data.trained_items() for data in shards])
+        whole = Slice.of(trained_pairs(shards, user_keys, item_keys), len(item_keys))
+        return cls(user_keys[whole.users], item_keys, replace(whole, users=np.arange(len(whole.users), dtype=np.int32)))
+
+    def without(self, lost: KeyedPairs) -> _Whole:
+        """The arrays that `of` makes of shards without these pairs, in a tenth of the time."""
+        if not len(lost):
+            return self
+        pairs, users_left, items_left = self.pairs.without(lost.in_rows(self.user_keys, self.item_keys))
+        return _Whole(self.user_keys[users_left], self.item_keys[items_left], pairs)
+
+
+def _lost(before: Sequence[ShardData], after: Sequence[ShardData]) -> KeyedPairs | None:
+    """The training pairs that shards lost; None if one gained any, or if they are others."""
+    if len(before) != len(after):
+        return None
+    lost = []
+    for former, data in zip(before, after, strict=True):
+        if former is not data:
+            arrays = [
+                array
+                for each in (former, data)
+                for array in (each.train.users, each.train.items, each.user_keys, each.item_keys)
+            ]
+            # Files give read-only arrays, for which the loop would be compiled again.
+            is_part, places = lost_pairs(*(np.require(array, requirements="W") for array in arrays))
+            if not is_part:
+                return None
+            lost.append(former.keyed(former.train.take(places)))
+    return KeyedPairs.union(lost)
+
+
+class Untrained(Protocol):
+    """A model of another package that is never trained, made from its settings; see docs/extend.md."""
+
+    def served(self, shards: Sequence[ShardData], seed: int) -> Served:
+        """The model of every shard's remaining interactions. It depends on the arguments and the settings alone.
+
+        Args:
+            shards: the shards' interactions, in order.
+            seed: for all that is drawn.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OfInteractions:
+    """What models without vectors have in common: a function of the remaining interactions and the settings, and nothing else.
+
+    Attributes:
+        shards: every shard's remaining interactions, in order.
+        config: the model's settings.
     """
 
     shards: Sequence[ShardData]
-    config: LinearConfig
+    config: ModelSettings
 
-    @cached_property
+    @property
     def item_keys(self) -> np.ndarray:
-        return all_keys([data.item_keys[data.train.item_rows()] for data in self.shards])
+        """See `Served`."""
+        raise NotImplementedError
 
-    @cached_property
-    def solver(self) -> LinearModel:
-        """One slice of all shards' pairs: in one process it is read two to three times as fast as a slice for each shard, and
-        bits do not depend on how the pairs are divided.
-        """
-        user_keys = all_keys([data.user_keys for data in self.shards])
-        pairs = trained_pairs(self.shards, user_keys, self.item_keys)
-        whole = Slice.of(pairs, len(self.item_keys))
-        return LinearModel.of([whole], len(user_keys), len(self.item_keys), self.config)
+    def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Served`."""
+        raise NotImplementedError
+
+    def same_bits(self, other: Served) -> bool:
+        return isinstance(other, type(self)) and self.is_of(other.shards, other.config)
+
+    def is_of(self, shards: Sequence[ShardData], config: ModelSettings) -> bool:
+        """Whether it would be made of these: bits are a function of the interactions and the settings."""
+        if self.config != config or len(self.shards) != len(shards):
+            return False
+        return all(mine.same(theirs) for mine, theirs in zip(self.shards, shards, strict=True))
+
+    def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Scorer:
+        return InRows(self, user_keys, item_keys)
+
+    def vectors(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class ServedLinear(OfInteractions):
+    """The linear model over every shard's remaining interactions.
+
+    Attributes:
+        config: normalisation, ridge and steps.
+        whole: all training pairs of the shards.
+        solver: the model of these.
+    """
+
+    config: LinearConfig
+    whole: _Whole
+    solver: LinearModel
+
+    @classmethod
+    def of(cls, shards: Sequence[ShardData], config: LinearConfig, before: ServedLinear | None = None) -> ServedLinear:
+        """Make it from the shards; from `before` where these have all pairs of `shards`, which is faster. Bits are the same."""
+        lost = None if before is None else _lost(before.shards, shards)
+        whole = _Whole.of(shards) if before is None or lost is None else before.whole.without(lost)
+        return cls(shards, config, whole, LinearModel.of([whole.pairs], len(whole.user_keys), len(whole.item_keys), config))
+
+    @property
+    def item_keys(self) -> np.ndarray:
+        return self.whole.item_keys
 
     def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         own = [places_of_own(self.shards, int(key), self.item_keys) for key in user_keys]
@@ -151,18 +251,6 @@ class ServedLinear:
         own = [places for places in own if len(places)]
         asked = Rows.of(np.cumsum([0, *map(len, own)]), np.concatenate([np.empty(0, np.int32), *own]))
         return known, self.solver.scores(asked)
-
-    def same_bits(self, other: Served) -> bool:
-        """A function of the interactions and the settings, so these are compared."""
-        if not isinstance(other, ServedLinear) or self.config != other.config or len(self.shards) != len(other.shards):
-            return False
-        return all(mine.same(theirs) for mine, theirs in zip(self.shards, other.shards, strict=True))
-
-    def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Scorer:
-        return InRows(self, user_keys, item_keys)
-
-    def vectors(self) -> None:
-        return None
 
 
 @cache
@@ -197,11 +285,14 @@ def served_by(
     """
     if isinstance(config.model, LinearConfig):
         _load(config.model)
-        linear = ServedLinear(shards, config.model)
-        if isinstance(before, ServedLinear) and linear.same_bits(before):
-            return before
-        assert linear.solver is not None  # made now, so that the first read need not wait
-        return linear
+        former = before if isinstance(before, ServedLinear) else None
+        if former is not None and former.is_of(shards, config.model):
+            return former
+        return ServedLinear.of(shards, config.model, former)
+    if not config.model.is_trained:
+        maker = cast(Untrained, extension(config.model)(config.model))
+        made = maker.served(shards, derive(config.seed, "served"))
+        return before if before is not None and made.same_bits(before) else made
     is_folded = config.aggregation.foldin or excised
     folding = folding_of(model.in_rows(model.user_keys, model.item_keys), config) if is_folded else None
     if folding is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 
@@ -9,7 +10,7 @@ from ray_eraser.aggregator import AggregationOrder
 from ray_eraser.config import EraserConfig
 from ray_eraser.data.keyed import KeyedPairs
 from ray_eraser.devices import by_torch
-from ray_eraser.errors import DeploymentError, InputError
+from ray_eraser.errors import DeploymentError, InputError, StoreError
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.pool import ShardPool
 from ray_eraser.recommend import Snapshot
@@ -17,6 +18,8 @@ from ray_eraser.served import served_by
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import GenerationRow, RequestRow
 from ray_eraser.vectors import Vectors
+
+log = logging.getLogger(__name__)
 
 
 class Serving:
@@ -68,7 +71,15 @@ class Serving:
         """Load a published generation. Parts that it shares with the one in memory are reused."""
         loaded = self._change.before if self._change is not None else None
         if loaded is None or loaded.number != published.number:
-            loaded = Loaded.read(self._store, published, loaded)
+            try:
+                return Loaded.read(self._store, published, loaded)
+            except StoreError as error:
+                manifest = self._store.read_manifest(published.digest)
+                if error.path != manifest.aggregate.path:
+                    raise
+                log.error("the aggregate is damaged and is made again", extra={"deployment": self._deployment})  # noqa: TRY400 - a traceback names users
+                self.pool.aggregate(AggregationOrder(manifest.shards, KeyedPairs.none()))  # the same bytes, or refused again
+                return Loaded.read(self._store, published, loaded)
         return loaded
 
     def replace(self, loaded: Loaded, waiting: Iterable[RequestRow], pool: ShardPool, config: EraserConfig) -> None:
@@ -82,6 +93,12 @@ class Serving:
             if config.model.is_trained or by_torch(config.runtime.known_device):
                 pool.forget(AggregationOrder(loaded.manifest.shards, KeyedPairs.none()))
             self.leave_out(Change.of(loaded, waiting))
+
+    def mask(self, change: Change) -> None:
+        """Serve on what is served, but nothing to or about what a change erases. `leave_out` follows, and may fail."""
+        with self.lock:
+            served, shards = self.snapshot.served, list(change.rest.values())
+            self._snapshot = Snapshot(served, change.left_users, change.left_items, shards, change.before.number)
 
     def leave_out(self, change: Change) -> None:
         """Serve a generation without the data that a change erases.
@@ -110,9 +127,23 @@ class Serving:
         """
         with self.lock:
             change, snapshot = self.change, self.snapshot
-        serving = "excision" if change.erased else "generation"
-        vectors = snapshot.served.vectors()
-        if vectors is None:
-            way_out = "ask for recommendations, or repartition with a model that has some, such as model.kind=wmf"
-            raise InputError(f"a {self.config.model.kind} model has no vectors: {way_out}")
-        return Vectors.of(vectors, snapshot.users, snapshot.items, change.before.number, change.before.digest, serving)
+        return vectors_of(change, snapshot, self.config.model.kind)
+
+
+def vectors_of(change: Change, snapshot: Snapshot, kind: str) -> Vectors:
+    """The vectors of a snapshot, for use in another system.
+
+    Args:
+        change: what the snapshot was made from.
+        snapshot: as it is served.
+        kind: of its model.
+
+    Raises:
+        InputError: the model has none.
+    """
+    vectors = snapshot.served.vectors()
+    if vectors is None:
+        way_out = "ask for recommendations, or repartition with a model that has some, such as model.kind=wmf"
+        raise InputError(f"a {kind} model has no vectors: {way_out}")
+    serving = "excision" if change.erased else "generation"
+    return Vectors.of(vectors, snapshot.users, snapshot.items, change.before.number, change.before.digest, serving)

@@ -61,10 +61,13 @@ class Status:
         shards: every shard.
         requests: how many there are in each state.
         plan: when requests are carried out.
+        suppress_days: for how many days what was erased is not learned again.
         due_at: when the next run is, in seconds since 1970; None where nothing waits.
         predicted_seconds: how long it will take.
         costs: what that is predicted from.
         oldest_pending_seconds, overdue: how long the oldest request waits, and how many wait longer than the law allows.
+        oldest_received_seconds: how long the oldest request waits that is recorded and not out of what is served yet. These
+            should be seconds; 0 where there is none.
         set_aside: requests for an operator to look at, and what their training failed of.
         nodes, notices: on Ray, which processes are on which node, and what an operator should know.
         gpu_bytes: on Ray with GPUs, the GPU memory that each process holds.
@@ -86,11 +89,13 @@ class Status:
     shards: tuple[ShardStatus, ...]
     requests: Mapping[str, int]
     plan: str
+    suppress_days: float
     due_at: float | None
     predicted_seconds: float
     costs: Costs
     oldest_pending_seconds: float
     overdue: int
+    oldest_received_seconds: float
     set_aside: Mapping[RequestId, str]
     nodes: Mapping[str, list[str]] = field(default_factory=dict)
     gpu_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -110,6 +115,7 @@ class Status:
         now: float,
         *,
         runs: bool,
+        notices: tuple[str, ...] = (),
     ) -> Status:
         """From a generation, what is being forgotten of it, and the ledger."""
         current, waiting = change.before, ledger.waiting()
@@ -136,18 +142,27 @@ class Status:
             ),
             requests=ledger.counts(),
             plan=settings.plan,
+            suppress_days=settings.suppress_days,
             due_at=plan_of(settings).next_run(waiting, last_run, predicted),
             predicted_seconds=round(predicted, 3),
             costs=costs.costs(),
             oldest_pending_seconds=round(oldest_pending_seconds(waiting, now), 3),
             overdue=overdue(waiting, settings.deadline_days * DAY, now),
+            oldest_received_seconds=round(received_seconds(ledger, now), 3),
             set_aside={row.request_id: row.reason or "" for row in ledger.unfinished(RequestState.SET_ASIDE)},
+            notices=notices,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return fields
+
+
+def received_seconds(ledger: Ledger, now: float) -> float:
+    """How long the oldest request waits that is recorded and not out of what is served yet; 0 where there is none."""
+    received_at = ledger.oldest_received()
+    return 0.0 if received_at is None else max(0.0, now - received_at)
 
 
 def predicted_seconds(change: Change, costs: CostModel, slots: int) -> float:

@@ -18,17 +18,20 @@ The exceptions are the ledger, its mark, and the reports of submitted jobs.
     pieces/<name>                                of a log that is being divided (`ingest`); gone when it is
     ledger.json                                  to which ledger all this belongs
     results/<name>.json                          what submitted jobs reported: figures, no ids; kept until somebody deletes it
+
+On a local disk, folders and files are made for their owner alone, whatever the umask.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -48,7 +51,7 @@ from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import ShardData
 from ray_eraser.data.vocabulary import PARTS, Part, Vocabulary
 from ray_eraser.embeddings import KeyedEmbeddings
-from ray_eraser.errors import ConfigError, InputError, StoreError
+from ray_eraser.errors import ConfigError, InputError, StoreError, one_line
 from ray_eraser.ids import ShardId
 from ray_eraser.models.base import TrainingState
 
@@ -58,8 +61,17 @@ _FORMER_OWNER = "deployment.json"
 """What format 1 had in its place."""
 _OWN_FILES = re.compile(
     r"((vocabulary/(users|items)-\d\d-|shards/\d+/[a-z]+-|aggregate/aggregate-|generations/)[0-9a-f]{64}"
-    r"\.(parquet|safetensors|json)|pieces/[a-z]+-?\d*)(\.partial-.*)?"
+    r"\.(parquet|safetensors|json)|pieces/[a-z]+-?\d*)(\.partial-[0-9a-f]+)?",
+    re.ASCII,
 )
+_PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
+_BLOCK = 1 << 20
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space on it",
+    errno.EDQUOT: "raise the quota, or free some space",
+    errno.EROFS: "mount the disk writable, and look at its health",
+}
+"""By the number of an operating system's error."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,7 @@ class Store:
             StoreError: it cannot be read, or is none.
         """
         try:
-            table = self._read_parquet(ref, ["key", "id"]).combine_chunks()
+            table = _table_of(ref, self.read(ref), ["key", "id"]).combine_chunks()
             ids = table["id"].cast(pa.string())
             return Part(table["key"].to_numpy(), ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
         except (KeyError, ValueError) as error:  # Arrow's own errors are ValueErrors
@@ -290,19 +302,10 @@ class Store:
             with self._fs.open_input_file(f"{self._root}/{_OWNER}") as stream:
                 return str(json.loads(stream.read())["ledger"])
         except FileNotFoundError:
-            self._refuse_former()
+            _refuse_former(self._fs, self._root)
             return None
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(_OWNER, f"cannot be read ({error})") from error
-
-    def _refuse_former(self) -> None:
-        """Refuse files of an earlier version, which would be deleted as leftovers."""
-        if self._fs.get_file_info(f"{self._root}/{_FORMER_OWNER}").type == fs.FileType.File:
-            raise StoreError(
-                _FORMER_OWNER,
-                f"this storage path is of format 1, this version reads format {_FORMAT}: train again from the log, with "
-                "another storage path, and delete this one",
-            )
 
     def claim(self, ledger: str) -> None:
         """Say to which ledger the files here belong: another one's would take them for leftovers."""
@@ -353,16 +356,32 @@ class Store:
         Raises:
             StoreError: it is missing or its content is not what was written.
         """
-        try:
-            with self._fs.open_input_file(f"{self._root}/{ref.path}") as stream:
-                content: bytes = stream.read()
-        except FileNotFoundError as error:
-            raise StoreError(ref.path, "is missing: restore the storage path from a copy, or train again") from error
-        except OSError as error:
-            raise StoreError(ref.path, f"cannot be read ({error})") from error
-        if hashlib.sha256(content).hexdigest() != ref.digest:
-            raise StoreError(ref.path, "is not what was written (its digest differs): restore it from a copy, or train again")
+        with _reading(self._fs, self._root, ref) as stream:
+            content: bytes = stream.read()
+        _check_digest(ref, hashlib.sha256(content).hexdigest())
         return content
+
+    def verify(self, ref: FileRef) -> None:
+        """Read a file and compare its digest, a block at a time: of a large file, little is in memory.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        found = hashlib.sha256()
+        with _reading(self._fs, self._root, ref) as stream:
+            while block := stream.read(_BLOCK):
+                found.update(block)
+        _check_digest(ref, found.hexdigest())
+
+    def restore(self, ref: FileRef, content: bytes) -> None:
+        """Put a damaged or missing file back in its place.
+
+        Raises:
+            StoreError: the content is not what the file had, or it cannot be written. Nothing was changed.
+        """
+        _refuse_strange(ref.path, "written")
+        _check_digest(ref, hashlib.sha256(content).hexdigest())
+        self._put(ref.path, content)
 
     def files(self) -> list[str]:
         """Paths of all files that are laid out as this class lays them out, sorted; unfinished ones among them."""
@@ -371,19 +390,25 @@ class Store:
     def everything(self) -> list[str]:
         """Paths of all files under the storage path, sorted, whoever made them."""
         infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True, recursive=True))
-        return sorted(os.path.relpath(info.path, self._root) for info in infos if info.type == fs.FileType.File)
+        start = len(self._root.rstrip("/")) + 1  # faster than relpath, and every erasure asks for it
+        return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
 
     def delete(self, path: str) -> None:
         """Delete a file; one that is gone already is no error, so that a purge can be repeated.
 
         Empty folders are deleted too: the name of a folder would reveal a former shard.
+
+        Raises:
+            StoreError: it cannot be deleted, or this class writes no such file. Lists of files to delete come from the ledger,
+                and nothing in it can have another file deleted.
         """
+        _refuse_strange(path, "deleted")
         try:
             self._fs.delete_file(f"{self._root}/{path}")
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise StoreError(path, f"cannot be deleted ({error}): check the permissions") from error
+            raise StoreError(path, _failure("deleted", error, "check the permissions")) from error
         if self.local_folder is not None:
             for folder in list(PurePath(path).parents)[:-1]:
                 with suppress(OSError):  # there is something in it, or it is gone
@@ -404,14 +429,17 @@ class Store:
             else:
                 _write_whole(Path(target), content, durable=durable)
         except OSError as error:
-            raise StoreError(path, f"cannot be written ({error}): check space and permissions") from error
+            raise StoreError(path, _failure("written", error, "check space and permissions")) from error
 
-    def _read_parquet(self, ref: FileRef, columns: list[str]) -> pa.Table:
-        try:
-            # In this thread: Arrow's own can outlive the interpreter for a moment, and abort a process that is done.
-            return pq.ParquetFile(pa.BufferReader(self.read(ref))).read(columns=columns, use_threads=False)
-        except pa.ArrowInvalid as error:
-            raise StoreError(ref.path, f"is not the Parquet that it should be ({error})") from error
+
+def _refuse_former(files: fs.FileSystem, root: str) -> None:
+    """Refuse files of an earlier version, which would be deleted as leftovers."""
+    if files.get_file_info(f"{root}/{_FORMER_OWNER}").type == fs.FileType.File:
+        raise StoreError(
+            _FORMER_OWNER,
+            f"this storage path is of format 1, this version reads format {_FORMAT}: train again from the log, with "
+            "another storage path, and delete this one",
+        )
 
 
 def manifest_ref(digest: str) -> FileRef:
@@ -453,28 +481,107 @@ def _to_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
     return bytes(save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
+def _table_of(ref: FileRef, content: bytes, columns: list[str]) -> pa.Table:
+    try:
+        # In this thread: Arrow's own can outlive the interpreter for a moment, and abort a process that is done.
+        return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns, use_threads=False)
+    except pa.ArrowInvalid as error:
+        raise StoreError(ref.path, f"is not the Parquet that it should be ({error})") from error
+
+
 def _to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _reading(files: fs.FileSystem, root: str, ref: FileRef) -> Iterator[pa.NativeFile]:
+    try:
+        with files.open_input_file(f"{root}/{ref.path}") as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise StoreError(ref.path, "is missing: restore the storage path from a copy, or train again") from error
+    except OSError as error:
+        raise StoreError(ref.path, f"cannot be read ({error})") from error
+
+
+def _check_digest(ref: FileRef, found: str) -> None:
+    if found != ref.digest:
+        raise StoreError(ref.path, "is not what was written (its digest differs): restore it from a copy, or train again")
+
+
+def _refuse_strange(path: str, done: str) -> None:
+    """Refuse a path that this class does not lay out, such as one that leads out of the storage path."""
+    if not _OWN_FILES.fullmatch(path):
+        problem = f"is no file of a deployment and was not {done}: the ledger was altered, restore it from a copy"
+        raise StoreError(one_line(path, 200), problem)
+
+
+def _failure(done: str, error: OSError, usual: str) -> str:
+    """What an error of the operating system says, in one sentence, and the way out."""
+    return f"cannot be {done} ({error.strerror or error}): {_WAYS_OUT.get(error.errno or 0, usual)}"
+
+
+def private_folder(folder: Path) -> list[Path]:
+    """Make a folder for its owner alone, and every missing folder above it, whatever the umask.
+
+    Returns:
+        The folders that were made, the deepest first. Those that were there keep their mode.
+    """
+    try:
+        folder.mkdir(_PRIVATE_FOLDER)
+    except FileExistsError:
+        if folder.is_dir():
+            return []
+        raise
+    except FileNotFoundError:
+        above = private_folder(folder.parent)
+        return [*private_folder(folder), *above]
+    with _without_modes():
+        folder.chmod(_PRIVATE_FOLDER)  # a umask may have taken the owner's own bits
+    return [folder]
+
+
+def private_file(file: Path) -> IO[bytes]:
+    """Open a file for writing that only its owner can read, whatever the umask. It must not exist."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE)
+    try:
+        with _without_modes():
+            os.fchmod(descriptor, _PRIVATE_FILE)
+        return os.fdopen(descriptor, "wb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """Go on where a file system has no modes to set, such as a Windows share's; `doctor.py` warns of open files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+
+
 def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
     """Whole or not at all; if durable, there after the power went: the ledger points only to what the disk has."""
-    new_folders = [folder for folder in target.parents if not folder.exists()]
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
+    made: list[Path] = []
     try:
-        with _opened(partial) as stream:
+        with _opened(partial, made) as stream:
             stream.write(content)
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
         partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        _take_back(partial, made)
+        raise
     if not durable:
         return
-    for folder in (target.parent, *(new.parent for new in new_folders)):
+    for folder in (target.parent, *(new.parent for new in made)):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -482,11 +589,25 @@ def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
             os.close(descriptor)
 
 
-def _opened(file: Path) -> IO[bytes]:
-    """Open a new file. Its folder is made again if a concurrent deletion removed it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def _opened(file: Path, made: list[Path]) -> IO[bytes]:
+    """Open a new file. Its folder is made again if a concurrent deletion removed it.
+
+    Args:
+        file: to be made.
+        made: gets the folders that were made for it.
+    """
     try:
-        return file.open("wb")
+        made += private_folder(file.parent)
+        return private_file(file)
     except FileNotFoundError:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file.open("wb")
+        made += private_folder(file.parent)
+        return private_file(file)
+
+
+def _take_back(file: Path, folders: Iterable[Path]) -> None:
+    """Delete a file and folders that a failed write made. The write's own error is the one to report."""
+    with suppress(OSError):
+        file.unlink()
+    for folder in folders:
+        with suppress(OSError):  # there is something in it by now
+            folder.rmdir()

@@ -88,7 +88,7 @@ def tiny_config() -> EraserConfig:
                 "valid_share": 0.1,
             },
             "partition": {"n_shards": 3},
-            "model": {"width": 8, "epochs": 3, "alpha0": 0.3},
+            "model": {"kind": "wmf", "width": 8, "epochs": 3, "alpha0": 0.3},
             "runtime": {"timeout_seconds": 60},
         }
     )

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ray_eraser"
 
 FLOORS = [
-    {"errors", "ids", "seeds", "compute", "determinism", "devices", "registry", "logs"},
+    {"errors", "ids", "seeds", "compute", "determinism", "devices", "registry", "logs", "clock"},
     {"config", "embeddings", "data"},
     {"kernels", "metrics", "ranking"},
     {"evaluation"},
@@ -23,10 +23,10 @@ FLOORS = [
     {"store"},
     {"shard", "aggregator", "ingest"},
     {"unlearning"},
-    {"generation", "backlog", "opening", "pool"},
-    {"status"},
+    {"generation", "backlog", "opening", "pool", "force"},
+    {"status", "healing"},
     {"serving", "building"},
-    {"intake", "reading"},
+    {"intake", "reading", "observer"},
     {"coordinator"},
     {"study", "web", "doctor"},
     {"runtime"},

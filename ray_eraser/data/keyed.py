@@ -144,13 +144,25 @@ class ShardData:
 
     def same(self, other: ShardData) -> bool:
         """Whether both have the same pairs to train on and the same held out."""
+        # The pairs alone decide their rows, so the same pairs are the same arrays.
         return self is other or all(
-            mine.same(theirs)
+            np.array_equal(mine, theirs)
             for mine, theirs in (
-                (self.keyed(self.train), other.keyed(other.train)),
-                (self.keyed(self.valid), other.keyed(other.valid)),
+                (self.user_keys, other.user_keys),
+                (self.item_keys, other.item_keys),
+                (self.train.users, other.train.users),
+                (self.train.items, other.train.items),
+                (self.valid.users, other.valid.users),
+                (self.valid.items, other.valid.items),
             )
         )
+
+    def trained_items(self) -> np.ndarray:
+        """Keys of the items that a pair to train on has, ascending."""
+        is_trained = np.zeros(len(self.item_keys), bool)
+        is_trained[self.train.items] = True
+        keys: np.ndarray = self.item_keys[is_trained]
+        return keys
 
     def has(self, pairs: KeyedPairs) -> np.ndarray:
         """Mask (n,) of the pairs that are here, held out or not."""

@@ -45,6 +45,26 @@ class Rows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def without(self, gone: Rows, is_left_C: np.ndarray) -> Rows:
+        """The matrix without some pairs, without rows that are empty then, and without columns that are.
+
+        It is the same arrays as a matrix that is made from the pairs that are left, in a small part of the time.
+
+        Args:
+            gone: (R, C) the pairs, all of them here.
+            is_left_C: mask of the columns that keep a pair.
+
+        Raises:
+            ValueError: a pair is not here.
+        """
+        degrees_R = self.degrees() - gone.degrees()
+        starts = np.concatenate([[0], np.cumsum(degrees_R[degrees_R > 0])])
+        columns = np.empty(len(self.columns) - len(gone.columns), np.int32)
+        places_C = np.cumsum(is_left_C, dtype=np.int32) - np.int32(1)
+        if not _without(self.starts, self.columns, gone.starts, gone.columns, places_C, columns):
+            raise ValueError("a pair to leave out is not among the rows: name pairs that are")
+        return Rows(starts, columns)
+
     def part(self, first: int, last: int) -> Rows:
         """Rows `first` to before `last`."""
         return Rows(self.starts[first : last + 1], self.columns)
@@ -79,6 +99,34 @@ class Rows:
         sums_CB = np.empty((n_columns, len(asked)), np.float32)
         _spread(self.starts, self.columns, asked.starts, asked.columns, weights_R, sums_CB)
         return sums_CB
+
+
+@compiled
+def _without(
+    starts: np.ndarray,
+    columns: np.ndarray,
+    gone_starts: np.ndarray,
+    gone: np.ndarray,
+    places_C: np.ndarray,
+    left: np.ndarray,
+) -> bool:
+    """Write the columns that are left by their new places, row after row. False, with some unwritten, if one was not here."""
+    end = 0
+    for row in range(len(starts) - 1):
+        n, stop = starts[row], starts[row + 1]
+        for place in range(gone_starts[row], gone_starts[row + 1]):
+            while n < stop and end < len(left) and columns[n] != gone[place]:
+                left[end] = places_C[columns[n]]
+                n, end = n + 1, end + 1
+            if n == stop or columns[n] != gone[place]:
+                return False
+            n += 1
+        # Slices count from 0, so numba need not check every number for being counted from the end.
+        source, target = columns[n:stop], left[end : end + stop - n]
+        for k in range(len(source)):
+            target[k] = places_C[np.uint32(source[k])]
+        end += stop - n
+    return True
 
 
 @compiled

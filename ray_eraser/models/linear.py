@@ -58,6 +58,28 @@ class Slice:
         by_user = Rows.of(np.append(starts, len(interactions)), interactions.items)
         return cls(interactions.users[starts], by_user, by_user.transposed(n_items))
 
+    def without(self, gone: Interactions) -> tuple[Slice, np.ndarray, np.ndarray]:
+        """The only slice of a model, without some of its pairs: the same arrays as if it were made from the others.
+
+        Users and items that lose their last pair lose their numbers, and the numbers after these move up.
+
+        Args:
+            gone: pairs of this slice. Their users are numbered by their places in `users`.
+
+        Returns:
+            The slice, and masks of the users and items that keep a pair.
+        """
+        starts = np.concatenate([[0], np.cumsum(np.bincount(gone.users, minlength=len(self.users)))])
+        gone_by_user = Rows.of(starts, gone.items)
+        gone_by_item = gone_by_user.transposed(len(self.by_item))
+        users_left, items_left = (
+            rows.degrees() > gone_rows.degrees()
+            for rows, gone_rows in ((self.by_user, gone_by_user), (self.by_item, gone_by_item))
+        )
+        by_user = self.by_user.without(gone_by_user, items_left)
+        users = np.arange(len(by_user), dtype=np.int32)
+        return Slice(users, by_user, self.by_item.without(gone_by_item, users_left)), users_left, items_left
+
     def to_users(self, vectors_IB: np.ndarray) -> np.ndarray:
         """R_s V, (U', B)."""
         return self.by_user.sums(vectors_IB)
@@ -119,7 +141,7 @@ class Normalisation:
             _power(user_degrees, -config.normalise_users),
             _power(item_degrees, -config.normalise_items),
             _power(item_degrees, config.normalise_items),
-            np.float32(config.ridge * _mean(item_degrees)),
+            np.float32(config.known_ridge * _mean(item_degrees)),
         )
 
 

@@ -13,9 +13,17 @@ import ray
 from ray_eraser.config import EraserConfig, only_here
 from ray_eraser.coordinator import FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import ConfigError, DeploymentError, RequestError, SetAsideError, WaitTimeoutError
+from ray_eraser.errors import (
+    ConfigError,
+    DeploymentError,
+    HeldError,
+    RequestError,
+    SetAsideError,
+    StaleEpochError,
+    WaitTimeoutError,
+)
 from ray_eraser.ids import RawId, RequestId, checked_id
-from ray_eraser.runtime.actors import CoordinatorActor
+from ray_eraser.runtime.actors import CoordinatorActor, Failed
 from ray_eraser.runtime.pool import translated
 from ray_eraser.runtime.session import NAMESPACE, ensure_ray
 from ray_eraser.status import Progress, Status
@@ -29,6 +37,7 @@ OnProgress = Callable[[Progress], None]
 _CALL_SECONDS = 120.0
 _START_SECONDS = 300.0
 _MANY_SECONDS = 600.0
+_LOOK_SECONDS = 0.5
 
 
 class Ticket:
@@ -38,12 +47,14 @@ class Ticket:
         request_id: ask for it again from any other client.
         salt: opens the receipt's commitment; handed out with the request and forgotten by the system when it is finished. None
             where nothing is forgotten, and there is no receipt.
+        here_again, suppressed: see `Submitted`.
     """
 
     def __init__(self, client: Client, submitted: Submitted) -> None:
         self._client = client
         self.request_id = submitted.request_id
         self.salt = submitted.salt
+        self.here_again, self.suppressed = submitted.here_again, submitted.suppressed
 
     def status(self) -> RequestState:
         """Where the request stands now."""
@@ -133,14 +144,18 @@ class Client:
         answers = self._get(self._actor.submit_many.remote(list(submissions), partial), _MANY_SECONDS)
         return [answer if isinstance(answer, Refusal) else Ticket(self, answer) for answer in answers]
 
-    def learn(self, pairs: Sequence[tuple[RawId, RawId]], *, idempotency_key: str | None = None) -> Ticket:
+    def learn(
+        self, pairs: Sequence[tuple[RawId, RawId]], *, idempotency_key: str | None = None, take_back: bool = False
+    ) -> Ticket:
         """Have (user id, item id) pairs learned from: the shards that they go to are trained again, by the plan.
+
+        `take_back`: also those that were erased and are not to be learned again (`unlearning.suppress_days`).
 
         Raises:
             RequestError, QueueFullError: they cannot be accepted; nothing was changed.
         """
         named = Learning(_listed(pairs)).named  # refuses what no id can be
-        return Ticket(self, self._get(self._actor.learn.remote(named, idempotency_key), _MANY_SECONDS))
+        return Ticket(self, self._get(self._actor.learn.remote(named, idempotency_key, take_back), _MANY_SECONDS))
 
     def repartition(self, *changes: str, idempotency_key: str | None = None) -> Ticket:
         """Have everything made from scratch on what remains, with settings changed (`section.key=value`) if any are given.
@@ -230,9 +245,33 @@ class Client:
                     with suppress(ValueError):  # it went by itself meanwhile
                         ray.kill(ray.get_actor(named["name"], namespace=NAMESPACE))
 
+    def in_force(self, *, take_over: bool = False, patience: float = 0.0) -> tuple[str, EraserConfig]:
+        """Storage path and settings of the deployment, once its coordinator is in force.
+
+        Args:
+            take_over: also where a coordinator elsewhere runs it, which then answers no more.
+            patience: for how many seconds to wait for one elsewhere to end.
+
+        Raises:
+            HeldError, StaleEpochError: one elsewhere runs it.
+        """
+        give_up = time.monotonic() + patience
+        while True:
+            try:
+                return cast(tuple[str, EraserConfig], self._get(self._actor.identity.remote(), _START_SECONDS))
+            except (HeldError, StaleEpochError):
+                if take_over:
+                    self._get(self._actor.take_over.remote(), _START_SECONDS)
+                elif time.monotonic() >= give_up:
+                    raise
+            time.sleep(_LOOK_SECONDS)
+
     def _get(self, reference: Any, timeout: float | None = None) -> Any:
         with translated(f"deployment {self.deployment!r}"):
-            return ray.get(reference, timeout=self._timeout if timeout is None else timeout)
+            answer = ray.get(reference, timeout=self._timeout if timeout is None else timeout)
+        if isinstance(answer, Failed):
+            raise answer.error
+        return answer
 
 
 def _listed(pairs: Any) -> Any:
@@ -266,6 +305,8 @@ def deploy(
     *,
     ledger_url: str = "",
     address: str | None = None,
+    take_over: bool = False,
+    patience: float = 0.0,
 ) -> Client:
     """Start a deployment's coordinator, or find it running: a new one for `fit`, or one that comes back from its storage path.
 
@@ -275,8 +316,11 @@ def deploy(
         config: for a new deployment; None for one that exists.
         ledger_url: where the ledger is, if it is not SQLite under the storage path.
         address: of the Ray cluster, where this process is not connected to one yet.
+        take_over: also where a coordinator elsewhere runs it, which then answers no more.
+        patience: for how many seconds to wait for one elsewhere to end.
 
     Raises:
+        HeldError: one elsewhere runs it.
         ConfigError: a kind is known in this process alone; see `config.register`.
         DeploymentError: nothing is there to come back, or what is there or runs differs from what is asked for.
     """
@@ -290,16 +334,21 @@ def deploy(
         )
     ensure_ray(address)
     options = {"name": f"{deployment}/coordinator", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    is_new = True
     # On the head: when that dies everything does anyway, and a ledger in a file is on the machine where the jobs read it.
     head = {"node:__internal_head__": 0.001}
+    with suppress(ValueError):
+        ray.get_actor(options["name"], namespace=NAMESPACE)
+        is_new = False
     actor = CoordinatorActor.options(**options, num_cpus=0, resources=head, max_restarts=-1).remote(
         deployment, storage_path, config, ledger_url
     )
     client = Client(deployment, actor)
     try:
-        uri, running = client._get(actor.identity.remote(), _START_SECONDS)  # noqa: SLF001 - its own module
+        uri, running = client.in_force(take_over=take_over, patience=patience)
     except Exception:
-        ray.kill(actor)  # it could not open; nothing was promised by it
+        if is_new:
+            ray.kill(actor)  # it could not open; nothing was promised by it
         raise
     if uri != storage_path:
         raise DeploymentError(deployment, f"is running already, at {uri}: choose another name or shut that one down")

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from ray_eraser.doctor import RayFacts
+from ray_eraser.runtime.reach import check_reached, find_address
 
 
 def look_at_ray(address: str | None = None) -> RayFacts | None:
@@ -17,6 +18,8 @@ def look_at_ray(address: str | None = None) -> RayFacts | None:
     quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "ERROR"}
     was_connected = ray.is_initialized()
     try:
+        if not was_connected:
+            check_reached(find_address() if address in (None, "auto") else address)
         context: Any = ray.init(address=address or "auto", **quiet)
     except (ConnectionError, ValueError, RuntimeError):
         return None

@@ -51,6 +51,11 @@ METRICS: Mapping[str, Metric] = {
         Metric("eraser_requests", "gauge", "Requests, by the state that they are in.", ("state",)),
         Metric("eraser_backlog", "gauge", "Requests that wait to be carried out, or are being carried out."),
         Metric("eraser_oldest_pending_seconds", "gauge", "How long the oldest of them has waited; 0 where none does."),
+        Metric(
+            "eraser_oldest_received_seconds",
+            "gauge",
+            "How long the oldest request waits that is not out of what is served yet; an alarm from a minute on.",
+        ),
         Metric("eraser_overdue", "gauge", "Requests that wait longer than unlearning.deadline_days."),
         Metric("eraser_set_aside", "gauge", "Requests whose retraining failed again and again: an operator must look."),
         Metric("eraser_predicted_seconds", "gauge", "What carrying out all that waits is expected to take."),
@@ -93,6 +98,7 @@ class DeploymentMetrics:
             self._set("eraser_requests", count, state=state)
         self._set("eraser_backlog", sum(status.requests[state] for state in ("received", "excised", "routed")))
         self._set("eraser_oldest_pending_seconds", status.oldest_pending_seconds)
+        self._set("eraser_oldest_received_seconds", status.oldest_received_seconds)
         self._set("eraser_overdue", status.overdue)
         self._set("eraser_set_aside", len(status.set_aside))
         self._set("eraser_predicted_seconds", status.predicted_seconds)

@@ -22,8 +22,11 @@ _T = TypeVar("_T")
 _ANSWER_SECONDS = 30.0
 """The longest that an asker waits for the deployment; training is never waited for."""
 _START_SECONDS, _LISTEN_SECONDS = 60.0, 5.0
-_WAITING = 200
-"""Requests that wait for a process; more are refused with 503."""
+_AT_ONCE, _WAITING = 400, 100
+"""Requests in a process, and requests that wait for one; more are refused with 503. A process has room for more than the bodies
+that keys may send slowly (`Limits.receiving`), so that those who only ask are answered meanwhile."""
+_WHOLE_SECONDS = 60.0
+"""The longest that anything may take: a body's time, and an answer's."""
 
 
 class Connection:
@@ -99,26 +102,34 @@ def start(
     if not serve.status().proxies and _on_head(_answer_of, reached, "/", 0.0) is not None:
         raise InputError(f"another program listens at {reached}: choose another port")
     quiet = LoggingConfig(enable_access_log=False)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+    http_options = {"host": host, "port": port, "request_timeout_s": _WHOLE_SECONDS}
+    serve.start(proxy_location="HeadOnly", http_options=http_options, logging_config=quiet)
     if _on_head(_answer_of, reached, "/-/healthz", _LISTEN_SECONDS) is None:
         raise InputError(
             f"Serve runs on this Ray already and does not listen at {reached}: give the address that it has, or shut it down"
         )
-    api = serve.deployment(
-        serve.ingress()(Api),
-        name="api",
-        num_replicas=replicas,
-        ray_actor_options={"num_cpus": 0},  # it computes nothing: the cluster's CPUs are for training
-        max_ongoing_requests=50,
-        max_queued_requests=_WAITING,
-        logging_config=quiet,
-    )
-    bound = api.bind(deployment, keys, (limits or Limits()).divided(replicas))
+    bound = serve_deployment(replicas).bind(deployment, keys, (limits or Limits()).divided(replicas))
     try:
         serve.run(bound, name=_name(deployment), route_prefix="/", logging_config=quiet)
     except RayServeException as error:
         raise InputError(f"Serve refused ({str(error).strip().splitlines()[-1]}): one deployment of a Ray is served") from error
     return f"http://{reached}"
+
+
+def serve_deployment(replicas: int) -> Any:
+    """What Serve is to run, in so many processes."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    return serve.deployment(
+        serve.ingress()(Api),
+        name="api",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": 0},  # it computes nothing: the cluster's CPUs are for training
+        max_ongoing_requests=_AT_ONCE,
+        max_queued_requests=_WAITING,
+        logging_config=LoggingConfig(enable_access_log=False),  # paths name users
+    )
 
 
 def stop(deployment: str) -> None:

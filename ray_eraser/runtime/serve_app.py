@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ray_eraser.runtime.client import deploy
-from ray_eraser.runtime.serve import Api, check_installed
+from ray_eraser.runtime.serve import check_installed, serve_deployment
 from ray_eraser.web.keys import read_keys
 from ray_eraser.web.limits import Limits
 
@@ -34,15 +34,6 @@ class Settings(BaseModel):
 def application(settings: Settings) -> Any:
     """What Serve is to run."""
     check_installed()
-    from ray import serve
-    from ray.serve.schema import LoggingConfig
-
     deploy(settings.deployment, settings.storage_path, ledger_url=settings.ledger_url)
-    api = serve.deployment(
-        serve.ingress()(Api),
-        name="api",
-        num_replicas=settings.replicas,
-        ray_actor_options={"num_cpus": 0},
-        logging_config=LoggingConfig(enable_access_log=False),  # paths name users
-    )
-    return api.bind(settings.deployment, read_keys(settings.keys), Limits().divided(settings.replicas))
+    limits = Limits().divided(settings.replicas)
+    return serve_deployment(settings.replicas).bind(settings.deployment, read_keys(settings.keys), limits)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,10 +14,14 @@ from typing import Any
 import ray
 
 from ray_eraser.errors import InputError
+from ray_eraser.runtime.reach import check_reached, find_address, said_if_slow
+
+log = logging.getLogger(__name__)
 
 NAMESPACE = "ray_eraser"
 """All named actors of all deployments live in it."""
 
+_SLOW_SECONDS = 10.0
 _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -30,11 +36,11 @@ def ensure_ray(address: str | None = None) -> Session:
     """Connect to Ray, unless this process is connected already.
 
     Args:
-        address: of a cluster (`host:port`, `auto`), or `local` for a Ray of this process alone. None takes the cluster that
-            RAY_ADDRESS names or that runs on this machine, and starts a local one where there is none.
+        address: of a cluster (`host:port`, `ray://host:port`, `auto`), or `local` for a Ray of this process alone. None takes
+            the cluster that RAY_ADDRESS names or that runs on this machine, and starts a local one where there is none.
 
     Raises:
-        InputError: no Ray answers at the address.
+        InputError: no Ray answers at the address within seconds.
     """
     if find_ray(address):
         return Session(local=False)
@@ -50,24 +56,35 @@ def find_ray(address: str | None = None) -> bool:
     """
     if ray.is_initialized():
         return True
-    if address == "local":
+    wanted = os.environ.get("RAY_ADDRESS") or address if address in (None, "auto") else address
+    if wanted == "local":
+        return False
+    found = find_address() if wanted in (None, "auto") else wanted
+    if found is None and wanted is None:
         return False
     try:
-        _init(address or "auto")
+        check_reached(found)
+        with said_if_slow(_SLOW_SECONDS, "Ray at %s answers slowly: still connecting to it", found):
+            _init(wanted or "auto")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if address is None:
-            return False
         first_line = str(error).splitlines()[0]
-        raise InputError(f"no Ray answers at {address!r} ({first_line}): check the address, or use 'local'") from error
+        if wanted is None:
+            # Left behind by a head that crashed. Nobody asked for it, so it keeps nobody from working.
+            log.warning("no Ray answers at %s, where one ran before (%s): jobs have one of their own", found, first_line)
+            return False
+        where = repr(wanted) + (f", which is {found}" if wanted == "auto" and found else "")
+        raise InputError(f"no Ray answers at {where} ({first_line}): check the address, or use 'local'") from error
     return True
 
 
 def _init(address: str, **options: Any) -> None:
     """`ray.init`, without the handler of SIGTERM that it puts in the place of this program's, and that prints a stack trace."""
     own = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, **_QUIET, **options)
-    if own not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, own)
+    try:
+        ray.init(address=address, **_QUIET, **options)
+    finally:
+        if own not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def addresses() -> dict[str, str]:

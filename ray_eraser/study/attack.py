@@ -13,22 +13,22 @@ Against two kinds of pairs:
 By threshold on one signal, by a shadow model (Shokri et al. 2017), and by two versions of the same model (Chen et al. 2021,
 "When Machine Unlearning Jeopardizes Privacy").
 
-n pairs, m members, o others, I items, D width, F features, B pairs of a batch.
+n pairs, m members, o others, I items, F features, B pairs of a batch, U users.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy import special, stats
 
-from ray_eraser.config import WmfAlsConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.determinism import deterministic
-from ray_eraser.embeddings import Embeddings
+from ray_eraser.evaluation import Scorer
 from ray_eraser.seeds import derive
 
 Against = Literal["never seen", "held out"]
@@ -100,7 +100,8 @@ class Probe:
         comparisons: with each kind of pairs.
         known: pairs of these users that the attacker knows and passes over: those that remain, or where whole users are erased
             the known half of what they had.
-        whole_users: erased users have no vector any more. The attacker, who knows half of what they had, folds them in.
+        whole_users: erased users are unknown to the model. The attacker, who knows half of what they had, asks about somebody
+            who has that half.
     """
 
     comparisons: dict[Against, Comparison]
@@ -226,7 +227,7 @@ class Signals:
 
     Attributes:
         pairs: which.
-        score: p.q.
+        score: of the item for the user.
         percentile: share of the items that the user is not known to have, scored lower (ties half). Comparable between users
             and between models, which scores are not: what the threshold attack goes by.
         user_z: by how many deviations the score is above the mean of the user's scores.
@@ -251,67 +252,78 @@ class Signals:
         return np.column_stack([self.score, special.logit(np.clip(self.percentile, 1e-4, 1 - 1e-4)), self.user_z, self.item_z])
 
 
-def signals(model: Embeddings, probe: Probe, seen: Interactions, als: WmfAlsConfig, threads: int) -> Signals:
-    """Ask a model about a probe's pairs.
+def signals(model: Scorer, probe: Probe, seen: Interactions, population: np.ndarray, threads: int) -> Signals:
+    """Ask a model about a probe's pairs. It needs scores alone, so models of every kind are asked alike.
 
     Args:
-        model: that is served; it knows every item of the probe.
+        model: as it is served, in the rows of the log; it can score every user and item of the probe.
         probe: the pairs.
-        seen: what its users are not recommended, because they have it.
-        als: `alpha0` and `reg` of folding in, where whole users were erased.
+        seen: what users are not recommended, because they have it.
+        population: (U,) ascending rows of the users whose scores of an item say what is usual for it.
         threads: of BLAS; another count rounds otherwise.
     """
-    pairs = probe.pairs()
+    pairs, item_rows = probe.pairs(), model.item_rows
+    at_n = np.searchsorted(item_rows, pairs.items)
+    n_rows = 1 + max(int(rows.max(initial=0)) for rows in (pairs.users, probe.known.users))
+    n_columns = 1 + max(int(rows.max(initial=0)) for rows in (item_rows, probe.known.items, seen.items))
+    known_UI = probe.known.matrix(n_rows, n_columns)[:, item_rows]
+    seen_UI = seen.of_users(pairs.user_rows()).matrix(n_rows, n_columns)[:, item_rows]
+    found = [np.empty((4, 0))]
     with deterministic(threads):
-        asked = _folded(model, probe.known, als) if probe.whole_users else model
-        users_UD, items_ID = asked.users.astype(np.float64), asked.items.astype(np.float64)
-        user_n, item_n = np.searchsorted(asked.user_rows, pairs.users), np.searchsorted(asked.item_rows, pairs.items)
-        n_rows = 1 + int(max(asked.user_rows[-1], pairs.users.max(initial=0)))
-        n_columns = 1 + max(int(rows.max(initial=0)) for rows in (asked.item_rows, probe.known.items, seen.items))
-        known_UI = probe.known.matrix(n_rows, n_columns)[:, asked.item_rows]
-        seen_UI = seen.of_users(pairs.user_rows()).matrix(n_rows, n_columns)[:, asked.item_rows]
-        score, percentile, listed = np.empty(len(pairs)), np.empty(len(pairs)), np.empty(len(pairs), bool)
-        batch = max(1, _BATCH_CELLS // len(items_ID))
-        for first in range(0, len(pairs), batch):
-            rows_B, at_B = pairs.users[first : first + batch], item_n[first : first + batch]
-            scores_BI = users_UD[user_n[first : first + batch]] @ items_ID.T
-            own_B1 = np.take_along_axis(scores_BI, at_B[:, None], 1)
-            score[first : first + batch] = own_B1[:, 0]
-            other_BI = known_UI[rows_B].toarray() == 0
-            np.put_along_axis(other_BI, at_B[:, None], values=False, axis=1)
-            below_B = ((scores_BI < own_B1) & other_BI).sum(1) + ((scores_BI == own_B1) & other_BI).sum(1) / 2
-            percentile[first : first + batch] = below_B / np.maximum(1, other_BI.sum(1))
-            unseen_BI = seen_UI[rows_B].toarray() == 0
-            better_B = ((scores_BI > own_B1) & unseen_BI).sum(1)
-            unseen_B = np.take_along_axis(unseen_BI, at_B[:, None], 1)[:, 0]
-            listed[first : first + batch] = unseen_B & (better_B < LIST_LENGTH)
-        return Signals(
-            pairs,
-            score,
-            percentile,
-            (score - users_UD[user_n] @ items_ID.mean(0)) / _deviation(users_UD[user_n], items_ID),
-            (score - items_ID[item_n] @ users_UD.mean(0)) / _deviation(items_ID[item_n], users_UD),
-            listed,
-        )
+        mean_I, deviation_I = _usual(model, population)
+        for batch in _batches(len(pairs), len(item_rows)):
+            rows, place_B = np.unique(pairs.users[batch], return_inverse=True)
+            known, scores = model.scores(rows)
+            assert known.all(), "a probe asks about users whom the model can score"
+            scores_BI, own_BI, had_BI = scores.astype(np.float64)[place_B], known_UI[rows], seen_UI[rows]
+            found.append(_of_pairs(scores_BI, at_n[batch], own_BI[place_B].toarray() > 0, had_BI[place_B].toarray() > 0))
+    score, percentile, user_z, listed = np.concatenate(found, 1)
+    return Signals(pairs, score, percentile, user_z, (score - mean_I[at_n]) / deviation_I[at_n], listed > 0)
 
 
-def _folded(model: Embeddings, known: Interactions, als: WmfAlsConfig) -> Embeddings:
-    """The known users solved on a model's items; the items stay as they are served."""
-    from ray_eraser.models.wmf_als import half_sweep
+def _of_pairs(scores_BI: np.ndarray, at_B: np.ndarray, known_BI: np.ndarray, seen_BI: np.ndarray) -> np.ndarray:
+    """Score, percentile, user_z and listed, (4, B), of one pair a row: see `Signals`.
 
-    user_rows, users = np.unique(known.users, return_inverse=True)
-    items = np.searchsorted(model.item_rows, known.items)
-    known_UI = Interactions(users.astype(np.int32), items.astype(np.int32)).matrix(len(user_rows), len(model.item_rows))
-    return Embeddings(user_rows, half_sweep(known_UI, model.items, als.known_alpha0, als.reg), model.item_rows, model.items)
+    Args:
+        scores_BI: float64, of all items for the pair's user.
+        at_B: where the pair's item stands.
+        known_BI: whether the user is known to have the item.
+        seen_BI: whether the user has it, so that it is not recommended.
+    """
+    score_B1 = np.take_along_axis(scores_BI, at_B[:, None], 1)
+    other_BI = ~known_BI
+    np.put_along_axis(other_BI, at_B[:, None], values=False, axis=1)
+    below_B = ((scores_BI < score_B1) & other_BI).sum(1) + ((scores_BI == score_B1) & other_BI).sum(1) / 2
+    better_B = ((scores_BI > score_B1) & ~seen_BI).sum(1)
+    unseen_B = ~np.take_along_axis(seen_BI, at_B[:, None], 1)[:, 0]
+    user_z_B = (score_B1[:, 0] - scores_BI.mean(1)) / _deviation(scores_BI.var(1))
+    listed_B = unseen_B & (better_B < LIST_LENGTH)
+    return np.stack([score_B1[:, 0], below_B / np.maximum(1, other_BI.sum(1)), user_z_B, listed_B])
 
 
-def _deviation(vectors_nD: np.ndarray, others_CD: np.ndarray) -> np.ndarray:
-    """Of the scores of each vector with all others, (n,), from their covariance: no score is computed."""
-    covariance_DD = np.atleast_2d(np.cov(others_CD, rowvar=False, bias=True))
-    variance_n = np.einsum("nd,de,ne->n", vectors_nD, covariance_DD, vectors_nD)
-    # A vector of zeros scores everything alike: no score of it deviates, however it is rounded.
-    deviation_n: np.ndarray = np.sqrt(np.maximum(variance_n, np.finfo(float).eps))
-    return deviation_n
+def _usual(model: Scorer, population: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every item's scores over some users, both (I,)."""
+    sums_I, squares_I, n_users = np.zeros(len(model.item_rows)), np.zeros(len(model.item_rows)), 0
+    for batch in _batches(len(population), len(model.item_rows)):
+        known, scores = model.scores(population[batch])
+        scores_UI = scores.astype(np.float64)
+        sums_I += scores_UI.sum(0)
+        squares_I += (scores_UI**2).sum(0)
+        n_users += int(known.sum())
+    mean_I = sums_I / max(1, n_users)
+    return mean_I, _deviation(squares_I / max(1, n_users) - mean_I**2)
+
+
+def _batches(n: int, n_items: int) -> Iterator[slice]:
+    """Parts of n rows whose scores of all items fit into memory."""
+    length = max(1, _BATCH_CELLS // max(1, n_items))
+    return (slice(first, first + length) for first in range(0, n, length))
+
+
+def _deviation(variance: np.ndarray) -> np.ndarray:
+    """Of scores; where all are alike none deviates, however they are rounded."""
+    deviation: np.ndarray = np.sqrt(np.maximum(variance, np.finfo(float).eps))
+    return deviation
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,11 +71,7 @@ class Cell:
         Raises:
             DataFileError: it cannot be read, or has no test set.
         """
-        config = self.config()
-        dataset = read_dataset(self.data, config.data, config.seed)
-        if not len(dataset.test):
-            raise DataFileError(self.data, "no test set: set data.test_share=0.2, or give a log that comes with one")
-        return dataset
+        return with_test_set(self.data, self.config())
 
     def within(self, epochs: int) -> Cell:
         """The same cell with no more epochs than a budget allows."""
@@ -99,6 +95,14 @@ class Cell:
     def row(self) -> dict[str, Any]:
         """Measure it: one flat row."""
         return measure(self).to_row()
+
+
+def with_test_set(data: str, config: EraserConfig) -> Dataset:
+    """A log, with the test set that quality is read from. Raises as `Cell.dataset`."""
+    dataset = read_dataset(data, config.data, config.seed)
+    if not len(dataset.test):
+        raise DataFileError(data, "no test set: set data.test_share=0.2, or give a log that comes with one")
+    return dataset
 
 
 @dataclass(frozen=True)

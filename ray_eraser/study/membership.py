@@ -10,6 +10,9 @@ compared are
 - `broken`: the owning shards trained on from the weights that saw the pairs, and `stale`: the old submodels aggregated again,
   without any training. They show what the attacks would notice.
 
+A model that is never trained has no weights. Of the linear model, `broken` is the one from before the erasure, asked about
+users by the items that they have left; `stale` is what was served before, unchanged. Of other packages' models, both are that.
+
 Unlearning and oracle repeated with other seeds say how much an AUC moves by chance.
 """
 
@@ -26,16 +29,18 @@ import numpy as np
 from ray_eraser import seeds
 from ray_eraser.aggregator import aggregate_of, folded_in
 from ray_eraser.compute import Compute
-from ray_eraser.config import EraserConfig, WmfAdagradConfig, WmfAlsConfig
+from ray_eraser.config import EraserConfig, LinearConfig, WmfAdagradConfig, WmfAlsConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.data.vocabulary import hash_texts
 from ray_eraser.determinism import deterministic
-from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
+from ray_eraser.embeddings import KeyedEmbeddings
 from ray_eraser.errors import ConfigError
 from ray_eraser.ids import ShardId
 from ray_eraser.prepare import prepare
+from ray_eraser.served import Served, ServedVectors, served_by
+from ray_eraser.study.asking import InLog, asked_by, rows_of
 from ray_eraser.study.attack import (
     Against,
     Auc,
@@ -59,6 +64,7 @@ defence: the better a pair is forgotten, the more has changed, and a model that 
 _ATTACKED = ("unlearned", "oracle", "broken", "stale")
 _LEAST = 20  # pairs of each kind, for an interval to mean anything
 _SHADOW_SHARE = 0.8  # of the remaining pairs, for a shadow model; the others are what it never saw
+_POPULATION = 10_000  # users at most whose scores of an item say what is usual for it
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,9 @@ class AttackReport:
         unit: `pairs` or `users`: what was erased.
         erased_pairs: interactions erased.
         compared: how many of them are told apart from as many others, by kind of pairs.
+        model: the kind of model that is attacked.
         guarantee: the level that the configuration claims.
-        alpha0, oracle_alpha0: as chosen from the log with and without the erased pairs, or as configured.
+        chosen, oracle_chosen: settings that were chosen from the log with and without the erased pairs, by name.
         same_bits: whether the unlearned model and the oracle agree in every bit.
         popularity: the AUC of the items' popularity alone, by kind of pairs; near .5 if the pairs are well matched.
         results: one for each attack and kind of pairs.
@@ -128,9 +135,10 @@ class AttackReport:
     unit: str
     erased_pairs: int
     compared: dict[Against, int]
+    model: str
     guarantee: str
-    alpha0: float
-    oracle_alpha0: float
+    chosen: dict[str, float]
+    oracle_chosen: dict[str, float]
     same_bits: bool
     popularity: dict[Against, float]
     results: tuple[AttackResult, ...]
@@ -156,6 +164,8 @@ class Learned:
         shards: every shard's data.
         submodels: and submodel.
         model: the aggregate, with its users.
+        chosen: names of the settings that were chosen from the log.
+        left_in: what a model that is never trained still holds after it was unlearned badly; None where that is `shards`.
     """
 
     config: EraserConfig
@@ -164,35 +174,36 @@ class Learned:
     shards: tuple[ShardData, ...]
     submodels: tuple[KeyedEmbeddings, ...]
     model: KeyedEmbeddings
+    chosen: tuple[str, ...] = ()
+    left_in: tuple[ShardData, ...] | None = None
 
     def keyed(self, pairs: Interactions) -> KeyedPairs:
         """Pairs of the log by the keys that they have here."""
         return KeyedPairs.in_keys(pairs, self.user_keys, self.item_keys)
 
-    @property
-    def served(self) -> Embeddings:
-        """The model in the rows of the log."""
-        user_rows, item_rows = _rows_of(self.model.user_keys, self.user_keys), _rows_of(self.model.item_keys, self.item_keys)
-        by_user, by_item = np.argsort(user_rows), np.argsort(item_rows)
-        return Embeddings(user_rows[by_user], self.model.users[by_user], item_rows[by_item], self.model.items[by_item])
+    def served(self) -> Served:
+        """The model as a deployment serves it."""
+        if self.config.model.is_trained:
+            return ServedVectors(self.model, None, self.shards)
+        served = served_by(self.model, self.left_in or self.shards, self.config)
+        return served if self.left_in is None else asked_by(served, self.shards, self.config)
+
+    def values_chosen(self) -> dict[str, float]:
+        """The settings that were chosen from the log, by name."""
+        named = (name.split(".") for name in self.chosen)
+        return {f"{section}.{key}": getattr(getattr(self.config, section), key) for section, key in named}
 
     @property
     def seen(self) -> Interactions:
         """What nobody is recommended, because they have it, in the rows of the log."""
         parts = [
             Interactions.of(
-                _rows_of(data.user_keys, self.user_keys)[data.pairs.users],
-                _rows_of(data.item_keys, self.item_keys)[data.pairs.items],
+                rows_of(data.user_keys, self.user_keys)[data.pairs.users],
+                rows_of(data.item_keys, self.item_keys)[data.pairs.items],
             )
             for data in self.shards
         ]
         return Interactions.union(parts)
-
-
-def _rows_of(keys: np.ndarray, key_of_row: np.ndarray) -> np.ndarray:
-    """The row of every key, (n,) int32, given the keys of all rows in any order."""
-    order = np.argsort(key_of_row)
-    return order[np.searchsorted(key_of_row, keys, sorter=order)].astype(np.int32)
 
 
 def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
@@ -200,22 +211,28 @@ def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
     ready = prepare(dataset, config, compute)
     key = seeds.secret(config.seed, "ids")
     user_keys, item_keys = hash_texts(dataset.users.texts, key), hash_texts(dataset.items.texts, key)
-    return _trained(ready.config, user_keys, item_keys, ready.shards, {}, compute)
+    learned = _trained(ready.config, user_keys, item_keys, ready.shards, {}, compute)
+    return replace(learned, chosen=ready.chosen)
 
 
 def unlearn(before: Learned, erased: Interactions, compute: Compute) -> Learned:
     """As `Coordinator.process_pending` does: the owning shards from scratch on what remains, the others as they are."""
     shards = _without_pairs(before, erased)
     kept = {k: before.submodels[k] for k, data in enumerate(shards) if len(data) == len(before.shards[k])}
-    return _trained(before.config, before.user_keys, before.item_keys, shards, kept, compute)
+    after = _trained(before.config, before.user_keys, before.item_keys, shards, kept, compute)
+    return replace(after, chosen=before.chosen)
 
 
 def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: Compute) -> Learned:
     """What must never be done: the owning shards trained on, for some epochs, from weights that saw the erased pairs.
 
-    For calibration. All else is done rightly: the aggregation and the fold-in see only what remains.
+    For calibration. All else is done rightly: the aggregation and the fold-in see only what remains. A model that is never
+    trained keeps the erased pairs; the linear one scores users by what remains, unless there are 0 epochs.
     """
     shards = _without_pairs(before, erased)
+    if not before.config.model.is_trained:
+        can_be_asked = isinstance(before.config.model, LinearConfig)
+        return replace(before, shards=shards, left_in=before.shards) if epochs and can_be_asked else before
     calls = [
         partial(_trained_on, submodel, data, before.config, epochs, ShardId(k))
         for k, (submodel, data) in enumerate(zip(before.submodels, shards, strict=True))
@@ -305,12 +322,6 @@ def _adagrad_on(
     return users.numpy(), items.numpy()
 
 
-def _refuse_without_vectors(config: EraserConfig) -> None:
-    if not config.model.is_trained:
-        problem = f"the attacks ask a model's vectors, and a {config.model.kind} model has none: choose another"
-        raise ConfigError("model.kind", problem)
-
-
 def attack_study(
     dataset: Dataset,
     config: EraserConfig,
@@ -328,9 +339,9 @@ def attack_study(
         on_done: hears what was trained.
 
     Raises:
-        ConfigError: so little is erased that no interval would mean anything, or the model has no vectors to ask.
+        ConfigError: so little is erased that no interval would mean anything, or users are erased and a model of this kind
+            cannot be asked about users whom it does not know.
     """
-    _refuse_without_vectors(config)
     erased = draw_erasure(dataset, plan.share, config.seed, whole_users=plan.whole_users)
     probe = draw_probe(dataset, erased, config.seed, whole_users=plan.whole_users, most=plan.most)
     comparisons = {against: pairs for against, pairs in probe.comparisons.items() if len(pairs.members) >= _LEAST}
@@ -352,25 +363,28 @@ def attack_study(
         known.append(_shadow(remaining, config, plan, number, compute))
         on_done(f"shadow {number}")
 
-    popularity_I = np.bincount(remaining.train.items, minlength=len(dataset.items))
     return AttackReport(
         unit="users" if plan.whole_users else "pairs",
         erased_pairs=len(erased),
         compared={against: len(pairs.members) for against, pairs in comparisons.items()},
-        guarantee=config.guarantee,
-        alpha0=before.config.als_settings.known_alpha0,
-        oracle_alpha0=oracle.config.als_settings.known_alpha0,
-        same_bits=versions["unlearned"].model.same_bits(oracle.model),
-        popularity={
-            against: auc(popularity_I[pairs.members.items], popularity_I[pairs.others.items]).value
-            for against, pairs in comparisons.items()
-        },
+        model=before.config.model.kind,
+        guarantee=before.config.guarantee_given(before.chosen),
+        chosen=before.values_chosen(),
+        oracle_chosen=oracle.values_chosen(),
+        same_bits=versions["unlearned"].served().same_bits(oracle.served()),
+        popularity={against: _by_popularity(remaining, pairs) for against, pairs in comparisons.items()},
         results=tuple(
             result
             for against, pairs in comparisons.items()
             for result in _attacked(asked, others, known, against, pairs, lists=not plan.whole_users)
         ),
     )
+
+
+def _by_popularity(remaining: Dataset, pairs: Comparison) -> float:
+    """The AUC of the items' popularity alone."""
+    popularity_I = np.bincount(remaining.train.items, minlength=len(remaining.items))
+    return auc(popularity_I[pairs.members.items], popularity_I[pairs.others.items]).value
 
 
 def _versions(
@@ -389,7 +403,7 @@ def _versions(
     on_done("unlearned")
     oracle = learn(remaining, config, compute)
     on_done("oracle")
-    broken = unlearn_badly(before, erased, max(1, round(plan.warm_share * config.model.epochs)), compute)
+    broken = unlearn_badly(before, erased, max(1, round(plan.warm_share * before.config.model.epochs)), compute)
     stale = unlearn_badly(before, erased, 0, compute)
     on_done("broken")
     return {"before": before, "unlearned": unlearned, "oracle": oracle, "broken": broken, "stale": stale}
@@ -401,9 +415,20 @@ def _without(dataset: Dataset, erased: Interactions) -> Dataset:
 
 
 def _asked(learned: Learned, probe: Probe, compute: Compute) -> Signals:
-    config = learned.config
-    call = partial(signals, learned.served, probe, learned.seen, config.als_settings, config.runtime.threads)
-    return compute.run([call])[0]
+    # Where it computes, nothing but the submodels is left out: they are large, and nobody is asked about them.
+    return compute.run([partial(_signals_of, replace(learned, submodels=()), probe)])[0]
+
+
+def _signals_of(learned: Learned, probe: Probe) -> Signals:
+    """What a model says of a probe's pairs. Erased users are unknown to it: it is asked by what the attacker knows of them."""
+    served, seen = learned.served(), learned.seen
+    population = seen.user_rows()
+    if probe.whole_users:
+        known = ShardData.none().with_learned(learned.keyed(probe.known), KeyedPairs.none())
+        served, population = asked_by(served, [known], learned.config), probe.known.user_rows()
+    population = population[:: max(1, -(-len(population) // _POPULATION))]
+    model = InLog(served, learned.user_keys, learned.item_keys)
+    return signals(model, probe, seen, population, learned.config.runtime.threads)
 
 
 def _shadow(remaining: Dataset, config: EraserConfig, plan: StudyPlan, number: int, compute: Compute) -> tuple[Signals, Probe]:

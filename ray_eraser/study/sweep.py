@@ -136,6 +136,7 @@ class Sweep:
         samples: draws at every point of the grid; with `optuna`, all trials.
         search: `grid` or `optuna`.
         stop_early: whether trials of models with many epochs are stopped where others do better for the same cost.
+        n_pairs: training interactions of the log, which `model.kind=auto` is decided by.
 
     Raises:
         ConfigError: a setting is not known or out of range at some point, or the numbers do not fit together.
@@ -148,6 +149,7 @@ class Sweep:
     samples: int = 1
     search: Literal["grid", "optuna"] = "grid"
     stop_early: bool = False
+    n_pairs: int = 0
 
     def __post_init__(self) -> None:
         keys = [axis.key for axis in self.axes]
@@ -173,7 +175,7 @@ class Sweep:
         texts = [
             f"{axis.key}={axis.text(point[axis.key]) if isinstance(axis, Range) else point[axis.key]}" for axis in self.axes
         ]
-        return changed(self.base, texts)
+        return changed(self.base, texts).resolved(self.n_pairs)
 
     def label(self, point: Mapping[str, Any]) -> str:
         """What tells a trial from the others, for people."""
@@ -230,8 +232,9 @@ class _Here:
 
 
 def alpha0_key(config: EraserConfig) -> str:
-    """Names what `alpha0 = "auto"` is chosen by, besides the log."""
-    return json.dumps([config.seed, config.model.width, config.runtime.threads])
+    """Names what the open settings are chosen by, besides the log."""
+    linear = config.model.model_dump(mode="json") if "model.ridge" in config.open_settings else None
+    return json.dumps([config.seed, config.model.width, config.runtime.threads, config.open_settings, linear], sort_keys=True)
 
 
 def embeddings_key(config: EraserConfig) -> str:
@@ -246,12 +249,12 @@ def partition_key(config: EraserConfig) -> str:
     return json.dumps([config.seed, config.partition.model_dump(mode="json"), needs], sort_keys=True)
 
 
-def shared_alpha0(dataset: Dataset, config: EraserConfig) -> float:
-    """What `Coordinator.fit` would choose, for settings that leave it open."""
+def shared_alpha0(dataset: Dataset, config: EraserConfig) -> dict[str, float]:
+    """What `Coordinator.fit` would choose for the settings that are left open, by their names; see `EraserConfig.settled`."""
     log = keyed(dataset, config)
-    settled, _ = settle(config, log.train.of_users, len(log.train), log.users.keys, log.items.keys, _Here())
-    assert settled.own_alpha0 is not None, "it has just been chosen"
-    return settled.own_alpha0
+    settled, chosen = settle(config, log.train.of_users, len(log.train), log.users.keys, log.items.keys, _Here())
+    values = settled.model_dump(mode="json")
+    return {name: values[section][key] for name in chosen for section, _, key in [name.partition(".")]}
 
 
 def shared_embeddings(dataset: Dataset, config: EraserConfig) -> Embeddings | None:

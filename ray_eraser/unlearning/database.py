@@ -10,18 +10,20 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Column, Connection, Float, Integer, MetaData, String, Table, Text, event
+from sqlalchemy import Boolean, Column, Connection, Float, Integer, MetaData, String, Table, Text, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ray_eraser.errors import InputError, LedgerError
+from ray_eraser.store import private_file
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "3"
+_FORMAT = "4"
 """Of the tables and of what is in them. A ledger of another format is refused."""
 _OWN_FORMAT = f"format {_FORMAT}"
 
@@ -39,6 +41,11 @@ EPOCHS = Table(
     METADATA,
     Column("epoch", Integer, primary_key=True, autoincrement=True),
     Column("started_at", Float, nullable=False),
+    # Who began it: deployment, machine, process. Names no user.
+    Column("holder", Text, nullable=False),
+    Column("lease_seconds", Float, nullable=False),
+    Column("beats", Integer, nullable=False),
+    Column("ended", Boolean, nullable=False),
 )
 GENERATIONS = Table(
     "generations",
@@ -49,6 +56,15 @@ GENERATIONS = Table(
     Column("published_at", Float, nullable=False),
     # Files of the generation before that this one superseded, until they are deleted.
     Column("to_purge", Text, nullable=False),
+    # That it is current, and where the chain ends; signed. Gone with its digest, which it has in it.
+    Column("standing", Text),
+)
+# Links of the chain that are no receipts.
+ROTATIONS = Table(
+    "rotations",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("rotation", Text, nullable=False),
 )
 REQUESTS = Table(
     "requests",
@@ -57,6 +73,8 @@ REQUESTS = Table(
     Column("request_id", String(64), nullable=False, unique=True),
     # Of the idempotency key, which may name a user, only a keyed hash.
     Column("key_hash", String(64), unique=True),
+    # Of the key and what was asked under it: another request under the key is refused, also when the payload is gone.
+    Column("work_hash", String(64)),
     Column("kind", String(16), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("priority", Integer, nullable=False),
@@ -80,7 +98,15 @@ WORKS = Table(
     Column("payload", Text, nullable=False),
     Column("salt", String(64)),
 )
-for _secret in (WORKS.c.payload, WORKS.c.salt, GENERATIONS.c.digest, GENERATIONS.c.to_purge):
+# What must not be learned again, by keyed hash, where the operator asked for it (unlearning.suppress_days).
+SUPPRESSED = Table(
+    "suppressed",
+    METADATA,
+    Column("subject", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("until", Float, nullable=False),
+)
+for _secret in (WORKS.c.payload, WORKS.c.salt, GENERATIONS.c.digest, GENERATIONS.c.to_purge, GENERATIONS.c.standing):
     # PostgreSQL's statistics would quote values of the column, and keep them when the rows are gone.
     _uncounted: Any = sa.DDL(f"ALTER TABLE {_secret.table.name} ALTER COLUMN {_secret.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
     event.listen(_secret.table, "after_create", _uncounted.execute_if(dialect="postgresql"))
@@ -107,6 +133,7 @@ class Database:
 
     Attributes:
         name: random, made with the tables: tells ledgers apart.
+        is_closed: whether `close` was called. Nothing opens it again.
 
     Raises:
         InputError: it cannot be opened, or is of another format.
@@ -114,6 +141,7 @@ class Database:
     """
 
     def __init__(self, url: str | sa.URL) -> None:
+        self.is_closed = False
         try:
             self._engine = _engine(sa.engine.make_url(url))
             with self._engine.begin() as connection:
@@ -122,6 +150,7 @@ class Database:
                 if found is None:
                     METADATA.create_all(connection)
                     self._put_note(connection, "format", _FORMAT)
+                    self._put_note(connection, "name", secrets.token_hex(16))
         except (SQLAlchemyError, ImportError) as error:
             raise InputError(
                 f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
@@ -132,25 +161,19 @@ class Database:
                 f"ledger {_without_password(url)} has {found}, this version reads format {_FORMAT}: "
                 "use the version that made it, or another database"
             )
-        self.name = self.noted("name", secrets.token_hex(16))
+        self.name = self.noted("name", "")
 
     def close(self) -> None:
+        self.is_closed = True
         self._engine.dispose()
 
     # ---- what is remembered beside them --------------------------------------------------------------------------------
 
-    def noted(self, name: str, first: str) -> str:
-        """What stands under a name; where nothing does, `first` is noted."""
+    def noted(self, name: str, otherwise: str) -> str:
+        """What stands under a name; `otherwise` where nothing does."""
         with self._transaction() as connection:
             found = connection.execute(sa.select(NOTES.c.text).where(NOTES.c.name == name)).scalar_one_or_none()
-            if found is None:
-                connection.execute(NOTES.insert().values(name=name, text=first))
-            return first if found is None else str(found)
-
-    def note(self, name: str, text: str) -> None:
-        """Put something under a name, in place of what stands there."""
-        with self._transaction() as connection:
-            self._put_note(connection, name, text)
+        return otherwise if found is None else str(found)
 
     @staticmethod
     def _put_note(connection: Connection, name: str, text: str) -> None:
@@ -162,6 +185,8 @@ class Database:
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         committing = False
+        if self.is_closed:
+            raise LedgerError("it was closed")
         try:
             with self._engine.begin() as connection:
                 _take_turn(connection)
@@ -198,7 +223,7 @@ class Database:
                 connection.exec_driver_sql(f"SET lock_timeout = '{_WIPE_TRIES * _WIPE_SECONDS}s'")
                 try:
                     # A plain one leaves the bytes in the pages.
-                    connection.exec_driver_sql(f"VACUUM (FULL) {WORKS.name}, {GENERATIONS.name}")
+                    connection.exec_driver_sql(f"VACUUM (FULL) {WORKS.name}, {GENERATIONS.name}, {SUPPRESSED.name}")
                 finally:
                     connection.exec_driver_sql(f"SET lock_timeout = '{_POSTGRESQL_SETTINGS['lock_timeout']}'")
         except SQLAlchemyError:
@@ -223,6 +248,9 @@ def _format_of(connection: Connection) -> str | None:
 
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "postgresql":
+        if url.database and not url.database.startswith((":memory:", "file:")):
+            with suppress(OSError):  # it is there, or SQLite says why it cannot be; its other files get the mode of this one
+                private_file(Path(url.database)).close()
         engine = sa.create_engine(url, hide_parameters=True)  # an error's text must not name users
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_up_sqlite)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,13 +20,26 @@ from pydantic import TypeAdapter, ValidationError
 
 from ray_eraser import seeds
 from ray_eraser.data.vocabulary import Part
-from ray_eraser.errors import InputError, StoreError
+from ray_eraser.errors import DeploymentError, InputError, StoreError
+from ray_eraser.ids import Generation
 from ray_eraser.store import Manifest, Store, manifest_ref
 from ray_eraser.unlearning.erased import UNSOUND, keyed_pairs, keys_of, ref_of
-from ray_eraser.unlearning.ledger import GenerationRow
-from ray_eraser.unlearning.receipt import START, Head, Receipt, ShardChange, commitment, sealed, sealed_path
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger
+from ray_eraser.unlearning.receipt import (
+    START,
+    Head,
+    Link,
+    Receipt,
+    Rotation,
+    ShardChange,
+    Standing,
+    commitment,
+    head_of,
+    sealed,
+    sealed_path,
+)
 from ray_eraser.unlearning.request import UnlearningRequest
-from ray_eraser.unlearning.signing import PublicKey
+from ray_eraser.unlearning.signing import PublicKey, SigningKey, refuse_other_key
 
 _INTERACTIONS = re.compile(r"shards/\d+/interactions-")
 _SALT = re.compile(r"([0-9a-f]{2})+")
@@ -57,11 +70,12 @@ def verify_receipt(
     receipt: Receipt,
     store: Store,
     published: GenerationRow | None,
-    public_key: PublicKey | None = None,
+    public_keys: Sequence[PublicKey] = (),
     salt: str | None = None,
     request: UnlearningRequest | None = None,
-    chain: Sequence[Receipt] | None = None,
+    chain: Sequence[Link] | None = None,
     *,
+    deployment: str | None = None,
     digest: str | None = None,
     learned_at: Sequence[float] | None = None,
 ) -> list[Finding]:
@@ -71,17 +85,19 @@ def verify_receipt(
         receipt: as the asker has it.
         store: the deployment's.
         published: the current generation, from the ledger; None where there is none.
-        public_key: the deployment's.
+        public_keys: those of the deployment that are trusted. Keys that the chain hands over to are added.
         salt: the asker's.
         request: what the receipt is claimed to be about.
-        chain: all receipts of the ledger, in their order.
+        chain: all links of the ledger, in their order.
+        deployment: the name of the ledger.
         digest: the receipt's, as its file or someone else has it.
         learned_at: when the data were handed in that the deployment learned later, from the ledger.
     """
     return [
         *_digest(receipt, digest),
-        _signature(receipt, public_key),
+        _signature(receipt, public_keys, chain or ()),
         _fields(receipt),
+        _of_deployment(receipt, deployment),
         _place(receipt, chain),
         *_generation(receipt, store, published, salt),
         _before(receipt),
@@ -91,32 +107,143 @@ def verify_receipt(
     ]
 
 
-def verify_chain(receipts: Sequence[Receipt], public_key: PublicKey | None = None) -> list[str]:
-    """What is wrong with a chain of receipts, one line each, the first at fault first; empty where it is whole.
+def verify_chain(links: Sequence[Link], *public_keys: PublicKey, deployment: str | None = None) -> list[str]:
+    """What is wrong with a chain, one line each, the first at fault first; empty where it is whole.
 
-    Receipts that were cut off at the end are missed only by somebody who holds one of those, or noted a later head.
+    Links that were cut off at the end are missed only by somebody who holds one of those, or noted a later head.
 
     Args:
-        receipts: in the ledger's order, from the first.
-        public_key: the deployment's; without it signatures are left alone.
+        links: in the ledger's order, from the first.
+        public_keys: those that are trusted. The key that signed first is enough where each one hands over to the next. Without
+            any, signatures are left alone.
+        deployment: the name that the links must have; None: all the same one.
     """
     problems = []
-    head, before = START, None
-    for receipt in receipts:
-        name = f"receipt {receipt.number} ({receipt.request_id})"
-        if receipt.number != head.number + 1:
-            problems.append(f"{name}: stands where number {head.number + 1} belongs")
-        if receipt.previous != head.digest:
-            problems.append(f"{name}: does not follow the one before, which was altered, or one was put in or taken out")
-        problems += [f"{name}: {problem}" for problem in _disorder(receipt)]
-        if before is not None and receipt.purged_at < before.purged_at:
-            problems.append(f"{name}: was finished before number {before.number}")
-        if before is not None and receipt.generation < before.generation:
-            problems.append(f"{name}: names an older generation than number {before.number}")
-        if public_key is not None and (problem := _unsigned(receipt, public_key)):
-            problems.append(f"{name}: {problem}")
-        head, before = Head(receipt.number, receipt.digest()), receipt
+    keys = _Keys(public_keys)
+    head, before, generation = START, None, Generation(0)
+    for link in links:
+        if link.number != head.number + 1:
+            problems.append(f"{link}: stands where number {head.number + 1} belongs")
+        if link.previous != head.digest:
+            problems.append(f"{link}: does not follow the one before, which was altered, or one was put in or taken out")
+        deployment = link.deployment if deployment is None else deployment
+        if link.deployment != deployment:
+            problems.append(f"{link}: is of deployment {link.deployment or 'none'}, not of {deployment or 'none'}")
+        if before is not None and link.at < before.at:
+            problems.append(f"{link}: was finished before number {before.number}")
+        if isinstance(link, Receipt):
+            problems += [f"{link}: {problem}" for problem in _disorder(link)]
+            if link.generation < generation:
+                problems.append(f"{link}: names an older generation than one before it")
+            generation = link.generation
+        if public_keys and (problem := keys.follow(link)):
+            problems.append(f"{link}: {problem}")
+        head, before = Head(link.number, link.digest()), link
     return problems
+
+
+def rolled_back(
+    current: GenerationRow | None, links: Sequence[Link], standing: Standing | None, *public_keys: PublicKey
+) -> str | None:
+    """Why the current generation cannot be the newest that this deployment had; None where nothing speaks against it.
+
+    Whoever puts files, ledger and chain back together to an earlier state is found only by somebody who holds a later receipt,
+    or noted a later head.
+
+    Args:
+        current: the generation that the ledger calls current.
+        links: the chain.
+        standing: what the deployment last said of itself.
+        public_keys: as for `verify_chain`; without any, the signature of `standing` is left alone.
+    """
+    newest = max((link for link in links if isinstance(link, Receipt)), key=lambda link: link.generation, default=None)
+    if newest is not None and (current is None or newest.generation > current.number):
+        here = "none is current" if current is None else f"generation {current.number} is current"
+        return f"{newest} is about generation {newest.generation}, and {here}: {_ROLLED_BACK}"
+    if current is None:
+        return None
+    if standing is None:
+        return f"the ledger does not say where its chain stood at generation {current.number}: {_ROLLED_BACK}"
+    head = head_of(links)
+    if (standing.number, standing.head) != head:
+        return f"the ledger was last at link {standing.number}, and its chain ends with link {head.number}: {_ROLLED_BACK}"
+    if (standing.generation, standing.manifest) != (current.number, current.digest):
+        return f"the ledger was last at generation {standing.generation}, and {current.number} is current: {_ROLLED_BACK}"
+    keys = _Keys(public_keys)
+    for link in links:
+        keys.follow(link)
+    problem = keys.problem(standing) if public_keys else ""
+    return f"the ledger's word that generation {current.number} is current {problem}" if problem else None
+
+
+def check_start(deployment: str, ledger: Ledger, signer: SigningKey | None) -> None:
+    """Refuse to go on where the deployment would not go on from where it was, or its chain not under its key.
+
+    Raises:
+        InputError: `signer` is not the key that signs the next link.
+        DeploymentError: files or ledger were put back to an earlier state.
+    """
+    in_force, attested = ledger.key_in_force(), ledger.attested()
+    refuse_other_key(in_force, signer)
+    # A deployment that begins to sign has said nothing under its key yet.
+    keys = () if signer is None or in_force is None else (signer.public,)
+    if (problem := rolled_back(*attested, *keys)) is not None:
+        raise DeploymentError(deployment, problem)
+
+
+_ROLLED_BACK = "files or ledger were put back to an earlier state, put the newest of both in place"
+
+
+class _Keys:
+    """The keys that may sign a chain, link by link. Begins with those that are given; each may hand over to another."""
+
+    def __init__(self, given: Iterable[PublicKey]) -> None:
+        self._known = {key.key_id: key for key in given}
+        self._in_force: str | None = None
+
+    def __getitem__(self, key_id: str) -> PublicKey | None:
+        return self._known.get(key_id)
+
+    def follow(self, link: Link) -> str:
+        """What is wrong with the signature of the next link; nothing where it is right."""
+        if isinstance(link, Rotation):
+            return self._hand_over(link)
+        problem = self.problem(link)
+        if not problem:
+            self._in_force = link.key_id
+        return problem
+
+    def _hand_over(self, link: Rotation) -> str:
+        try:
+            successor = PublicKey.from_raw(link.public_key)
+        except (TypeError, ValueError):
+            return "names no key"
+        if link.key_id == successor.key_id:  # the key before was lost
+            if self[link.key_id] is None:
+                return f"key {link.key_id} is signed by itself alone: give it, too, if you trust it"
+            problem = _not_signed_by(link, successor)
+        else:
+            problem = self.problem(link)
+        if not problem:
+            self._known[successor.key_id] = successor
+            self._in_force = successor.key_id
+        return problem
+
+    def problem(self, signed: Link | Standing) -> str:
+        """What is wrong with a signature, where only the key in force may sign; nothing where it is right."""
+        if signed.signature is None or signed.key_id is None:
+            return "is not signed"
+        if self._in_force not in (None, signed.key_id):
+            return f"names key {signed.key_id}, and key {self._in_force} signs here"
+        key = self[signed.key_id]
+        if key is None:
+            return f"names key {signed.key_id}, which was not given, nor handed over to by one that was"
+        return _not_signed_by(signed, key)
+
+
+def _not_signed_by(signed: Link | Standing, key: PublicKey) -> str:
+    fits = signed.signature is not None and key.verifies(signed.digest(), signed.signature)
+    return "" if fits else "was altered: its signature does not fit"
 
 
 @dataclass(frozen=True)
@@ -168,24 +295,25 @@ def _digest(receipt: Receipt, digest: str | None) -> Iterator[Finding]:
         yield _finding("digest", wrong, "the one that was noted with it")
 
 
-def _signature(receipt: Receipt, public_key: PublicKey | None) -> Finding:
+def _signature(receipt: Receipt, public_keys: Sequence[PublicKey], chain: Sequence[Link]) -> Finding:
     check = "signature"
-    if public_key is None:
+    if not public_keys:
         how = "it is not signed" if receipt.signature is None else "give the deployment's public key"
         return Finding(check, Outcome.UNCHECKED, how)
-    problem = _unsigned(receipt, public_key)
-    return Finding(check, Outcome.FAILS, problem) if problem else Finding(check, Outcome.HOLDS, f"of key {public_key.key_id}")
+    keys = _Keys(public_keys)
+    for link in chain:
+        if link.number < receipt.number:
+            keys.follow(link)
+    problem = keys.problem(receipt)
+    return Finding(check, Outcome.FAILS, problem) if problem else Finding(check, Outcome.HOLDS, f"of key {receipt.key_id}")
 
 
-def _unsigned(receipt: Receipt, public_key: PublicKey) -> str:
-    """What is wrong with the signature; nothing where it is right."""
-    if receipt.signature is None:
-        return "is not signed"
-    if receipt.key_id != public_key.key_id:
-        return f"names key {receipt.key_id}, the one given is {public_key.key_id}"
-    if not public_key.verifies(receipt.digest(), receipt.signature):
-        return "was altered: its signature does not fit"
-    return ""
+def _of_deployment(receipt: Receipt, deployment: str | None) -> Finding:
+    check = "deployment"
+    if deployment is None:
+        return Finding(check, Outcome.UNCHECKED, "the name of the ledger was not given")
+    wrong = [] if receipt.deployment == deployment else [f"it is of {receipt.deployment or 'none'}, not of {deployment}"]
+    return _finding(check, wrong, f"of {deployment}")
 
 
 def _fields(receipt: Receipt) -> Finding:
@@ -207,14 +335,19 @@ def _disorder(receipt: Receipt) -> list[str]:
     ]
 
 
-def _place(receipt: Receipt, chain: Sequence[Receipt] | None) -> Finding:
+_WAS_ROLLED_BACK = "the deployment was rolled back to an earlier state, or the receipt is not its own"
+
+
+def _place(receipt: Receipt, chain: Sequence[Link] | None) -> Finding:
     """Whether the ledger has this receipt, at the place that it names."""
     check = "place in the chain"
     if chain is None:
         return Finding(check, Outcome.UNCHECKED, "the ledger's receipts were not given")
     problems = []
-    if not 1 <= receipt.number <= len(chain):
-        problems.append(f"the ledger has no receipt {receipt.number}, it has {len(chain)}")
+    if receipt.number > len(chain):
+        problems.append(f"the ledger has no receipt {receipt.number}, its chain ends with {len(chain)}: {_WAS_ROLLED_BACK}")
+    elif receipt.number < 1:
+        problems.append("it has no number")
     elif chain[receipt.number - 1] != receipt:
         problems.append(f"the ledger's receipt {receipt.number} is another")
     else:
@@ -232,7 +365,8 @@ def _generation(receipt: Receipt, store: Store, published: GenerationRow | None,
     check, files = "generation", "files after"
     if published is None or receipt.generation > published.number:
         newest = "none" if published is None else f"generation {published.number}"
-        yield Finding(check, Outcome.FAILS, f"generation {receipt.generation} is not published here, the newest is {newest}")
+        missing = f"generation {receipt.generation} is not published here, the newest is {newest}"
+        yield Finding(check, Outcome.FAILS, f"{missing}: {_WAS_ROLLED_BACK}")
         yield Finding(files, Outcome.UNCHECKED, "there is no such generation")
         return
     if receipt.generation < published.number:

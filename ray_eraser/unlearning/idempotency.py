@@ -8,6 +8,7 @@ secret is lost, repeated keys of earlier requests count as new.
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import os
 import secrets
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ray_eraser.errors import ConfigError, RequestError
 from ray_eraser.unlearning.request import key_problem
+from ray_eraser.unlearning.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +35,24 @@ class KeyHash:
         self._known: bytes | None = None
 
     @classmethod
-    def of(cls, folder: str, ledger: str, storage: Path | None = None) -> KeyHash:
+    def of(cls, folder: str, ledger: str, storage: Path | None = None, *, must_last: bool = False) -> KeyHash:
         """With the secret of one ledger.
 
         Args:
             folder: where secrets are kept; empty: `ray_eraser` in the user's folder for state ($XDG_STATE_HOME).
             ledger: its name.
             storage: the storage path, where it is local: a copy of it must not have the secret as well.
+            must_last: the hashes must mean the same after a restart.
 
         Raises:
-            ConfigError: a folder was named that cannot be used.
+            ConfigError: a folder was named that cannot be used, or there is none and the secret must last.
         """
-        if not folder:
+        if not folder and not must_last:
             return cls(lambda: _usual_secret(ledger))
-        file = secret_file(folder, ledger)
+        try:
+            file = secret_file(folder, ledger)
+        except RuntimeError as error:
+            raise ConfigError("unlearning.key_folder", f"must be set ({error}): choose a private folder") from error
         if storage is not None and file.resolve().is_relative_to(storage.resolve()):
             raise ConfigError(
                 "unlearning.key_folder", f"{folder!r} is under the storage path, and would be copied with it: choose another"
@@ -77,6 +83,18 @@ class KeyHash:
         if problem := key_problem(key):
             raise RequestError(f"the idempotency key {problem}")
         return hmac.new(self._secret, key.encode(), "sha256").hexdigest()
+
+    def bound(self, key: str | None, work: Work, *ways: str) -> str | None:
+        """The hash of a key and of what is asked under it, and in which ways, hexadecimal; None where no key was given."""
+        return None if key is None else self._of("work", key, work.kind, work.to_json(), *ways)
+
+    def subject(self, kind: str, *ids: str) -> str:
+        """The hash of a user, an item or a pair, hexadecimal, for the list of what must not be learned again."""
+        return self._of("subject", kind, *ids)
+
+    def _of(self, *parts: str) -> str:
+        """Of several texts: as JSON, so that no two lists of texts are one text."""
+        return hmac.new(self._secret, json.dumps(parts).encode(), "sha256").hexdigest()
 
 
 def secret_file(folder: str, ledger: str) -> Path:

@@ -10,31 +10,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from ray_eraser.errors import (
-    DeploymentError,
-    IllegalTransitionError,
-    QueueFullError,
-    RequestError,
-    StaleEpochError,
-    UnknownRequestError,
-)
-from ray_eraser.ids import Epoch, Generation, RequestId
-from ray_eraser.store import Store
-from ray_eraser.unlearning.database import EPOCHS, GENERATIONS, REQUESTS, WORKS, Database
+from ray_eraser.errors import DeploymentError, IllegalTransitionError, QueueFullError, RequestError, UnknownRequestError
+from ray_eraser.ids import Generation, RequestId
+from ray_eraser.store import Store, private_folder
+from ray_eraser.unlearning.chain import Chain
+from ray_eraser.unlearning.database import EPOCHS, GENERATIONS, REQUESTS, WORKS
 from ray_eraser.unlearning.plan import Waiting
-from ray_eraser.unlearning.receipt import START, Head, Receipt, Signer, chained
-from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.receipt import Link, Receipt, Signer, Standing, chained
+from ray_eraser.unlearning.request import RequestState
+from ray_eraser.unlearning.suppression import Suppressed, lift, prolong, suppress
 from ray_eraser.unlearning.work import Learning, Work, work_from_json
 
 _rows = sa.select(REQUESTS, WORKS.c.payload, WORKS.c.salt).outerjoin(WORKS, WORKS.c.request_id == REQUESTS.c.request_id)
 
 
 _FINAL = tuple(state for state in RequestState if state.is_final)
+
+_ERASURES = ("user", "item", "pairs")
 
 WAITING = (RequestState.RECEIVED, RequestState.EXCISED, RequestState.ROUTED)
 """The states of what is still to be carried out without anybody's doing."""
@@ -49,6 +46,7 @@ class Entry:
         work: what it asks for.
         salt: keys what its receipt says of the data; None where there will be no receipt.
         key_hash: of the idempotency key; None where none was given.
+        work_hash: of the key and of what was asked under it.
         priority: above 0: is not to wait for others.
     """
 
@@ -56,6 +54,7 @@ class Entry:
     work: Work
     salt: str | None = None
     key_hash: str | None = None
+    work_hash: str | None = None
     priority: int = 0
 
 
@@ -87,67 +86,60 @@ class GenerationRow:
     published_at: float
     to_purge: tuple[str, ...]
 
+    @classmethod
+    def of(cls, row: Any) -> GenerationRow:
+        return cls(Generation(row.number), row.digest, row.published_at, tuple(json.loads(row.to_purge)))
 
-class Ledger(Database):
-    """One deployment's ledger."""
 
-    # ---- who may write -------------------------------------------------------------------------------------------------
+class Attested(NamedTuple):
+    """The current generation, the chain, and what the deployment last said of both; from one reading."""
 
-    def begin_epoch(self, at: float) -> Epoch:
-        """A new coordinator starts; all earlier ones may no longer publish."""
-        with self._transaction() as connection:
-            inserted = connection.execute(EPOCHS.insert().values(started_at=at).returning(EPOCHS.c.epoch))
-            epoch = Epoch(inserted.scalar_one())
-        self._wipe()  # a crash may have come between the end of a request and its wipe
-        return epoch
+    current: GenerationRow | None
+    links: list[Link]
+    standing: Standing | None
 
-    def newest_epoch(self) -> Epoch:
-        """The epoch of the coordinator that may write."""
-        with self._transaction() as connection:
-            return self._newest_epoch(connection)
 
-    @staticmethod
-    def _newest_epoch(connection: Connection) -> Epoch:
-        return Epoch(connection.execute(sa.select(sa.func.max(EPOCHS.c.epoch))).scalar_one())
-
-    def _refuse_stale(self, connection: Connection, epoch: Epoch) -> None:
-        """Within the transaction that writes: nobody can take over before it ends, as transactions take turns."""
-        newest = self._newest_epoch(connection)
-        if newest != epoch:
-            raise StaleEpochError("the ledger", newest, epoch)
+class Ledger(Chain):
+    """One deployment's ledger. What writes raises `StaleEpochError` once another coordinator has begun an epoch."""
 
     # ---- generations ---------------------------------------------------------------------------------------------------
 
     def current(self) -> GenerationRow | None:
         """The generation that is served; None before the first fit."""
+        return self.attested(links=False).current
+
+    def attested(self, *, links: bool = True) -> Attested:
+        """The current generation, the chain (with `links`), and what the deployment last said of both."""
         with self._transaction() as connection:
             row = connection.execute(sa.select(GENERATIONS).order_by(GENERATIONS.c.number.desc()).limit(1)).one_or_none()
-        if row is None:
-            return None
-        return GenerationRow(Generation(row.number), row.digest, row.published_at, tuple(json.loads(row.to_purge)))
+            chain = self._links(connection) if links else []
+        standing = None if row is None or row.standing is None else Standing.from_json(row.standing)
+        return Attested(None if row is None else GenerationRow.of(row), chain, standing)
+
+    @staticmethod
+    def current_digest(connection: Connection) -> str | None:
+        """Digest of the generation that is served, within a transaction such as `in_force`; None before the first fit."""
+        newest = sa.select(GENERATIONS.c.digest).order_by(GENERATIONS.c.number.desc()).limit(1)
+        return connection.execute(newest).scalar_one_or_none()
 
     def publish(
         self,
-        epoch: Epoch,
         generation: GenerationRow,
         receipts: Mapping[RequestId, Receipt],
         requests: Sequence[RequestId],
         notes: Mapping[str, str] = MappingProxyType({}),
+        signer: Signer | None = None,
     ) -> None:
         """Make a generation current, with the unfinished receipts of the requests that it carries out; all or nothing.
 
         Args:
-            epoch: of the coordinator.
             generation: the generation.
             receipts: of those of the requests that get one.
             requests: all that it carries out.
             notes: by name, in place of what stands there; see `note`.
-
-        Raises:
-            StaleEpochError: another coordinator has started since.
+            signer: signs that this generation is current.
         """
-        with self._transaction() as connection:
-            self._refuse_stale(connection, epoch)
+        with self.in_force() as connection:
             values = {
                 "number": generation.number,
                 "digest": generation.digest,
@@ -161,37 +153,38 @@ class Ledger(Database):
                 connection.execute(REQUESTS.update().where(named).values(generation=generation.number, receipt=receipt))
             for name, text in notes.items():
                 self._put_note(connection, name, text)
+            self._attest(connection, signer)
 
     # ---- requests ------------------------------------------------------------------------------------------------------
 
     def receive(
         self,
-        epoch: Epoch,
         entries: Sequence[Entry],
         at: float,
         max_pending: int,
         amended: Mapping[RequestId, Learning] = MappingProxyType({}),
+        lifted: Sequence[str] = (),
+        suppressed: Sequence[Suppressed] = (),
     ) -> list[RequestRow]:
         """Record requests, all or none; from here on they cannot be lost. A known key gives the request recorded under it.
 
         Args:
-            epoch: of the coordinator.
             entries: the requests.
             at: the time.
             max_pending: how many may wait at a time.
             amended: learnings that wait, as they are without what these requests are about.
+            lifted: what is taken off the list of what must not be learned again.
+            suppressed: what is put on it.
 
         Raises:
             RequestError: a key belongs to another request.
             QueueFullError: too many would wait.
-            StaleEpochError: another coordinator has started since. It would go on serving what these requests are about.
         """
-        with self._transaction() as connection:
-            self._refuse_stale(connection, epoch)
+        with self.in_force() as connection:
             waiting = connection.execute(sa.select(sa.func.count()).where(REQUESTS.c.state.not_in(_FINAL))).scalar_one()
             rows, n_new = [], 0
             for entry in entries:
-                known = self._recorded(connection, entry.key_hash, entry.work)
+                known = self._recorded(connection, entry.key_hash, entry.work_hash)
                 rows.append(entry.request_id if known is None else known.request_id)
                 if known is not None:
                     continue
@@ -199,6 +192,7 @@ class Ledger(Database):
                 values = {
                     "request_id": entry.request_id,
                     "key_hash": entry.key_hash,
+                    "work_hash": entry.work_hash,
                     "kind": entry.work.kind,
                     "state": RequestState.RECEIVED,
                     "priority": entry.priority,
@@ -211,6 +205,8 @@ class Ledger(Database):
             if n_new and waiting + n_new > max_pending:
                 raise QueueFullError(waiting, n_new, max_pending)
             self._amend(connection, amended)
+            lift(connection, lifted)
+            suppress(connection, suppressed, at)
             return [self._request(connection, request_id) for request_id in rows]
 
     @staticmethod
@@ -219,22 +215,22 @@ class Ledger(Database):
             named = WORKS.c.request_id == request_id
             connection.execute(WORKS.update().where(named).values(payload=learning.to_json()))
 
-    def recorded(self, key_hash: str | None, work: Work) -> RequestRow | None:
+    def recorded(self, key_hash: str | None, work_hash: str | None) -> RequestRow | None:
         """The request that was submitted with this key before, finished or not; None where the key is new or not given.
 
         Raises:
-            RequestError: the key belongs to another request.
+            RequestError: another request was.
         """
         with self._transaction() as connection:
-            return self._recorded(connection, key_hash, work)
+            return self._recorded(connection, key_hash, work_hash)
 
-    def recorded_among(self, asked: Sequence[tuple[str | None, Work]]) -> list[RequestRow | RequestError | None]:
-        """For each (key hash, work) what `recorded` gives or raises, from one reading."""
+    def recorded_among(self, asked: Sequence[tuple[str | None, str | None]]) -> list[RequestRow | RequestError | None]:
+        """For each (key hash, work hash) what `recorded` gives or raises, from one reading."""
         answers: list[RequestRow | RequestError | None] = []
         with self._transaction() as connection:
-            for key_hash, work in asked:
+            for key_hash, work_hash in asked:
                 try:
-                    answers.append(self._recorded(connection, key_hash, work))
+                    answers.append(self._recorded(connection, key_hash, work_hash))
                 except RequestError as error:
                     answers.append(error)
         return answers
@@ -245,19 +241,16 @@ class Ledger(Database):
             return {request_id: self._request(connection, request_id).state for request_id in requests}
 
     @staticmethod
-    def _recorded(connection: Connection, key_hash: str | None, work: Work) -> RequestRow | None:
+    def _recorded(connection: Connection, key_hash: str | None, work_hash: str | None) -> RequestRow | None:
         if key_hash is None:
             return None
         found = connection.execute(_rows.where(REQUESTS.c.key_hash == key_hash)).one_or_none()
         if found is None:
             return None
-        row = _request_row(found)
-        # What a finished request was about is gone from the ledger, and a learning may have lost some of it since: the kind is
-        # all that can still be compared.
-        changed = isinstance(work, UnlearningRequest) and row.work is not None and row.work != work
-        if row.kind != work.kind or changed:
+        # The hash is all that is left of a finished request, and of a learning that has lost pairs since.
+        if found.work_hash != work_hash:
             raise RequestError("the idempotency key belongs to another request: choose a new key")
-        return row
+        return _request_row(found)
 
     def request(self, request_id: RequestId) -> RequestRow:
         """One request.
@@ -285,6 +278,15 @@ class Ledger(Database):
             rows = connection.execute(_rows.where(*chosen).order_by(REQUESTS.c.sequence)).all()
         return [_request_row(row) for row in rows]
 
+    def erasures_beyond(self, generation: Generation) -> list[RequestId]:
+        """The erasures that are recorded as left out of what is served, and are not part of a generation yet."""
+        left_out = REQUESTS.c.state.in_((RequestState.EXCISED, RequestState.ROUTED, RequestState.SET_ASIDE))
+        beyond = sa.or_(REQUESTS.c.generation.is_(None), REQUESTS.c.generation > generation)
+        chosen = left_out & beyond & REQUESTS.c.kind.in_(_ERASURES)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(REQUESTS.c.request_id).where(chosen).order_by(REQUESTS.c.sequence)).scalars()
+            return [RequestId(name) for name in rows]
+
     def waiting(self) -> list[Waiting]:
         """When each request came that is to be carried out, and how urgent it is; without what it is about."""
         columns = REQUESTS.c.received_at, REQUESTS.c.priority
@@ -292,6 +294,12 @@ class Ledger(Database):
         with self._transaction() as connection:
             rows = connection.execute(sa.select(*columns).where(chosen).order_by(REQUESTS.c.sequence)).all()
         return [Waiting(row.received_at, row.priority) for row in rows]
+
+    def oldest_received(self) -> float | None:
+        """When the oldest request came that is recorded and not out of what is served yet; None where there is none."""
+        oldest = sa.select(sa.func.min(REQUESTS.c.received_at)).where(REQUESTS.c.state == RequestState.RECEIVED)
+        with self._transaction() as connection:
+            return cast("float | None", connection.execute(oldest).scalar_one())
 
     def counts(self) -> dict[str, int]:
         """Requests by state, every state named."""
@@ -303,7 +311,7 @@ class Ledger(Database):
         """Finished erasures, the newest first, or unfinished ones, the oldest first; without what they are about."""
         untold = [sa.null().label(name) for name in ("payload", "salt")]
         state, kind, sequence = REQUESTS.c.state, REQUESTS.c.kind, REQUESTS.c.sequence
-        chosen = kind.in_(("user", "item", "pairs")) & (state.in_(_FINAL) if finished else state.not_in(_FINAL))
+        chosen = kind.in_(_ERASURES) & (state.in_(_FINAL) if finished else state.not_in(_FINAL))
         query = sa.select(REQUESTS, *untold).where(chosen).order_by(sequence.desc() if finished else sequence).limit(limit)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
@@ -314,6 +322,7 @@ class Ledger(Database):
         columns = EPOCHS.c.started_at, GENERATIONS.c.published_at, REQUESTS.c.received_at, REQUESTS.c.excised_at
         with self._transaction() as connection:
             newest = [connection.execute(sa.select(sa.func.max(column))).scalar_one() for column in columns]
+            newest += [link.at for link in self._links(connection, last=1)]
         return max((float(at) for at in newest if at is not None), default=None)
 
     def excised(self, requests: Sequence[RequestId], at: float) -> None:
@@ -341,7 +350,7 @@ class Ledger(Database):
             max_attempts: how often one alone is tried; 0: without end.
             amended: those of them that are learnings, as they are without what was asked to be forgotten since.
         """
-        with self._transaction() as connection:
+        with self.in_force() as connection:
             self._amend(connection, amended)
             last = connection.execute(sa.select(sa.func.max(REQUESTS.c.party))).scalar_one() or 0
             halves = [requests[: len(requests) // 2], requests[len(requests) // 2 :]]
@@ -363,16 +372,21 @@ class Ledger(Database):
         self._move([request_id], RequestState.SET_ASIDE, RequestState.EXCISED, attempts=0)
 
     def finish(
-        self, receipts: Sequence[Receipt], signer: Signer | None = None, done: Sequence[RequestId] = ()
+        self,
+        receipts: Sequence[Receipt],
+        signer: Signer | None = None,
+        done: Sequence[RequestId] = (),
+        suppressed: Sequence[Suppressed] = (),
     ) -> list[Receipt]:
         """Close the requests of a published and purged generation; what they were about leaves the ledger, and the digests of
         the generations before.
 
         Gives the receipts as they are recorded: the next of the chain, signed where there is a signer. `done` are the requests
-        that get none.
+        that get none. `suppressed` says until when what must not be learned again stays on the list, unless it was taken back.
         """
-        with self._transaction() as connection:
-            links = chained(receipts, self._head(connection), signer)
+        with self.in_force() as connection:
+            prolong(connection, suppressed)
+            links = chained(receipts, self._head(connection), signer, self.name)
             for receipt in links:
                 left = {"receipt": json.dumps(receipt.to_dict()), "number": receipt.number}
                 self._move_one(connection, receipt.request_id, RequestState.ROUTED, RequestState.ERASED, **left)
@@ -382,25 +396,10 @@ class Ledger(Database):
                 connection.execute(WORKS.delete().where(WORKS.c.request_id == request_id))
             newest = sa.select(sa.func.max(GENERATIONS.c.number)).scalar_subquery()
             connection.execute(GENERATIONS.update().values(to_purge="[]"))
-            connection.execute(GENERATIONS.update().where(GENERATIONS.c.number < newest).values(digest=""))
+            connection.execute(GENERATIONS.update().where(GENERATIONS.c.number < newest).values(digest="", standing=None))
+            self._attest(connection, signer)
         self._wipe()
         return links
-
-    @staticmethod
-    def _head(connection: Connection) -> Head:
-        """The newest receipt of the chain."""
-        finished = sa.select(REQUESTS.c.receipt).where(REQUESTS.c.number.is_not(None))
-        text = connection.execute(finished.order_by(REQUESTS.c.number.desc()).limit(1)).scalar_one_or_none()
-        if text is None:
-            return START
-        receipt = Receipt.from_dict(json.loads(text))
-        return Head(receipt.number, receipt.digest())
-
-    def receipts(self) -> list[Receipt]:
-        """The receipts of all finished requests, in the order of their chain."""
-        with self._transaction() as connection:
-            chosen = sa.select(REQUESTS.c.receipt).where(REQUESTS.c.number.is_not(None)).order_by(REQUESTS.c.number)
-            return [Receipt.from_dict(json.loads(text)) for text in connection.execute(chosen).scalars()]
 
     def record(self, since: float, until: float) -> list[RequestRow]:
         """All requests received in [since, until), finished or not, as they came; without what they are about."""
@@ -411,7 +410,7 @@ class Ledger(Database):
         return [_request_row(row) for row in rows]
 
     def _move(self, requests: Sequence[RequestId], source: RequestState, state: RequestState, **values: Any) -> None:
-        with self._transaction() as connection:
+        with self.in_force() as connection:
             for request_id in requests:
                 self._move_one(connection, request_id, source, state, **values)
 
@@ -460,7 +459,7 @@ def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> sa.URL
         if must_exist:
             raise DeploymentError(deployment, f"nothing is deployed at {store.uri}: train first, or check the path")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
         except OSError as error:
             raise DeploymentError(deployment, f"{store.uri} cannot be made a folder ({error}): choose another path") from error
     return sa.URL.create("sqlite", database=str(file))  # not text: the folder's name may hold what a URL escapes

@@ -1,7 +1,7 @@
 """What the asker gets: evidence of an erasure without a trace of what was erased.
 
-All receipts of a deployment form a chain in the order of finishing: each holds the digest of the one before, so that none can
-be changed, left out or put in later without changing all that follow.
+All receipts of a deployment form a chain in the order of finishing: each holds the digest of the link before, so that none can
+be changed, left out or put in later without changing all that follow. A change of the signing key is a link of its own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from ray_eraser.ids import Generation, RequestId, ShardId
 from ray_eraser.store import ShardRecord
 from ray_eraser.unlearning.request import UnlearningRequest
+from ray_eraser.unlearning.signing import key_id_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -84,8 +85,9 @@ class Receipt:
             the place of those in their names.
         received_at, excised_at, restored_at, purged_at: seconds since 1970, UTC. Accepted; out of what is served; the new
             generation is served; the superseded files are deleted.
-        number: 1, 2, 3 ... in the order of finishing; 0 while unfinished.
-        previous: digest of the receipt before this one; 64 zeros for the first.
+        deployment: the random name of the deployment's ledger; empty while unfinished.
+        number: place in the chain, from 1; 0 while unfinished.
+        previous: digest of the link before this one; 64 zeros for the first.
         key_id: which key signed, the first 16 hexadecimal digits of the SHA-256 of the raw public key; None where none did.
         signature: Ed25519 of the digest's 32 bytes, hexadecimal.
     """
@@ -107,10 +109,24 @@ class Receipt:
     excised_at: float
     restored_at: float = 0.0
     purged_at: float = 0.0
+    deployment: str = ""
     number: int = 0
     previous: str = ""
     key_id: str | None = None
     signature: str | None = None
+
+    @property
+    def at(self) -> float:
+        """When it was finished."""
+        return self.purged_at
+
+    @property
+    def next_key(self) -> str | None:
+        """Which key signs the next link."""
+        return self.key_id
+
+    def __str__(self) -> str:
+        return f"receipt {self.number} ({self.request_id})"
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -131,10 +147,7 @@ class Receipt:
 
     def digest(self) -> str:
         """SHA-256 of all fields but the signature as JSON with sorted keys and no blanks; hexadecimal."""
-        fields = self.to_dict()
-        del fields["signature"]
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _unsigned_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -150,15 +163,106 @@ class Receipt:
         return cls(**(fields | lists | times))
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """A link of the chain that is no receipt: from here on another key signs, and the key before says so.
+
+    Attributes:
+        public_key: the next key, its 32 raw bytes in hexadecimal.
+        at: seconds since 1970, UTC.
+        deployment, number, previous: as in a receipt.
+        key_id: which key signed this. The next key itself, if the one before is lost.
+        signature: Ed25519 of the digest's 32 bytes, hexadecimal.
+    """
+
+    public_key: str
+    at: float
+    deployment: str
+    number: int
+    previous: str
+    key_id: str
+    signature: str | None = None
+
+    @property
+    def next_key(self) -> str:
+        """Which key signs the next link."""
+        return key_id_of(self.public_key)
+
+    def __str__(self) -> str:
+        return f"key change {self.number}"
+
+    def digest(self) -> str:
+        """As of a receipt."""
+        return _unsigned_digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Rotation:
+        return cls(**(fields | {"at": float(fields["at"])}))
+
+
+Link = Receipt | Rotation
+"""What a chain is made of."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a deployment stands: which generation is current and how far its chain goes. Its key says so.
+
+    There is only the one of now. It is replaced with every generation and every link, and deleted with the digest of its
+    manifest, which would tell what was erased later.
+
+    Attributes:
+        deployment: as in a receipt.
+        generation, manifest: number of the current generation, and the digest of its manifest; not keyed.
+        number, head: number and digest of the newest link.
+        key_id, signature: as in a receipt.
+    """
+
+    deployment: str
+    generation: Generation
+    manifest: str
+    number: int
+    head: str
+    key_id: str | None = None
+    signature: str | None = None
+
+    @classmethod
+    def of(cls, deployment: str, generation: Generation, manifest: str, head: Head, signer: Signer | None) -> Standing:
+        """The statement, signed where there is a signer."""
+        key_id = None if signer is None else signer.key_id
+        unsigned = cls(deployment, generation, manifest, head.number, head.digest, key_id)
+        return unsigned if signer is None else replace(unsigned, signature=signer.sign(unsigned.digest()))
+
+    def digest(self) -> str:
+        """As of a receipt."""
+        return _unsigned_digest(asdict(self))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Standing:
+        return cls(**json.loads(text))
+
+
 class Head(NamedTuple):
-    """The newest receipt of a chain, as the next one refers to it."""
+    """The newest link of a chain, as the next one refers to it."""
 
     number: int
     digest: str
 
 
 START = Head(0, "0" * 64)
-"""The head of a chain without receipts."""
+"""The head of a chain without links."""
+
+
+def head_of(links: Sequence[Link]) -> Head:
+    """The head of a chain."""
+    return Head(links[-1].number, links[-1].digest()) if links else START
 
 
 class Signer(Protocol):
@@ -167,17 +271,23 @@ class Signer(Protocol):
     @property
     def key_id(self) -> str: ...
 
+    @property
+    def raw(self) -> str:
+        """The public key's 32 raw bytes, hexadecimal."""
+        ...
+
     def sign(self, digest: str) -> str:
         """The signature of a digest, both hexadecimal."""
         ...
 
 
-def chained(receipts: Iterable[Receipt], head: Head, signer: Signer | None = None) -> list[Receipt]:
-    """The receipts as the next of a chain, in the order given: numbered, each linked to the one before, and signed."""
+def chained(receipts: Iterable[Receipt], head: Head, signer: Signer | None = None, deployment: str = "") -> list[Receipt]:
+    """The receipts as the next of a deployment's chain, in the order given: numbered, each linked to the one before, signed."""
     links = []
     for receipt in receipts:
         link = replace(
             receipt,
+            deployment=deployment,
             number=head.number + 1,
             previous=head.digest,
             key_id=None if signer is None else signer.key_id,
@@ -186,6 +296,12 @@ def chained(receipts: Iterable[Receipt], head: Head, signer: Signer | None = Non
         head = Head(link.number, link.digest())
         links.append(link if signer is None else replace(link, signature=signer.sign(head.digest)))
     return links
+
+
+def rotation(former: Signer, successor: Signer, head: Head, deployment: str, at: float) -> Rotation:
+    """The next link of a deployment's chain, by which `successor` signs from now on. If `former` is lost, give `successor`."""
+    link = Rotation(successor.raw, at, deployment, head.number + 1, head.digest, former.key_id)
+    return replace(link, signature=former.sign(link.digest()))
 
 
 def commitment(request: UnlearningRequest, salt: str) -> str:
@@ -206,6 +322,13 @@ def sealed(digest: str, salt: str) -> str:
 def sealed_path(path: str, salt: str) -> str:
     """A stored file's path with the digest in its name sealed: folder and kind still say what it was."""
     return _DIGEST.sub(lambda found: sealed(found.group(), salt), path)
+
+
+def _unsigned_digest(fields: dict[str, Any]) -> str:
+    text = json.dumps(
+        {name: value for name, value in fields.items() if name != "signature"}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _keyed(text: str, salt: str) -> str:

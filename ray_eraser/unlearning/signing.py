@@ -24,6 +24,22 @@ class PublicKey:
     key_id: str
     _key: Ed25519PublicKey
 
+    @classmethod
+    def from_raw(cls, raw: str) -> PublicKey:
+        """From the key's 32 raw bytes in hexadecimal.
+
+        Raises:
+            ValueError: they are no such bytes.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        return cls(key_id_of(raw), Ed25519PublicKey.from_public_bytes(bytes.fromhex(raw)))
+
+    @property
+    def raw(self) -> str:
+        """The key's 32 raw bytes, hexadecimal."""
+        return self._key.public_bytes_raw().hex()
+
     def verifies(self, digest: str, signature: str) -> bool:
         """Whether the signature is this key's, of this digest; both hexadecimal."""
         from cryptography.exceptions import InvalidSignature
@@ -42,9 +58,24 @@ class SigningKey:
     key_id: str
     _key: Ed25519PrivateKey
 
+    @property
+    def public(self) -> PublicKey:
+        """The key that checks what this one signs."""
+        return PublicKey(self.key_id, self._key.public_key())
+
+    @property
+    def raw(self) -> str:
+        """The public key's 32 raw bytes, hexadecimal."""
+        return self.public.raw
+
     def sign(self, digest: str) -> str:
         """The signature of a digest, both hexadecimal. The same digest always gives the same signature."""
         return self._key.sign(bytes.fromhex(digest)).hex()
+
+
+def key_id_of(raw: str) -> str:
+    """How receipts name a key: the first 16 hexadecimal digits of the SHA-256 of its 32 raw public bytes."""
+    return hashlib.sha256(bytes.fromhex(raw)).hexdigest()[:16]
 
 
 def load_signing_key(file: str | Path) -> SigningKey:
@@ -73,6 +104,25 @@ def load_signing_key(file: str | Path) -> SigningKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"signing key {path} is not an Ed25519 key: make one with jobs/keys.py")
     return SigningKey(_key_id(key.public_key()), key)
+
+
+def refuse_other_key(in_force: str | None, signer: SigningKey | None) -> None:
+    """Refuse to sign with another key than the one that the chain goes on with, or not at all: the chain would not verify.
+
+    Args:
+        in_force: id of the key that signs the next link; None where no link is signed yet.
+        signer: what would sign.
+
+    Raises:
+        InputError: it is not that key.
+    """
+    if in_force is None or (signer is not None and signer.key_id == in_force):
+        return
+    given = "names none" if signer is None else f"names key {signer.key_id}"
+    raise InputError(
+        f"receipts are signed with key {in_force} until now, and unlearning.signing_key {given}: name the file of that key, or "
+        "change keys with jobs/keys.py --rotate"
+    )
 
 
 def load_public_key(file: str | Path) -> PublicKey:
@@ -128,7 +178,7 @@ def _check_installed() -> None:
 
 
 def _key_id(key: Ed25519PublicKey) -> str:
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+    return key_id_of(key.public_bytes_raw().hex())
 
 
 def _content(path: Path, what: str) -> bytes:

@@ -24,6 +24,9 @@ _QUEUE_SECONDS = 60.0
 
 TOO_LARGE = "the body is larger than {limit} bytes: name fewer pairs at a time"
 TOO_OFTEN = "this key asks too often: wait as long as Retry-After says"
+TOO_SLOW = "the body did not arrive within {seconds:g} seconds: send it at once"
+TOO_MANY_BODIES = "too many bodies of this key are on their way: send each at once, and fewer at a time"
+BODIES_WAIT = "too many bodies are on their way: try again after Retry-After"
 NO_KEY = "give an API key in the header 'Authorization: Bearer KEY'"
 WRONG_ROLE = "this key has the role read, asking for erasures needs the role erase"
 BROKEN = "something failed that should not have: the operator finds its kind in the log"
@@ -38,11 +41,14 @@ class Answer:
     status: int
     error: str
     retry_after: float | None = None
+    closes: bool = False
+    """Whether the connection ends with it: who sends half a body would hold it."""
 
     @property
     def headers(self) -> dict[str, str]:
         """Those that go with it; Retry-After in whole seconds, never too early."""
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+        headers |= {"Connection": "close"} if self.closes else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 

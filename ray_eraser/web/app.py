@@ -43,6 +43,7 @@ class AcceptedErasure(Protocol):
 
     request_id: RequestId
     salt: str | None
+    here_again: bool
 
 
 class Deployment(Protocol):
@@ -120,6 +121,10 @@ class Accepted(BaseModel):
         description="Opens the receipt's commitment. The system forgets it when the erasure is finished: keep it. None where "
         "the Idempotency-Key was sent before and the erasure is finished."
     )
+    here_again: bool = Field(
+        description="The Idempotency-Key was sent before, the erasure is finished, and something of it was learned again "
+        "since. It is not erased again: that takes a new key."
+    )
 
 
 class ErasureRow(BaseModel):
@@ -156,7 +161,8 @@ _IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=LONGEST_KEY,
-        description="A submission repeated under one key is one erasure, and gets the same answer.",
+        description="A submission repeated under one key is one erasure, and gets the same answer. Another erasure under it "
+        "is refused.",
     ),
 ]
 
@@ -165,10 +171,11 @@ _PROBLEMS = {
     401: "No key, or an unknown one.",
     403: "The key has not the role that this needs.",
     404: "There is no such user, item or erasure (any more).",
+    408: "The body did not arrive in time: send it at once. The connection is closed.",
     409: "The erasure is not finished: ask again after Retry-After.",
     413: "The body is larger than the limit.",
     422: "The request cannot be accepted as it is. Nothing was changed.",
-    429: "This key asks too often: ask again after Retry-After.",
+    429: "This key asks too often, or sends too many bodies at a time: ask again after Retry-After.",
     503: "The deployment does not answer, or too many erasures wait: try again after Retry-After.",
 }
 
@@ -214,7 +221,7 @@ def _add_recommendations(app: FastAPI, ask: Ask) -> None:
 
 
 def _add_erasures(app: FastAPI, ask: Ask) -> None:
-    @app.post("/erasures", status_code=202, responses=_problems(400, 403, 404, 413), dependencies=_KEYED)
+    @app.post("/erasures", status_code=202, responses=_problems(400, 403, 404, 408, 413), dependencies=_KEYED)
     def submit(wanted: ErasureRequest, response: Response, idempotency_key: _IdempotencyKey = None) -> Accepted:
         """Have a user, an item or interactions forgotten. Once accepted, nothing that is served depends on the data."""
         pairs = None if wanted.pairs is None else [(user, item) for user, item in wanted.pairs]
@@ -222,7 +229,7 @@ def _add_erasures(app: FastAPI, ask: Ask) -> None:
         accepted = ask(lambda deployment: deployment.unlearn(**named, idempotency_key=idempotency_key))
         state = ask(lambda deployment: deployment.status(accepted.request_id))
         response.headers["Location"] = f"/erasures/{accepted.request_id}"
-        return Accepted(id=accepted.request_id, state=state, salt=accepted.salt)
+        return Accepted(id=accepted.request_id, state=state, salt=accepted.salt, here_again=accepted.here_again)
 
     @app.get("/erasures", responses=_problems(), dependencies=_KEYED)
     def erasures(

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--report", type=Path, help="folder for the dated report")
     arguments = parser.parse_args()
-    config = load_config(None, [*arguments.changes, f"unlearning.plan={arguments.plan}"])
+    config = load_config(None, ["model.kind=wmf", *arguments.changes, f"unlearning.plan={arguments.plan}"])
     dataset = ray_eraser.read_dataset(arguments.data, config.data, config.seed)
     users = sorted(map(str, dataset.users.raw(dataset.train.user_rows())), key=lambda user: derive(0, "benchmark", user))
     readers, askers = users[:100], users[100:]

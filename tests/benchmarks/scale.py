@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a folder of Parquet files, as biglog.py writes it")
     parser.add_argument("--requests", type=int, default=5)
-    parser.add_argument("--set", dest="changes", action="append", default=[])
+    parser.add_argument("--set", dest="changes", action="append", default=["model.kind=wmf"])
     parser.add_argument("--full", action="store_true", help="also train one shard with all the data")
     parser.add_argument("--storage", help="a folder for what is stored; a temporary one without it")
     parser.add_argument("--report", type=Path)

@@ -17,6 +17,18 @@ SIGKILL. Afterwards:
   answered: it counts as late, and is in the report. A read fails if it is not answered within a minute, is answered with
   another error, or names an item that the reader knows or whose erasure was acknowledged before the read began.
 
+With `--rivals`, another process becomes the coordinator of the same storage path again and again. It stops the process of the
+coordinator on Ray and waits for its lease, or it takes over while that one lives. It reads, asks for erasures of its own,
+carries out what waits, and ends: closed, by SIGKILL after a step, or stopped after a step and continued once the coordinator
+on Ray is back. Its erasures are part of what is checked, and besides:
+
+- no user is served by either coordinator after an erasure that the other one acknowledged;
+- no answer of the coordinator on Ray begins and ends between two answers of a rival;
+- a rival that continues after it was superseded answers nothing and acknowledges nothing;
+- the storage path ends with the files of one generation, as soon as late files are swept.
+
+Clients and the reader repeat what a coordinator out of force refuses, for up to two minutes.
+
 The same seed gives the same requests and the same kills in the same order; the moments differ, as processes do. Exits with 1
 where anything does not hold.
 """
@@ -32,256 +44,51 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from asking import (
+    DEPLOYMENT,
+    READER,
+    RIVAL,
+    RIVAL_ITEMS,
+    Answer,
+    Ask,
+    Asker,
+    Model,
+    Settings,
+    answers_to,
+    is_served,
+    process_of,
+    until_answered,
+)
 from measured import Journal, heading, own_ray, percentiles, write_report
+from rivals import TURN_SECONDS, RivalsJournal, awaited, run_rivals
 
 import ray_eraser
-from ray_eraser.config import EraserConfig, config_from
-from ray_eraser.errors import InputError, PoolError, UnknownIdError
 from ray_eraser.ids import RequestId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.runtime.client import Client
 from ray_eraser.seeds import derive
-from ray_eraser.store import Store
+from ray_eraser.store import Store, manifest_ref
 from ray_eraser.unlearning.audit import Erased, audit
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.ledger import Ledger, RequestRow, default_ledger
 from ray_eraser.unlearning.receipt import Receipt, commitment
-from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.unlearning.request import RequestState
 from ray_eraser.unlearning.residue import scan
 
-_T = TypeVar("_T")
-Pair = tuple[str, str]
-
-_DEPLOYMENT = "soak"
-_READER = "reader"  # whose users and items nobody asks to be forgotten
-_ANSWER_SECONDS = 60.0  # a read or a request that takes longer has failed
 _OVERTIME_SECONDS = 180.0  # that the clients may take longer than the requests are spread over
 _SETTLE_SECONDS = 120.0
-_FEWEST_ITEMS = 20
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long, how many, how hard.
-
-    Attributes:
-        seed: of the log, the requests and the kills.
-        requests: submissions in all, repeated and refused ones included.
-        minutes: over which they are spread; 0: as fast as they are answered.
-        shards: K.
-        clients: processes that submit.
-        users: of each client.
-        kills: stop killing after so many; 0: never.
-        pause: mean seconds between two kills.
-        idle_seconds: of reads before anything else happens.
-        plan: of the deployment.
-    """
-
-    seed: int
-    requests: int
-    minutes: float
-    shards: int
-    clients: int
-    users: int
-    kills: int
-    pause: float
-    idle_seconds: float
-    plan: str
-
-    def config(self) -> EraserConfig:
-        return config_from(
-            {
-                "seed": self.seed,
-                "partition": {"n_shards": self.shards},
-                "model": {"width": 16, "epochs": 4, "alpha0": 0.3},
-                "runtime": {"timeout_seconds": 120},
-                "unlearning": {"plan": self.plan},
-            }
-        )
-
-    def names(self, owner: str) -> tuple[list[str], list[str]]:
-        """The ids of an owner's users and items: long enough to be searched for everywhere."""
-        n_items = max(2 * _FEWEST_ITEMS, self.users // 3)
-        return [self.name(owner, "user", i) for i in range(self.users)], [self.name(owner, "item", i) for i in range(n_items)]
-
-    def name(self, owner: str, kind: str, number: int) -> str:
-        return f"{kind}-{derive(self.seed, 'soak', owner, kind, number):016x}"
-
-    def log(self, owner: str) -> list[Pair]:
-        """What an owner's users did, with the owner's items alone."""
-        users, items = self.names(owner)
-        draw = random.Random(derive(self.seed, "soak", owner, "log"))
-        weights = [(rank + 1) ** -0.7 for rank in range(len(items))]
-        return [(user, item) for user in users for item in sorted(set(draw.choices(items, weights, k=draw.randint(6, 20))))]
-
-
-# ---- what is asked ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One submission.
-
-    Attributes:
-        kind: `user`, `item`, `pairs` or `learn`.
-        value: an id, or pairs.
-        key: its idempotency key.
-        outcome: `accepted`, `refused`, or `either`, where it depends on how far the retraining is.
-        repeats: the number of the request, of the same client, that it repeats.
-    """
-
-    kind: str
-    value: Any
-    key: str
-    outcome: str = "accepted"
-    repeats: int | None = None
-
-    def request(self) -> UnlearningRequest:
-        if self.kind == "pairs":
-            return UnlearningRequest(pairs=tuple((user, item) for user, item in self.value))
-        return UnlearningRequest(user_id=self.value) if self.kind == "user" else UnlearningRequest(item_id=self.value)
-
-
-@dataclass
-class Model:
-    """What a deployment should know of one client's log: a set of pairs, changed by what was acknowledged, in that order."""
-
-    pairs: set[Pair]
-    erased_users: set[str] = field(default_factory=set)
-    erased_items: set[str] = field(default_factory=set)
-    erased_pairs: set[Pair] = field(default_factory=set)
-
-    def apply(self, ask: Ask) -> None:
-        if ask.kind == "learn":
-            learned = {(user, item) for user, item in ask.value}
-            self.pairs |= learned
-            self.erased_pairs -= learned
-            self.erased_users -= {user for user, _ in learned}
-            return
-        if ask.kind == "user":
-            gone = {pair for pair in self.pairs if pair[0] == ask.value}
-            self.erased_users.add(ask.value)
-        elif ask.kind == "item":
-            gone = {pair for pair in self.pairs if pair[1] == ask.value}
-            self.erased_items.add(ask.value)
-        else:
-            gone = {(user, item) for user, item in ask.value}
-        self.pairs -= gone
-        self.erased_pairs |= gone
-
-
-class Asker:
-    """Draws what one client asks for. Depends on the seed and on what was drawn before alone."""
-
-    def __init__(self, settings: Settings, owner: str) -> None:
-        self._settings, self._owner = settings, owner
-        self._draw = random.Random(derive(settings.seed, "soak", owner, "requests"))
-        self.model = Model(set(settings.log(owner)))
-        self._items = set(settings.names(owner)[1])
-        self._ever = set(self.model.pairs)
-        self._asked: list[Ask] = []
-        self._n_users, self._n_items = (len(names) for names in settings.names(owner))
-
-    def next(self, *, alone: bool = True) -> Ask:
-        """The next submission; not `alone`: one of many, of which none is about the same as another."""
-        kinds = {"user": 40, "pairs": 22, "item": 3, "learn": 18, "repeat": 9, "invalid": 8}
-        if not alone:
-            kinds = {"user": 60, "pairs": 30, "invalid": 10}
-        (kind,) = self._draw.choices(list(kinds), list(kinds.values()))
-        key = f"{self._owner}-{len(self._asked)}"
-        accepted = [number for number, ask in enumerate(self._asked) if ask.outcome == "accepted" and ask.repeats is None]
-        if kind == "repeat" and accepted:
-            number = self._draw.choice(accepted)
-            known = self._asked[number]
-            ask = Ask(known.kind, known.value, known.key, repeats=number)
-        elif kind == "invalid":
-            ask = self._invalid(key, accepted, ["never", "erased", "pair", "key", *(["known"] if alone else [])])
-        else:
-            ask = self._valid(kind, key)
-            self.model.apply(ask)
-            self._ever |= self.model.pairs
-        self._asked.append(ask)
-        return ask
-
-    def _valid(self, kind: str, key: str) -> Ask:
-        users, items = self._present()
-        if kind == "learn" or len(users) < 10 or (kind == "item" and len(self._items) <= _FEWEST_ITEMS):
-            return Ask("learn", self._new_pairs(users), key)
-        if kind == "user":
-            return Ask("user", self._draw.choice(users), key)
-        if kind == "item":
-            item = self._draw.choice(items)
-            self._items.discard(item)
-            return Ask("item", item, key)
-        user = self._draw.choice(users)
-        own = sorted(pair for pair in self.model.pairs if pair[0] == user)
-        return Ask("pairs", self._draw.sample(own, self._draw.randint(1, min(3, len(own)))), key)
-
-    def _new_pairs(self, users: Sequence[str]) -> list[Pair]:
-        """Of somebody who is here, is new, or comes back; with items that are here or new, but for those that were erased."""
-        kind = self._draw.choice(["here", "new", "new", "back"])
-        if kind == "back" and self.model.erased_users:
-            user = self._draw.choice(sorted(self.model.erased_users))
-        elif kind == "here" and users:
-            user = self._draw.choice(users)
-        else:
-            user, self._n_users = self._settings.name(self._owner, "user", self._n_users), self._n_users + 1
-        if self._draw.random() < 0.2:
-            self._items.add(self._settings.name(self._owner, "item", self._n_items))
-            self._n_items += 1
-        unknown = sorted(item for item in self._items if (user, item) not in self.model.pairs)
-        return [(user, item) for item in self._draw.sample(unknown, min(len(unknown), self._draw.randint(2, 10)))]
-
-    def _invalid(self, key: str, accepted: Sequence[int], kinds: Sequence[str]) -> Ask:
-        """Something that cannot be: an id that never was, one that was erased, a pair that never was, a key that was used,
-        nothing new to learn.
-        """
-        users, items = self._present()
-        kind = self._draw.choice(kinds)
-        if kind == "erased" and self.model.erased_users:
-            # One that was being learned when it was erased is there until that is over.
-            return Ask("user", self._draw.choice(sorted(self.model.erased_users)), key, "either")
-        if kind == "pair":
-            pair = (self._draw.choice(users), self._draw.choice(items))
-            if pair not in self._ever:
-                return Ask("pairs", [pair], key, "refused")
-        if kind == "key" and accepted:
-            used = self._asked[self._draw.choice(accepted)]
-            return Ask("item" if used.kind != "item" else "user", self._draw.choice(items), used.key, "refused")
-        if kind == "known":
-            return Ask("learn", [self._draw.choice(sorted(self.model.pairs))], key, "refused")
-        return Ask("user", self._settings.name("nobody", "user", len(self._asked)), key, "refused")
-
-    def _present(self) -> tuple[list[str], list[str]]:
-        users, items = {user for user, _ in self.model.pairs}, {item for _, item in self.model.pairs}
-        return sorted(users), sorted(items)
+_SWEPT_SECONDS = 100.0
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------------
-
-
-def _until_answered(call: Callable[[], _T]) -> tuple[_T, int]:
-    """What a call gives, or raises of its own, and how often Ray failed it before."""
-    from ray.exceptions import RayError
-
-    deadline = time.monotonic() + _ANSWER_SECONDS
-    failed = 0
-    while True:
-        try:
-            return call(), failed
-        except (PoolError, RayError):
-            failed += 1
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def run_client(settings: Settings, number: int, address: str, folder: Path) -> None:
@@ -289,7 +96,7 @@ def run_client(settings: Settings, number: int, address: str, folder: Path) -> N
     owner = f"client-{number}"
     asker, journal = Asker(settings, owner), Journal(folder / f"{owner}.jsonl")
     draw = random.Random(derive(settings.seed, "soak", owner, "manner"))
-    client = ray_eraser.connect(_DEPLOYMENT, address=address)
+    client = ray_eraser.connect(DEPLOYMENT, address=address)
     share = settings.requests // settings.clients + (number < settings.requests % settings.clients)
     started, submitted = time.monotonic(), 0
     while submitted < share:
@@ -299,61 +106,32 @@ def run_client(settings: Settings, number: int, address: str, folder: Path) -> N
         else:
             asks = [asker.next()]
         at = time.time()
-        answers, failed = _until_answered(lambda asks=asks: _submitted(client, asks))
-        seconds = time.time() - at
+        answers, failed, tried_at = until_answered(lambda asks=asks: answers_to(client, asks), settings)
+        times = {"at": at, "tried_at": tried_at, "seconds": time.time() - at}
         for ask, answer in zip(asks, answers, strict=True):
-            journal.write(at=at, seconds=seconds, failed=failed, many=len(asks), ask=asdict(ask), **answer)
+            journal.write(**times, failed=failed, many=len(asks), ask=asdict(ask), **answer)
         for ask, answer in zip(asks, answers, strict=True):
             # A repeated one may be back since; see Asker.
             if ask.kind == "user" and ask.repeats is None and "request_id" in answer and draw.random() < 0.5:
-                journal.write(served=_is_served(client, ask.value), user=ask.value)
+                journal.write(served=is_served(client, ask.value, settings).value, user=ask.value)
         submitted += len(asks)
-
-
-def _submitted(client: Client, asks: Sequence[Ask]) -> list[dict[str, Any]]:
-    """Each answer: the request's name and salt, or why it was refused."""
-    if len(asks) > 1:
-        answers = client.unlearn_many([Submission(ask.request(), ask.key) for ask in asks], partial=True)
-        return [
-            {"refusal": answer.reason}
-            if isinstance(answer, Refusal)
-            else {"request_id": answer.request_id, "salt": answer.salt}
-            for answer in answers
-        ]
-    (ask,) = asks
-    try:
-        if ask.kind == "learn":
-            ticket = client.learn([(user, item) for user, item in ask.value], idempotency_key=ask.key)
-        else:
-            fields = {"pairs": ask.value} if ask.kind == "pairs" else {f"{ask.kind}_id": ask.value}
-            ticket = client.unlearn(**fields, idempotency_key=ask.key)
-    except InputError as error:
-        return [{"refusal": str(error)}]
-    return [{"request_id": ticket.request_id, "salt": ticket.salt}]
-
-
-def _is_served(client: Client, user: str) -> bool:
-    try:
-        _until_answered(lambda: client.recommend(user, 3))
-    except UnknownIdError:
-        return False
-    return True
 
 
 def run_reader(settings: Settings, address: str, folder: Path, is_over: Any) -> None:
     """Read all the time; every read until it is answered."""
     journal = Journal(folder / "reader.jsonl")
     draw = random.Random(derive(settings.seed, "soak", "reads"))
-    client = ray_eraser.connect(_DEPLOYMENT, address=address)
-    users, _ = settings.names(_READER)
+    client = ray_eraser.connect(DEPLOYMENT, address=address)
+    users, _ = settings.names(READER)
     while not is_over.is_set():
         user, at, started = draw.choice(users), time.time(), time.perf_counter()
-        error, items, failed = "", list[Any](), 0
+        error, read = "", Answer(list[Any](), 0, at)
         try:
-            items, failed = _until_answered(lambda user=user: client.recommend(user, 10))
+            read = until_answered(lambda user=user: client.recommend(user, 10), settings)
         except Exception as caught:  # noqa: BLE001 - it is what is measured
             error = f"{type(caught).__name__}: {caught}"
-        journal.write(at=at, seconds=time.perf_counter() - started, failed=failed, user=user, items=items, error=error)
+        times = {"at": at, "tried_at": read.tried_at, "seconds": time.perf_counter() - started}
+        journal.write(**times, failed=read.failed, user=user, items=read.value, error=error)
         time.sleep(0.005)
 
 
@@ -363,14 +141,14 @@ def run_killer(settings: Settings, address: str, folder: Path, is_over: Any) -> 
 
     journal = Journal(folder / "killer.jsonl")
     draw = random.Random(derive(settings.seed, "soak", "kills"))
-    ray_eraser.connect(_DEPLOYMENT, address=address)
+    ray_eraser.connect(DEPLOYMENT, address=address)
     roles = [f"shard-{k}" for k in range(settings.shards)]
     roles += ["coordinator", "aggregator", "excisor"] * max(1, settings.shards // 4)
     done = 0
     while not is_over.is_set() and done != (settings.kills or -1):
         role = "coordinator" if not done else draw.choice(roles)
         pause = draw.uniform(0.2, 1.8) * settings.pause
-        pid = _process_of(ray, role)
+        pid = process_of(ray, role)
         if pid is None or is_over.wait(pause):
             continue
         with suppress(ProcessLookupError):
@@ -379,36 +157,26 @@ def run_killer(settings: Settings, address: str, folder: Path, is_over: Any) -> 
             done += 1
 
 
-def _process_of(ray: Any, role: str) -> int | None:
-    """The process of an actor of this deployment, once it answers; None where it does not."""
-    for named in ray.util.list_named_actors(all_namespaces=True):
-        name = str(named["name"])
-        if name.startswith(f"{_DEPLOYMENT}/") and name.endswith(f"/{role}"):
-            actor = ray.get_actor(name, namespace=named["namespace"])
-            with suppress(ray.exceptions.RayError):
-                return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60))
-    return None
-
-
 # ---- the soak --------------------------------------------------------------------------------------------------------------
 
 
 def soak(settings: Settings, folder: Path) -> tuple[list[str], list[str]]:
     """Run it: the lines of the report, and what does not hold."""
-    owners = [_READER, *(f"client-{number}" for number in range(settings.clients))]
     log_file, storage = folder / "log.csv", folder / "storage"
-    rows = [f"{user},{item}" for owner in owners for user, item in settings.log(owner)]
+    rows = [f"{user},{item}" for owner in settings.owners for user, item in settings.log(owner)]
     log_file.write_text("\n".join(["user_id,item_id", *rows, ""]), "utf-8")
     config = settings.config()
     dataset = ray_eraser.read_dataset(str(log_file), config.data, config.seed)
     spawn = multiprocessing.get_context("spawn")
     with own_ray(num_cpus=2) as (address, logs):
-        client = ray_eraser.deploy(_DEPLOYMENT, str(storage), config)
+        client = ray_eraser.deploy(DEPLOYMENT, str(storage), config)
         client.warm()
         fit = client.fit(dataset)
         reading, killing = spawn.Event(), spawn.Event()
         reader = spawn.Process(target=run_reader, args=(settings, address, folder, reading))
         killer = spawn.Process(target=run_killer, args=(settings, address, folder, killing))
+        rivals = spawn.Process(target=run_rivals, args=(settings, address, storage, folder))
+        background = [killer, *([rivals] if settings.rivals else [])]
         clients = [
             spawn.Process(target=run_client, args=(settings, number, address, folder)) for number in range(settings.clients)
         ]
@@ -417,24 +185,28 @@ def soak(settings: Settings, folder: Path) -> tuple[list[str], list[str]]:
             time.sleep(0.1)
         time.sleep(settings.idle_seconds)
         times = {"begun": time.time()}
-        for process in (*clients, killer):
+        for process in (*clients, *background):
             process.start()
+        longest = settings.minutes * 60 + _OVERTIME_SECONDS + settings.rivals * TURN_SECONDS
         for process in clients:
-            process.join(max(0.0, times["begun"] + settings.minutes * 60 + _OVERTIME_SECONDS - time.time()))
-            if process.is_alive():
-                process.terminate()  # which its exit code tells
-                process.join()
+            _joined(process, times["begun"] + longest)
         times["asked"] = time.time()
+        if settings.rivals:
+            _joined(rivals, time.time() + settings.rivals * (TURN_SECONDS + 2 * settings.rival_pause) + 10)
         if settings.kills:
             killer.join(30 + 5 * settings.pause)
         killing.set()
         killer.join()
-        requests = _settled(client)
+        times["settling"] = time.time()
+        requests = _settled(client, settings)
         times["settled"] = time.time()
+        if settings.rivals:
+            awaited(lambda: not _left_over(storage), _SWEPT_SECONDS)
+        times["swept"] = time.time()
         reading.set()
         reader.join()
-        exits = {process.name: process.exitcode for process in (reader, killer, *clients) if process.exitcode}
-        generation = client.describe().generation
+        exits = {process.name: process.exitcode for process in (reader, *background, *clients) if process.exitcode}
+        generation = until_answered(client.describe, settings).value.generation
         client.shutdown()
         checked = Checked(settings, folder, storage, logs, times)
         problems = [f"process {name} ended with {code}" for name, code in exits.items()] + checked.problems(requests)
@@ -448,15 +220,33 @@ def soak(settings: Settings, folder: Path) -> tuple[list[str], list[str]]:
     return lines, problems
 
 
-def _settled(client: Client) -> dict[str, int]:
+def _joined(process: Any, until: float) -> None:
+    """Wait for a process; end it where it takes longer, which its exit code tells."""
+    process.join(max(0.0, until - time.time()))
+    if process.is_alive():
+        process.terminate()
+        process.join()
+
+
+def _left_over(storage: Path) -> list[str]:
+    """The files that the current generation does not name."""
+    store = Store(str(storage))
+    with closing(Ledger(default_ledger(store, DEPLOYMENT, must_exist=True))) as ledger:
+        published = ledger.current()
+    assert published is not None, "something was trained"
+    named = {ref.path for ref in store.read_manifest(published.digest).files()} | {manifest_ref(published.digest).path}
+    return sorted(set(store.files()) - named)
+
+
+def _settled(client: Client, settings: Settings) -> dict[str, int]:
     """Wait until nothing is left to be done; requests by state."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        requests: dict[str, int] = dict(_until_answered(client.describe)[0].requests)
+        requests: dict[str, int] = dict(until_answered(client.describe, settings).value.requests)
         waiting = sum(n for state, n in requests.items() if not RequestState(state).is_final)
         if not waiting or time.monotonic() > deadline:
             return requests
-        _until_answered(client.process_now)
+        until_answered(client.process_now, settings)
         time.sleep(0.5)
 
 
@@ -469,24 +259,30 @@ class Checked:
         self._reads, self._kills = Journal.read(folder / "reader.jsonl"), Journal.read(folder / "killer.jsonl")
         self._answers: dict[str, list[dict[str, Any]]] = {}
         self._served: list[dict[str, Any]] = []
-        for number in range(settings.clients):
-            lines = Journal.read(folder / f"client-{number}.jsonl")
-            self._answers[f"client-{number}"] = [line | {"ask": Ask(**line["ask"])} for line in lines if "ask" in line]
+        for owner in settings.submitting:
+            lines = Journal.read(folder / f"{owner}.jsonl")
+            self._answers[owner] = [line | {"ask": Ask(**line["ask"])} for line in lines if "ask" in line]
             self._served += [line for line in lines if "served" in line]
-        self._models = {owner: Model(set(settings.log(owner))) for owner in (_READER, *self._answers)}
+        self._storage, self._rivals = storage, RivalsJournal.read(folder) if settings.rivals else RivalsJournal()
+        if settings.rivals:
+            self._answers |= {owner: self._rivals.answers(owner) for owner in (RIVAL, RIVAL_ITEMS)}
+        self._models = {owner: Model(set(settings.log(owner))) for owner in settings.owners}
         self._acknowledged: dict[str, tuple[Ask, str | None]] = {}
         self._item_erased_at: dict[str, float] = {}
         self._facts: dict[str, str] = {}
 
     def problems(self, requests: dict[str, int]) -> list[str]:
         """Everything that does not hold."""
-        with closing(Ledger(default_ledger(self._store, _DEPLOYMENT, must_exist=True))) as ledger:
+        with closing(Ledger(default_ledger(self._store, DEPLOYMENT, must_exist=True))) as ledger:
             rows, receipts, published = ledger.record(0, time.time() + 1), ledger.receipts(), ledger.current()
         assert published is not None, "something was trained"
         problems = [*self._replayed(), *self._requests(requests, rows, receipts)]
         problems += [f"served after its erasure: user {line['user']}" for line in self._served if line["served"]]
         problems += [f"the chain: {problem}" for problem in verify_chain(receipts)]
-        problems += [*self._remaining(published.digest), *self._wrong_reads()]
+        problems += [*self._remaining(published.digest), *self._wrong_reads(), *self._rivals.problems()]
+        problems += [*self._two_at_once(), *self._served_after()]
+        if self._settings.rivals:
+            problems += [f"left in the store: {path}" for path in _left_over(self._storage)]
         erased = self._erased()
         sought = f"{len(erased.user_ids)} users, {len(erased.item_ids)} items and {len(erased.pairs)} pairs"
         report = audit(self._store, published, LocalShardPool(self._store.uri, self._settings.config()), erased)
@@ -501,12 +297,19 @@ class Checked:
             "chain": f"{len(receipts)} receipts",
             "after each user's erasure, is it served": f"asked {len(self._served)} times, never",
         }
+        if self._settings.rivals:
+            looks = self._rivals.looks()
+            again = sum(look["served"] for look in looks)
+            asked = f"asked {len(looks)} times of either coordinator, never, but for {again} who were learned again"
+            self._facts["users whose erasure either one acknowledged, are they served"] = asked
+            waited = self._times["swept"] - self._times["settled"]
+            self._facts["files that no generation names, in the end"] = f"none, after {waited:.0f} s"
         return problems
 
     def _replayed(self) -> Iterator[str]:
         """Acknowledged requests go into the models; what was answered otherwise than it had to be is named."""
         for owner, answers in self._answers.items():
-            if len(answers) < self._settings.requests // self._settings.clients:
+            if owner in self._settings.submitting and len(answers) < self._settings.requests // self._settings.clients:
                 yield f"{owner} submitted {len(answers)} only"
             for number, answer in enumerate(answers):
                 ask, request_id = answer["ask"], answer.get("request_id")
@@ -524,7 +327,7 @@ class Checked:
     def _accept(self, owner: str, ask: Ask, answer: dict[str, Any]) -> None:
         self._acknowledged[answer["request_id"]] = ask, answer["salt"]
         if ask.outcome == "accepted":  # else it is about what was erased already
-            self._models[owner].apply(ask)
+            self._models[READER if owner == RIVAL_ITEMS else owner].apply(ask)
         if ask.kind == "item":
             self._item_erased_at[ask.value] = answer["at"] + answer["seconds"]
 
@@ -584,15 +387,41 @@ class Checked:
 
     def _wrong_reads(self) -> Iterator[str]:
         known: dict[str, set[str]] = {}
-        for user, item in self._models[_READER].pairs:
+        for user, item in self._settings.log(READER):
             known.setdefault(user, set()).add(item)
-        for read in self._reads:
+        for read in (*self._reads, *self._rivals.reads()):
             if read["error"]:
                 yield f"a read failed: {read['error']}"
             elif len(set(read["items"])) != 10 or known[read["user"]] & set(read["items"]):
                 yield "a read names an item twice, too few, or one that the user knows"
-            elif any(self._item_erased_at.get(item, read["at"]) < read["at"] for item in read["items"]):
-                yield "a read names an item whose erasure was acknowledged before"
+            elif any(self._item_erased_at.get(item, read["tried_at"]) < read["tried_at"] for item in read["items"]):
+                yield f"a read names an item whose erasure was acknowledged before: {read}"
+
+    def _two_at_once(self) -> Iterator[str]:
+        """Answers of the coordinator on Ray that begin and end between two answers of a rival: both were in force."""
+        of_ray = [("read", read) for read in self._reads if not read["error"]]
+        of_ray += [("submission", line) for owner in self._settings.submitting for line in self._answers[owner]]
+        for number, (first, last) in self._rivals.in_force().items():
+            for kind, line in of_ray:
+                if first < line["tried_at"] and line["at"] + line["seconds"] < last:
+                    yield f"a {kind} was answered on Ray while rival {number} was in force"
+
+    def _served_after(self) -> Iterator[str]:
+        """Users who are served after their erasure was acknowledged by anybody, and before they were learned again."""
+        history: dict[str, list[dict[str, Any]]] = {}
+        for answers in self._answers.values():
+            for line in answers:
+                ask = line["ask"]
+                if "request_id" not in line or ask.repeats is not None or ask.kind not in ("user", "learn"):
+                    continue
+                for user in {ask.value} if ask.kind == "user" else {user for user, _ in ask.value}:
+                    history.setdefault(user, []).append(line)
+        for look in self._rivals.looks():
+            if not look["served"]:
+                continue
+            before = [line for line in history[look["user"]] if line["at"] < look["at"] + look["seconds"]]
+            if before[-1]["ask"].kind == "user" and before[-1]["at"] + before[-1]["seconds"] < look["tried_at"]:
+                yield f"served after its erasure: user {look['user']}: {look}"
 
     def report(self, generation: int) -> list[str]:
         """The figures."""
@@ -603,22 +432,25 @@ class Checked:
         idle = [read["seconds"] for read in self._reads if read["at"] + read["seconds"] < self._times["begun"]]
         busy = [read for read in self._reads if read["at"] >= self._times["begun"]]
         late = [read["seconds"] for read in busy if read["failed"]]
+        of_rivals = [read["seconds"] for read in busy if read["failed"] and self._rivals.is_during(read)]
         kills = Counter(kill["role"].partition("-")[0] for kill in self._kills)
         alone = [answer["seconds"] for answer in answers if answer["many"] == 1 and not answer["failed"]]
         facts = {
             "submissions": f"{len(answers)} in {seconds:.0f} s, {60 * len(answers) / seconds:.0f} a minute, "
-            f"all carried out {self._times['settled'] - self._times['asked']:.0f} s later",
+            f"all carried out {self._times['settled'] - self._times['settling']:.0f} s later",
             "acknowledged": f"{len(self._acknowledged)}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())),
             "repeated under the same key": f"{sum(ask.repeats is not None for ask in asked)}",
             "refused": f"{sum('refusal' in answer for answer in answers)}",
             "submitted again because Ray failed": f"{sum(bool(answer['failed']) for answer in answers)}",
             "generations": f"{generation}",
             "kills": f"{sum(kills.values())}: " + ", ".join(f"{n} {role}" for role, n in sorted(kills.items())),
+            **(self._rivals.facts() if self._settings.rivals else {}),
             **self._facts,
             "seconds until a submission is answered": percentiles(alone),
             f"seconds of a read, idle ({len(idle)})": percentiles(idle),
             f"seconds of a read, busy ({len(busy) - len(late)})": percentiles([r["seconds"] for r in busy if not r["failed"]]),
             f"seconds of a late read, until answered ({len(late)})": percentiles(late),
+            **({f"those of a rival's turn ({len(of_rivals)})": percentiles(of_rivals)} if self._settings.rivals else {}),
             "failed reads": f"{sum(bool(read['error']) for read in self._reads)}",
         }
         return [
@@ -643,6 +475,8 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=4, help="mean seconds between two kills")
     parser.add_argument("--idle-seconds", type=float, default=10, help="of reads before the first request")
     parser.add_argument("--plan", default="every=2s")
+    parser.add_argument("--rivals", type=int, default=0, help="how often another process becomes the coordinator; 0: never")
+    parser.add_argument("--rival-pause", type=float, default=15, help="mean seconds between two rivals")
     parser.add_argument("--report", type=Path, help="folder for the dated report")
     arguments = vars(parser.parse_args())
     folder = arguments.pop("report")
@@ -652,7 +486,7 @@ def main() -> None:
     if problems:
         print("\n".join([*lines, "", *problems[:50], f"{len(problems)} problems"]))
         sys.exit(1)
-    write_report(lines, folder, f"soak-{settings.requests}-{settings.shards}")
+    write_report(lines, folder, f"soak-{settings.requests}-{settings.shards}" + ("-rivals" if settings.rivals else ""))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--equal-quality", action="store_true", help="also a full retraining stopped at the shards' quality")
     parser.add_argument("--report", type=Path, help="folder for the dated report")
     arguments = parser.parse_args()
-    changes = [*_HELD_OUT, *arguments.changes]
+    changes = [*_HELD_OUT, "model.kind=wmf", *arguments.changes]
     config = load_config(None, changes)
     dataset = ray_eraser.read_dataset(arguments.data, config.data, config.seed)
     with session("local"), tempfile.TemporaryDirectory() as folder:

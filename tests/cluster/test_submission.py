@@ -26,7 +26,14 @@ from ray_eraser.unlearning.ledger import Ledger
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-SMALL = ("partition.n_shards=2", "model.width=16", "model.epochs=2", "model.alpha0=0.3", "aggregation.sweeps=0")
+SMALL = (
+    "partition.n_shards=2",
+    "model.kind=wmf",
+    "model.width=16",
+    "model.epochs=2",
+    "model.alpha0=0.3",
+    "aggregation.sweeps=0",
+)
 SLOW = ("partition.n_shards=2", "model.solver=adagrad", "model.epochs=100000", "aggregation.foldin_alpha0=0.3")
 
 OUTSIDE = """

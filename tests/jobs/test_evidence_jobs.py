@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 from test_jobs import result, run
 
-from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.config import EraserConfig, UnlearningConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.pool import LocalShardPool
@@ -33,8 +38,8 @@ def shop(tiny: Dataset, tiny_config: EraserConfig, tmp_path_factory: pytest.Temp
     make_key_pair(folder / "other")
     now = [DAY]
     path = str(folder / "kept")
-    coordinator = Coordinator("kept", path, partial(LocalShardPool, path), tiny_config, clock=lambda: now[0])
-    coordinator._signer = load_signing_key(private)
+    config = tiny_config.model_copy(update={"unlearning": UnlearningConfig(signing_key=str(private))})
+    coordinator = Coordinator("kept", path, partial(LocalShardPool, path), config, clock=lambda: now[0])
     coordinator.fit(tiny)
     for user in (USER, OTHER):
         submitted = coordinator.submit(UnlearningRequest(user_id=user))
@@ -115,15 +120,143 @@ def test_a_receipt_that_does_not_hold_is_exit_code_one(shop: Path, tmp_path: Pat
 def test_the_chain_is_verified_with_and_without_its_key(shop: Path) -> None:
     last = json.loads((shop / f"{OTHER}.json").read_text())
     found = result("audit", "--storage-path", "kept", "--chain", "--public-key", "key.pub.pem", folder=shop)
-    assert found == {"holds": True, "receipts": 2, "head": last["digest"], "signatures_checked": True, "problems": []}
+    assert found == {
+        "holds": True,
+        "receipts": 2,
+        "links": 2,
+        "head": last["digest"],
+        "deployment": last["deployment"],
+        "signatures_checked": True,
+        "problems": [],
+    }
     told = run("audit", "--storage-path", "kept", "--chain", folder=shop).stdout
     assert "chain of receipts" in told
     assert f"head: {last['digest']}" in told
+    assert f"deployment: {last['deployment']}" in told
     assert "not checked: give --public-key" in told
     assert "cut off at the end are missed only by somebody who holds one of those" in " ".join(told.split())
     other = run("audit", "--storage-path", "kept", "--chain", "--public-key", "other.pub.pem", "--json", folder=shop)
     assert other.returncode == 1
-    assert len(json.loads(other.stdout.splitlines()[-1])["problems"]) == 2
+    assert len(json.loads(other.stdout.splitlines()[-1])["problems"]) == 3  # two receipts, and which generation is current
+
+
+def test_a_chain_that_is_not_the_expected_deployments_fails(shop: Path) -> None:
+    done = run("audit", "--storage-path", "kept", "--chain", "--expect-deployment", "e1" * 16, "--json", folder=shop)
+    assert done.returncode == 1
+    (first, *_) = json.loads(done.stdout.splitlines()[-1])["problems"]
+    assert first.endswith(f"not of {'e1' * 16}")
+    asked = ("--receipt", f"{OTHER}.json", "--expect-deployment", "e1" * 16, "--json")
+    done = run("audit", "--storage-path", "kept", *asked, folder=shop)
+    found = json.loads(done.stdout.splitlines()[-1])["findings"]
+    assert [finding["check"] for finding in found if finding["outcome"] == "fails"] == ["deployment"]
+
+
+# ---- another key
+
+
+@pytest.fixture
+def moved(shop: Path, tmp_path: Path) -> Path:
+    """A folder with a copy of the deployment, which remembers the key that is there, and with the receipts."""
+    shutil.copytree(shop, tmp_path, dirs_exist_ok=True)
+    with closing(sqlite3.connect(tmp_path / "kept/ledger.db")) as connection, connection:
+        connection.execute("UPDATE notes SET text = replace(text, ?, ?)", (str(shop), str(tmp_path)))
+    return tmp_path
+
+
+def erased(folder: Path, user: int) -> None:
+    """Have the deployment start as it remembers to, and forget another user."""
+    path = str(folder / "kept")
+    coordinator = Coordinator("kept", path, partial(LocalShardPool, path))
+    coordinator.submit(UnlearningRequest(user_id=user))
+    coordinator.process_pending()
+    coordinator.close()
+
+
+@contextmanager
+def keeping(coordinator: Coordinator) -> Iterator[None]:
+    """The lease is renewed meanwhile, as the actor of a deployment does it."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(0.5):
+            coordinator.keep_in_force()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+KEPT = ("--storage-path", "kept", "--deployment", "kept")
+
+
+def test_after_a_change_of_keys_the_first_public_key_verifies_all(moved: Path) -> None:
+    old = load_signing_key(moved / "key.pem").key_id
+    made = result("keys", "--out", "next", "--rotate", *KEPT, folder=moved)
+    assert (made["former_key_id"], made["number"]) == (old, 3)
+    erased(moved, 1005)
+    for name in ("key.pem", "next.pem"):
+        (moved / name).unlink()
+    found = result("audit", "--storage-path", "kept", "--chain", "--public-key", "key.pub.pem", folder=moved)
+    assert (found["holds"], found["receipts"], found["links"]) == (True, 3, 4)
+    asked = ("--storage-path", "kept", "--receipt", f"{OTHER}.json", "--public-key", "key.pub.pem")
+    assert result("audit", *asked, folder=moved)["holds"] is True
+
+
+def test_after_a_lost_key_auditors_need_the_next_one(moved: Path) -> None:
+    (moved / "key.pem").unlink()
+    refused = run("keys", "--out", "next", "--rotate", *KEPT, folder=moved)
+    assert refused.returncode == 2
+    assert "key.pem cannot be read" in refused.stderr
+    assert not (moved / "next.pem").exists()
+    result("keys", "--out", "next", "--rotate", "--lost", *KEPT, folder=moved)
+    erased(moved, 1005)
+    asked = ("--storage-path", "kept", "--chain", "--public-key", "key.pub.pem")
+    assert run("audit", *asked, folder=moved).returncode == 1
+    assert result("audit", *asked, "--public-key", "next.pub.pem", folder=moved)["holds"] is True
+
+
+def test_the_former_key_may_have_moved_and_must_be_the_one(moved: Path) -> None:
+    (moved / "key.pem").rename(moved / "elsewhere.pem")
+    refused = run("keys", "--out", "next", "--rotate", "--former", "other.pem", *KEPT, folder=moved)
+    assert refused.returncode == 2
+    assert "signs until now: give that with --former, or --lost" in refused.stderr
+    result("keys", "--out", "next", "--rotate", "--former", "elsewhere.pem", *KEPT, folder=moved)
+    found = result("audit", "--storage-path", "kept", "--chain", "--public-key", "key.pub.pem", folder=moved)
+    assert (found["holds"], found["receipts"], found["links"]) == (True, 2, 3)
+
+
+def test_a_running_deployment_keeps_its_key(moved: Path) -> None:
+    """A process other than the job's holds the deployment."""
+    path = str(moved / "kept")
+    coordinator = Coordinator("kept", path, partial(LocalShardPool, path))
+    with keeping(coordinator):
+        refused = run("keys", "--out", "next", "--rotate", *KEPT, folder=moved)
+    coordinator.close()
+    assert refused.returncode == 2
+    assert "runs already and goes on" in refused.stderr
+    assert not (moved / "next.pem").exists()
+
+
+# ---- an earlier state
+
+
+def test_a_deployment_that_was_put_back_is_found_by_its_chain_and_by_a_receipt(moved: Path) -> None:
+    with closing(sqlite3.connect(moved / "kept/ledger.db")) as connection, connection:
+        connection.execute("UPDATE generations SET digest = (SELECT digest FROM generations WHERE number = 3) WHERE number = 2")
+        connection.execute("DELETE FROM generations WHERE number = 3")
+    done = run("audit", "--storage-path", "kept", "--chain", "--json", folder=moved)
+    assert done.returncode == 1
+    (problem,) = json.loads(done.stdout.splitlines()[-1])["problems"]
+    assert problem.startswith("receipt 2 ")
+    assert "generation 2 is current: files or ledger were put back to an earlier state" in problem
+    done = run("audit", "--storage-path", "kept", "--receipt", f"{OTHER}.json", "--json", folder=moved)
+    (found,) = [one for one in json.loads(done.stdout.splitlines()[-1])["findings"] if one["outcome"] == "fails"]
+    assert found["check"] == "generation"
+    assert "the deployment was rolled back" in found["detail"]
 
 
 def test_a_periods_record_has_the_requests_of_its_days(shop: Path, tmp_path: Path) -> None:
@@ -196,6 +329,7 @@ def test_a_learned_partition_is_not_compared_and_the_way_out_is_named(tiny: Data
         ("audit", ("--receipt", "key.pem"), "key.pem: is no receipt"),
         ("audit", ("--chain", "--public-key", "none.pem"), "public key none.pem cannot be read"),
         ("audit", ("--public-key", "key.pub.pem"), "give --receipt or --chain, too"),
+        ("audit", ("--expect-deployment", "e1"), "give --receipt or --chain, too"),
         ("audit", ("--chain", "--receipt", f"{USER}.json"), "give one of --attack, --receipt, --chain"),
         ("audit", ("--chain", "--against", "log.csv"), "--residue and --against"),
         ("audit", ("--against", "none.csv"), "none.csv: no such file or folder"),
@@ -206,6 +340,9 @@ def test_a_learned_partition_is_not_compared_and_the_way_out_is_named(tiny: Data
         ("export", ("--out", "x.csv", "--since", "2026-02-01", "--until", "2026-01-01"), "is after --until 2026-01-01"),
         ("export", ("--out", "none/x.csv"), "none/x.csv cannot be written"),
         ("keys", ("--out", "none/key"), "cannot be written"),
+        ("keys", ("--out", "new", "--lost"), "say how --rotate changes keys: give it, too"),
+        ("keys", ("--out", "new", "--rotate", "--lost", "--former", "key.pem"), "give one of both"),
+        ("keys", ("--out", "new", "--rotate", "--storage-path", "none"), "nothing is deployed at"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(shop: Path, job: str, arguments: tuple[str, ...], said: str) -> None:

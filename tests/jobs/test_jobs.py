@@ -28,6 +28,7 @@ valid_share = 0.1
 [partition]
 n_shards = 3
 [model]
+kind = "wmf"
 width = 8
 epochs = 3
 """
@@ -74,12 +75,13 @@ def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(fold
     trained = result("train", "--config", "small.toml", "--deployment", "outlives", **here)
     expected = {
         "deployment", "storage_path", "generation", "n_users", "n_items", "n_interactions",
-        "n_shards", "shard_sizes", "partition", "guarantee", "seconds",
+        "n_shards", "shard_sizes", "partition", "guarantee", "seconds", "model", "model_chosen_by",
     }  # fmt: skip
     assert expected <= set(trained)
     assert set(trained["seconds"]) == {"partition", "shards", "aggregation", "total"}
     assert trained["generation"] == 1
     assert (trained["guarantee"], trained["chosen"]) == ("exact-given-settings", ["model.alpha0"])
+    assert (trained["model"], trained["model_chosen_by"]) == ("wmf", "settings")
     assert trained["held_out"] > 0
     assert sum(trained["shard_sizes"]) == trained["n_interactions"]
 
@@ -152,6 +154,7 @@ def test_a_folder_of_parquet_parts_is_trained_on_in_fragments_and_evaluated_as_o
     assert re.search(
         r"^model\.alpha0 = [0-9.]+ was chosen from the log: receipts claim 'exact-given-settings'$", done.stderr, re.MULTILINE
     )
+    assert re.search(r"^model: wmf \(as set\)$", done.stderr, re.MULTILINE)
     measured = result("evaluate", "--storage-path", "kept", "--data", "log", folder=folder)
     assert 30 < measured["n_users"] <= 40
     assert measured["unknown_users"] == 0

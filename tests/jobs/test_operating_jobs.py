@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +23,14 @@ import pytest
 from rich.console import Console
 from test_jobs import JOBS, SMALL, result, run
 
+from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
+from ray_eraser.errors import StaleEpochError
+from ray_eraser.pool import LocalShardPool
 from ray_eraser.status import Progress
+from ray_eraser.unlearning.request import UnlearningRequest
 
 NAMES = ("status", "export_vectors")
 
@@ -92,6 +105,7 @@ def test_an_operators_day(tmp_path: Path, ray_session: None) -> None:
     unknown = run("status", *there, "--retry", "nothing", **here)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "no unlearning request 'nothing'" in unknown.stderr
+    ray_eraser.connect("day").shutdown()  # it was started to be told so
 
 
 def _says_what_was_learned(trained: subprocess.CompletedProcess[str]) -> None:
@@ -123,6 +137,211 @@ def test_a_deployment_remembers_where_its_secrets_are_from_any_folder(
     assert (given.key_folder, given.signing_key) == (str(tmp_path / "keys"), str(tmp_path / "shop.pem"))
     usual = cli.settings(None, []).unlearning
     assert (usual.key_folder, usual.signing_key) == ("", "")
+
+
+ALONE = ("--storage-path", "kept", "--ray-address", "local")
+
+
+@pytest.fixture
+def kept(tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path) -> Callable[..., Coordinator]:
+    """Trains a deployment in the folder `kept`, in this process, which runs it until it is closed."""
+
+    def train(**unlearning: Any) -> Coordinator:
+        settings = tiny_config.unlearning.model_copy(update=unlearning)
+        path = str(tmp_path / "kept")
+        coordinator = Coordinator(
+            "kept", path, partial(LocalShardPool, path), tiny_config.model_copy(update={"unlearning": settings})
+        )
+        coordinator.fit(tiny)
+        return coordinator
+
+    return train
+
+
+@contextmanager
+def in_force(coordinator: Coordinator) -> Iterator[list[Exception]]:
+    """Renew its lease, as its service does, until it is refused, or the end; the error that it was refused with."""
+    refused, ended = list[Exception](), threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(0.2):
+            try:
+                coordinator.keep_in_force()
+            except StaleEpochError as error:
+                refused.append(error)
+                return
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    yield refused
+    ended.set()
+    keeper.join()
+
+
+def started(job: str, *arguments: str, folder: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+
+def heard(job: subprocess.Popen[str], words: str) -> list[str]:
+    """What a job says on stderr up to some words."""
+    lines = []
+    for line in job.stderr:
+        lines.append(line)
+        if words in line:
+            return lines
+    pytest.fail(f"{words!r} was not said: {''.join(lines)}")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_jobs_at_once_each_with_a_ray_of_its_own_both_succeed(kept: Callable[..., Coordinator], tmp_path: Path) -> None:
+    kept().close()
+    jobs = [started("unlearn", *ALONE, "--user-id", user, "--json", folder=tmp_path) for user in ("1003", "1004")]
+    ends = [job.communicate(timeout=500) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], ends
+    assert sorted(json.loads(said)["number"] for said, _ in ends) == [1, 2]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_waits_for_who_runs_the_deployment_and_says_so(kept: Callable[..., Coordinator], tmp_path: Path) -> None:
+    coordinator = kept()
+    with in_force(coordinator) as refused:
+        job = started("unlearn", *ALONE, "--user-id", "1003", "--json", folder=tmp_path)
+        *_, line = heard(job, "waits for")
+    assert re.fullmatch(rf"waits for deployment 'kept' on .* \(process {os.getpid()}\), up to 60 s\n", line)
+    assert refused == []
+    coordinator.close()
+    said, problem = job.communicate(timeout=400)
+    assert job.returncode == 0, problem
+    assert json.loads(said)["state"] == "erased"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_who_does_not_end_is_not_disturbed_unless_taken_over(kept: Callable[..., Coordinator], tmp_path: Path) -> None:
+    coordinator = kept(lease_seconds=15.0)
+    with in_force(coordinator) as refused:
+        waited = run("repartition", *ALONE, folder=tmp_path)
+        assert refused == []
+        assert waited.returncode == 2
+        *_, last = waited.stderr.splitlines()
+        assert last.startswith("error: deployment 'kept' on ")
+        assert last.endswith("ask it there, end it with stop.py, or take it over with --take-over")
+        taken = run("process", *ALONE, "--take-over", "--json", folder=tmp_path)
+        assert taken.returncode == 0, taken.stderr
+        assert "takes over from deployment 'kept' on" in taken.stderr
+    assert len(refused) == 1
+    coordinator.close()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_receipt_that_comes_later_is_fetched_with_the_salt_of_the_acceptance(
+    kept: Callable[..., Coordinator], tmp_path: Path
+) -> None:
+    kept(plan="deadline=20d").close()
+    accepted = run("unlearn", *ALONE, "--user-id", "1003", "--receipt", "r.json", "--json", folder=tmp_path)
+    assert accepted.returncode == 0, accepted.stderr
+    told, file = json.loads(accepted.stdout), tmp_path / "r.json"
+    begun = json.loads(file.read_text())
+    assert (begun["state"], begun["request_id"], begun["salt"]) == ("accepted", told["request_id"], told["salt"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert f"request {told['request_id']}, salt {told['salt']}" in accepted.stderr.splitlines()
+    later = f"python jobs/receipt.py --storage-path kept --request-id {told['request_id']} --receipt r.json"
+    assert later in accepted.stderr
+    early = run("receipt", *ALONE, "--receipt", "r.json", folder=tmp_path)
+    assert (early.returncode, f"request {told['request_id']} is excised" in early.stderr) == (1, True)
+
+    done = result("process", *ALONE, folder=tmp_path)
+    assert (done["finished"], done["set_aside"], done["generation"]) == (1, [], 2)
+    assert result("receipt", *ALONE, "--receipt", "r.json", folder=tmp_path)["state"] == "erased"
+    audited = result("audit", *ALONE[:2], "--receipt", "r.json", "--user-id", "1003", folder=tmp_path)
+    assert {finding["outcome"] for finding in audited["findings"]} == {"holds", "unchecked"}
+    assert [one["check"] for one in audited["findings"] if one["outcome"] == "unchecked"] == ["signature"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_log_that_still_has_the_erased_is_taken_back_only_where_that_is_said(
+    kept: Callable[..., Coordinator], tmp_path: Path
+) -> None:
+    coordinator = kept(suppress_days=30.0)
+    coordinator.submit(UnlearningRequest(user_id=1003), "case")
+    coordinator.process_pending()
+    coordinator.close()
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1003,1\n1003,2\n" + "".join(f"5000,{item}\n" for item in range(9)))
+    learned = run("learn", *ALONE, "--data", "log.csv", "--json", folder=tmp_path)
+    assert learned.returncode == 0, learned.stderr
+    assert "notice: 2 of the interactions were erased before, and are left out: --take-back learns them" in learned.stderr
+    told = json.loads(learned.stdout)
+    assert (told["suppressed"], told["taken_back"], told["n_users"]) == (2, False, 60)
+    back = run("learn", *ALONE, "--data", "log.csv", "--take-back", "--json", folder=tmp_path)
+    assert back.returncode == 0, back.stderr
+    assert "notice: 2 of the interactions were erased before, and are taken back" in back.stderr
+    assert json.loads(back.stdout)["n_users"] == 61
+    again = run("unlearn", *ALONE, "--user-id", "1003", "--idempotency-key", "case", "--json", folder=tmp_path)
+    assert (again.returncode, json.loads(again.stdout)["here_again"]) == (1, True)
+    assert "its data was learned again since: hand it in under a new idempotency key" in again.stderr
+    assert "nothing that is served depends" not in again.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stopped_it_can_be_started_elsewhere_at_once(
+    kept: Callable[..., Coordinator], tmp_path: Path, ray_session: None
+) -> None:
+    import ray
+
+    kept().close()
+    here = {"folder": tmp_path, "ray_address": ray.get_runtime_context().gcs_address}
+    there = ("--deployment", "kept", "--storage-path", "kept")
+    assert result("process", *there, **here)["finished"] == 0  # it runs from here on
+    running = result("status", "--deployment", "kept", **here)
+    assert (running["running"], running["held_by"]) == (True, [])
+    stopped = run("stop", "--deployment", "kept", "--json", **here)
+    assert stopped.returncode == 0, stopped.stderr
+    assert json.loads(stopped.stdout) == {"deployment": "kept", "ended": True, "storage_path": str(tmp_path / "kept")}
+    assert f"can be started again from {tmp_path / 'kept'}" in stopped.stderr
+    assert result("status", *there, **here)["held_by"] == []
+    again = run("stop", *there, "--json", **here)
+    assert (again.returncode, json.loads(again.stdout)["ended"]) == (0, False)
+    assert "deployment 'kept' does not run on this Ray" in again.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_interrupted_after_the_acceptance_it_says_how_to_get_the_receipt(tmp_path: Path) -> None:
+    config = config_from(
+        {
+            "data": {"synthetic_users": 300, "synthetic_items": 100, "synthetic_per_user": 20},
+            "partition": {"n_shards": 2},
+            "aggregation": {"foldin_alpha0": 0.3},
+            "model": {"solver": "adagrad", "width": 16, "epochs": 3},
+        }
+    )
+    path = str(tmp_path / "kept")
+    coordinator = Coordinator("kept", path, partial(LocalShardPool, path), config)
+    coordinator.fit(read_dataset("synthetic", config.data, config.seed))
+    coordinator.repartition(["model.epochs=100000"])  # goes with the request, and takes long
+    coordinator.close()
+    job = started("unlearn", *ALONE, "--user-id", "1003", "--receipt", "r.json", folder=tmp_path)
+    heard(job, "training shards")
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 130, said
+    begun = json.loads((tmp_path / "r.json").read_text())
+    assert f"python jobs/receipt.py --storage-path kept --request-id {begun['request_id']} --receipt r.json" in said
 
 
 STAGES = [

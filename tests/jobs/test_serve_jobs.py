@@ -117,6 +117,7 @@ def test_a_deployment_in_order_passes_the_doctor(stored: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     seen = {check["check"]: check["outcome"] for check in found["checks"]}
     expected = {"storage path", "stored files", "ledger", "disk space", "clock", "device", "deadlines", "set aside"}
+    expected |= {"access to stored files", "access to the ledger", "files of the generation", "excisions"}
     assert set(seen) == {"API keys"} | expected
     # Where tests run may be in memory or nearly full.
     own = {name: outcome for name, outcome in seen.items() if name not in ("stored files", "ledger", "disk space")}

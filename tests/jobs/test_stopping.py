@@ -1,25 +1,95 @@
-"""Jobs that are stopped, and what submitted ones leave behind, without a Ray."""
+"""Jobs that are stopped, and what submitted ones leave behind."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from ray_eraser.store import Store
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
+LINE = "{}: what is stored and recorded is whole, and the next job goes on from it\n"
+
+# In each, `up` is printed where the job is stopped.
 WAITING = """
 import cli, time
 with cli.exit_codes(debug=False):
     print("up", flush=True)
     time.sleep(60)
 """
-
+IMPORTING = """
+import sys
+sys.argv[0] = {job!r}  # as if it were one
+import cli
+print("up", flush=True)
+while True:
+    pass
+"""
+# numpy's threads are there before anything is said of signals.
+IN_C = """
+import numpy, cli, ctypes
+with cli.exit_codes(debug=False):
+    numpy.ones((500, 500)) @ numpy.ones((500, 500))
+    print("up", flush=True)
+    ctypes.CDLL(None).sleep(60)
+"""
+ANOTHERS_HANDLER = """
+import cli, signal, sys, time
+with cli.exit_codes(debug=False):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does while it starts
+    print("up", flush=True)
+    time.sleep(60)
+"""
+CLEANING = """
+import cli, pathlib, tempfile, time
+with cli.exit_codes(debug=False), tempfile.TemporaryDirectory(dir=".") as folder:
+    pathlib.Path(folder, "of-a-user").touch()
+    print("up", flush=True)
+    try:
+        while True:
+            time.sleep(0.01)
+    finally:
+        raise RuntimeError("as Ray's connections do then")
+"""
+HANDED_OVER = """
+import cli, threading, time
+from ray_eraser.runtime import signals
+with cli.exit_codes(debug=False):
+    asked = threading.Event()
+    with signals.handed_to(asked.set):
+        print("up", flush=True)
+        asked.wait()
+    print("closed in good order")
+"""
+WITH_CHILDREN = """
+import cli, multiprocessing, subprocess, time
+with cli.exit_codes(debug=False):
+    forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    forked.start()
+    started = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None)
+    for child in (forked, started):
+        child.terminate()
+    forked.join()
+    print(forked.exitcode, started.wait(), flush=True)
+"""
+DONE = """
+import atexit, cli, time
+atexit.register(time.sleep, 60)
+with cli.exit_codes(debug=False):
+    print("the result")
+print("up", flush=True)
+"""
 
 ANSWERS = """
 import cli, json, os, sys
@@ -49,13 +119,87 @@ def _job(code: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_a_stopped_job_says_so_in_one_line_and_exits_with_143(tmp_path: Path) -> None:
+def _stopped(code: str, folder: Path, number: int = signal.SIGTERM, within: float = 3) -> tuple[int, str, str]:
+    job = _job(code, folder)
+    assert job.stdout is not None
+    while (line := job.stdout.readline()) != "up\n":
+        assert line, job.communicate()[1]
+    job.send_signal(number)
+    try:
+        out, said = job.communicate(timeout=within)  # as long as Ray waits
+    finally:
+        job.kill()
+        job.communicate()
+    return job.returncode, out, said
+
+
+@pytest.mark.parametrize(
+    "code",
+    [WAITING, IMPORTING.format(job=str(JOBS / "train.py")), IN_C, ANOTHERS_HANDLER, DONE],
+    ids=["asleep", "importing", "in-c", "under-another-handler", "after-its-end"],
+)
+def test_a_stopped_job_says_so_in_one_line_and_exits_with_143(code: str, tmp_path: Path) -> None:
+    assert _stopped(code, tmp_path) == (143, "", LINE.format("stopped"))
+
+
+def test_an_interrupted_job_exits_with_130_and_at_once_when_asked_twice(tmp_path: Path) -> None:
+    assert _stopped(CLEANING, tmp_path, signal.SIGINT) == (130, "", LINE.format("interrupted"))
     job = _job(WAITING, tmp_path)
     assert job.stdout.readline() == "up\n"
-    job.send_signal(signal.SIGTERM)
-    _, said = job.communicate(timeout=3)  # as long as Ray waits
-    assert job.returncode == 143
-    assert said == "stopped: what is stored and recorded is whole, and the next job goes on from it\n"
+    job.send_signal(signal.SIGINT)
+    assert job.stderr.readline() == LINE.format("interrupted")
+    job.send_signal(signal.SIGINT)
+    job.wait(3)
+    job.communicate()
+    assert job.returncode == 130
+
+
+def test_a_stopped_job_cleans_up_and_its_exit_code_stays_whatever_is_raised_then(tmp_path: Path) -> None:
+    assert _stopped(CLEANING, tmp_path) == (143, "", LINE.format("stopped"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_can_end_in_good_order_when_it_is_stopped(tmp_path: Path) -> None:
+    assert _stopped(HANDED_OVER, tmp_path) == (0, "closed in good order\n", "")
+
+
+def test_what_a_job_has_started_can_be_stopped(tmp_path: Path) -> None:
+    job = _job(WITH_CHILDREN, tmp_path)
+    out, _ = job.communicate(timeout=30)
+    assert out == "-15 -15\n"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1, 2, 4, 6, 9, 13])
+def test_a_training_can_be_stopped_at_any_time_and_leaves_no_ray(seconds: float, tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # By this all that it starts is known again.
+    marked = clean | {"STOPPED_BY_A_TEST": str(tmp_path), "RAY_TMPDIR": tempfile.mkdtemp(prefix="re", dir="/tmp")}
+    where = ("--storage-path", str(tmp_path / "t"), "--ray-address", "local", "--set", "data.synthetic_users=4000")
+    command = [sys.executable, str(JOBS / "train.py"), "--data", "synthetic", "--set", "model.kind=wmf", *where]
+    with subprocess.Popen(command, env=marked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        time.sleep(seconds)
+        job.send_signal(signal.SIGTERM)
+        job.wait(10)
+        assert job.returncode == 143
+        assert job.stderr is not None
+        assert job.stderr.read().endswith(LINE.format("stopped"))
+    shutil.rmtree(marked["RAY_TMPDIR"], ignore_errors=True)
+    end = time.monotonic() + 20
+    while left := _marked(str(tmp_path)):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
+
+
+def _marked(mark: str) -> list[str]:
+    """What runs with the mark in its environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"STOPPED_BY_A_TEST={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def test_only_a_submitted_job_keeps_its_result_and_may_not_store_in_its_own_folder(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ synthetic_per_user = 8
 synthetic_communities = 3
 valid_share = 0.1
 [model]
+kind = "wmf"
 width = 8
 epochs = 3
 alpha0 = 0.3

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.keyed import ShardData
@@ -43,6 +44,8 @@ _T = TypeVar("_T")
 COORDINATOR_STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
 OTHER_STEPS = ("data written", "submodel written", "aggregate written")
 TOGETHER = [("submodel written", "retrained"), ("aggregate written", "written"), ("received", "routed", "published")]
+OF_LINEAR = [("data written",), ("retrained",), ("written",), ("finished",), ("excised", "published")]
+"""Fewer, because the processes are the same ones: what differs is served by the coordinator alone."""
 
 
 def traps_of(storage_path: str) -> Path:
@@ -121,6 +124,7 @@ class Matrix:
         self.mortal, self.undisturbed, self.storage = mortal, undisturbed, storage
         self.erased: list[RawId] = []
         self._users = iter(dataset.users.ids[8:])
+        self.readers = cycle(dataset.users.ids[:8])
 
     def set_trap(self, step: str) -> None:
         (traps_of(str(self.storage)) / step).touch()
@@ -157,17 +161,24 @@ def mortal_actor(ray_session: None) -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(module)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def matrix(
-    mortal_actor: None, tiny: Dataset, tiny_config: EraserConfig, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    mortal_actor: None,
+    tiny: Dataset,
+    tiny_config: EraserConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Matrix]:
+    """Of the kind of model that the class of tests names."""
+    kind: str = request.cls.kind
+    config = config_from(tiny_config.model_dump(mode="json") | {"model": {"kind": kind}}) if kind == "linear" else tiny_config
     folder = tmp_path_factory.mktemp("matrix")
     place = str(folder / "local")
-    undisturbed = Coordinator("local", place, partial(LocalShardPool, place), tiny_config)
+    undisturbed = Coordinator("local", place, partial(LocalShardPool, place), config)
     undisturbed.fit(tiny)
     storage = folder / "mortal"
     traps_of(str(storage)).mkdir()
-    matrix = Matrix(deploy("mortal", str(storage), tiny_config), undisturbed, storage, tiny)
+    matrix = Matrix(deploy(f"mortal-{kind}", str(storage), config), undisturbed, storage, tiny)
     for step in ("submodel written", "written"):  # the first training is not spared
         matrix.set_trap(step)
     with pytest.raises(PoolError):
@@ -180,8 +191,8 @@ def matrix(
     undisturbed.close()
 
 
-@pytest.mark.parametrize("steps", [*((step,) for step in (*COORDINATOR_STEPS, *OTHER_STEPS)), *TOGETHER], ids=" and ".join)
-def test_a_process_killed_right_after_a_step_changes_nothing(matrix: Matrix, steps: tuple[str, ...]) -> None:
+def check_killed_at(matrix: Matrix, steps: tuple[str, ...]) -> None:
+    """A process that is killed right after each of these steps changes nothing."""
     for step in steps:
         matrix.set_trap(step)
     ticket = matrix.erase_another()
@@ -193,6 +204,8 @@ def test_a_process_killed_right_after_a_step_changes_nothing(matrix: Matrix, ste
     assert described.digest == wanted.digest
     assert described.generation == wanted.generation == 1 + len(matrix.erased)
     assert described.requests == wanted.requests
+    reader = next(matrix.readers)
+    assert through_restarts(lambda: matrix.mortal.recommend(reader, 8)) == matrix.undisturbed.recommend(reader, 8)
     receipt = through_restarts(ticket.receipt)
     mirrored = matrix.undisturbed._ledger.receipts()[-1]
     assert receipt is not None
@@ -200,7 +213,8 @@ def test_a_process_killed_right_after_a_step_changes_nothing(matrix: Matrix, ste
     assert (receipt.pairs_erased, receipt.shards_touched) == (mirrored.pairs_erased, mirrored.shards_touched)
 
 
-def test_after_all_that_the_receipts_are_one_chain_and_the_audit_is_exact(matrix: Matrix, tiny_config: EraserConfig) -> None:
+def check_chain_and_audit(matrix: Matrix) -> None:
+    """After all that the receipts are one chain, and the audit is exact."""
     matrix.erase_another()  # also where this test is the only one to run
     ledger = matrix.ledger()
     receipts, published = ledger.receipts(), ledger.current()
@@ -208,7 +222,7 @@ def test_after_all_that_the_receipts_are_one_chain_and_the_audit_is_exact(matrix
     assert len(receipts) == len({receipt.request_id for receipt in receipts}) == len(matrix.erased)
     assert verify_chain(receipts) == []
     store = Store(str(matrix.storage))
-    pool = LocalShardPool(store.uri, tiny_config)
+    pool = LocalShardPool(store.uri, matrix.undisturbed.config)
     report = audit(store, published, pool, Erased(user_ids=tuple(matrix.erased)))
     assert report.exact, report.mismatches
 
@@ -217,3 +231,29 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not is_so() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def killed_at(*steps: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("steps", steps, ids=" and ".join)
+
+
+class TestVectors:
+    kind = "vectors"
+
+    @killed_at(*((step,) for step in (*COORDINATOR_STEPS, *OTHER_STEPS)), *TOGETHER)
+    def test_a_process_killed_right_after_a_step_changes_nothing(self, matrix: Matrix, steps: tuple[str, ...]) -> None:
+        check_killed_at(matrix, steps)
+
+    def test_after_all_that_the_receipts_are_one_chain_and_the_audit_is_exact(self, matrix: Matrix) -> None:
+        check_chain_and_audit(matrix)
+
+
+class TestLinear:
+    kind = "linear"
+
+    @killed_at(*OF_LINEAR)
+    def test_a_process_killed_right_after_a_step_changes_nothing(self, matrix: Matrix, steps: tuple[str, ...]) -> None:
+        check_killed_at(matrix, steps)
+
+    def test_after_all_that_the_receipts_are_one_chain_and_the_audit_is_exact(self, matrix: Matrix) -> None:
+        check_chain_and_audit(matrix)

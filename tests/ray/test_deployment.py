@@ -23,7 +23,6 @@ from ray_eraser.errors import (
     DeploymentError,
     InvalidIdError,
     RequestError,
-    StaleEpochError,
     StoreError,
     UnknownIdError,
     WaitTimeoutError,
@@ -244,15 +243,6 @@ def test_attaching_with_other_settings_is_refused(running: Client, tiny_config: 
         ray_eraser.deploy(running.deployment, str(tmp_path / "elsewhere"))
 
 
-def test_a_coordinator_that_was_replaced_stops_serving(fresh: Client, tiny: Dataset, tmp_path: Path) -> None:
-    place = str(tmp_path / "storage")
-    assert fresh.recommend(tiny.users.ids[0], 3)
-    replacement = Coordinator("elsewhere", place, partial(LocalShardPool, place))
-    with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
-        _read_for(fresh, tiny.users.ids[0], seconds=20)
-    replacement.close()
-
-
 def test_a_log_in_parts_is_divided_by_rays_tasks_to_the_same_bits(
     ray_session: None, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:
@@ -277,10 +267,3 @@ def test_a_log_in_parts_is_divided_by_rays_tasks_to_the_same_bits(
     assert not (tmp_path / "storage" / "pieces").exists()
     client.shutdown()
     local.close()
-
-
-def _read_for(client: Client, user_id: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        client.recommend(user_id, 3)
-        time.sleep(0.1)

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ from ray_eraser.web.limits import Limits
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
-READER, ERASER, SLOW = "r" * 32, "e" * 32, "s" * 32
-KEYS = Keys.of([(Role.READ, READER), (Role.ERASE, ERASER), (Role.READ, SLOW)])
+READER, ERASER, SLOW, HALF = "r" * 32, "e" * 32, "s" * 32, "h" * 32
+KEYS = Keys.of([(Role.READ, READER), (Role.ERASE, ERASER), (Role.READ, SLOW), (Role.ERASE, HALF)])
 
 
 class Served(NamedTuple):
@@ -161,6 +162,27 @@ def test_a_key_that_asks_too_often_waits_and_others_do_not(call: Call) -> None:
     assert status == 429
     assert int(headers["retry-after"]) >= 1
     assert call("GET", "/erasures/none", key=READER)[0] == 404
+
+
+def test_half_bodies_end_and_keep_nobody_from_being_answered(served: Served, call: Call) -> None:
+    address, _, port = served.url.removeprefix("http://").rpartition(":")
+    head = f"POST /erasures HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {HALF}\r\nContent-Type: application/json\r\n"
+    with ExitStack() as open_ones:
+        halves = [open_ones.enter_context(socket.create_connection((address, int(port)))) for _ in range(90)]
+        for half in halves:
+            half.sendall(f'{head}Content-Length: 100\r\n\r\n{{"user'.encode())
+        for path, key in (("/healthz", None), ("/users/1003/recommendations", READER), ("/status", ERASER)):
+            began = time.monotonic()
+            assert call("GET", path, key=key)[0] == 200
+            assert time.monotonic() - began < 5
+        assert call("POST", "/erasures", {"user_id": "nobody"})[0] == 404
+        answers = []
+        for half in halves:
+            half.settimeout(60)
+            answers.append(b"".join(iter(lambda half=half: half.recv(4096), b"")))  # until the server closes
+    statuses = {int(answer.split()[1]) for answer in answers}
+    assert statuses <= {408, 429}
+    assert 408 in statuses
 
 
 def test_an_address_or_a_path_that_is_anothers_is_refused(served: Served) -> None:

@@ -89,7 +89,7 @@ def test_a_trial_whose_settings_were_chosen_from_the_log_says_so(
     plan = Sweep(changed(tiny_config, ["model.alpha0=auto"]), (parse_axis("partition.n_shards=2,3"),), MIX, 1)
     for row in run(plan, tiny, tmp_path / "open").values():
         assert (row["state"], row["level"]) == ("finished", "exact-given-settings")
-        assert row["alpha0"] == shared_alpha0(for_sweeping(tiny), plan.base)
+        assert row["alpha0"] == shared_alpha0(for_sweeping(tiny), plan.base)["model.alpha0"]
         assert config_from(json.loads(row["settings"])).model.alpha0 == "auto"
 
 

@@ -172,7 +172,7 @@ def test_a_file_with_the_right_name_and_other_content_is_named(
 def test_settings_that_were_chosen_from_the_log_are_taken_as_recorded(
     deployments: Deployments, tiny: Dataset, tmp_path: Path
 ) -> None:
-    config = config_from({"partition": {"n_shards": 2}, "model": {"width": 4, "epochs": 1}})
+    config = config_from({"partition": {"n_shards": 2}, "model": {"kind": "wmf", "width": 4, "epochs": 1}})
     pairs = everything_in(tiny)
     coordinator = deployments.fit("shop", config, Dataset.of_pairs("log", pairs))
     coordinator.submit(UnlearningRequest(user_id=ERASED))

@@ -40,7 +40,7 @@ def test_rows_are_the_places_of_keys_among_those_that_any_model_has_whatever_mod
 def configured(kind: str, *, foldin: bool, sweeps: int = 0):
     return config_from(
         {
-            "model": {"width": 4, "epochs": 2, "alpha0": 0.3},
+            "model": {"kind": "wmf", "width": 4, "epochs": 2, "alpha0": 0.3},
             "partition": {"n_shards": N_SHARDS},
             "aggregation": {"kind": kind, "foldin": foldin, "sweeps": sweeps, "epochs": 2, "attention_width": 2},
         }

@@ -9,11 +9,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from plain import Pair, Plain, is_about
+from plain import Pair, Plain, is_about, key_of
 
 from ray_eraser.config import EraserConfig, changed, config_from
 from ray_eraser.coordinator import Coordinator
@@ -30,8 +31,18 @@ from ray_eraser.unlearning.work import Learning, Repartition
 USERS = ("10", "11", "guest-7", "12", "\u00f6", "013", "13", "new user")  # the last two of each are not in the log
 ITEMS = ("20", "clinic follow-up", "21", "22", "9223372036854775808", "x")
 STEPS = ("routed", "retrained", "aggregated", "written", "published", "purged", "finished")
-CHANGES = ((), ("partition.n_shards=2",), ("partition.n_shards=3",), ("partition.kind=hashed",), ("partition.kind=user_based",))
-KINDS = ("hashed", "user_based", "item_based", "random")
+VECTORS = ("model.kind=wmf", "model.epochs=1", "model.alpha0=0.3")
+CHANGES = (
+    (),
+    ("partition.n_shards=2",),
+    ("partition.n_shards=3",),
+    ("partition.kind=hashed",),
+    ("partition.kind=user_based",),
+    ("model.kind=linear",),
+    VECTORS,
+)
+KINDS = ("hashed", "user_based", "item_based", "random", "linear", "linear random")
+"""How a deployment begins: its partition, and whether its model is the linear one, which is never trained."""
 
 users, items = st.sampled_from(USERS), st.sampled_from(ITEMS)
 pairs_of_ids = st.lists(st.tuples(users, items), min_size=1, max_size=3)
@@ -57,12 +68,13 @@ def as_read(pairs: list[Pair], config: EraserConfig) -> Dataset:
 
 
 def configured(kind: str) -> EraserConfig:
+    is_linear, partition = kind.startswith("linear"), kind.removeprefix("linear").strip() or "hashed"
     return config_from(
         {
             "data": {"valid_share": 0.2},
-            "partition": {"kind": kind, "n_shards": 3, "max_iterations": 2, "pretrain_epochs": 1},
-            "model": {"width": 4, "epochs": 1, "alpha0": 0.3},
-            "aggregation": {"kind": "mean", "foldin": False},
+            "partition": {"kind": partition, "n_shards": 3, "max_iterations": 2, "pretrain_epochs": 1},
+            "model": {"kind": "linear", "width": 4} if is_linear else {"kind": "wmf", "width": 4, "epochs": 1, "alpha0": 0.3},
+            "aggregation": {"kind": "mean", "foldin": False, "foldin_alpha0": 0.3},
         }
     )
 
@@ -335,7 +347,11 @@ class AnyHistory(RuleBasedStateMachine):
         assert served == left
         assert (set(snapshot.users.ids), set(snapshot.items.ids)) == (users_left, items_left)
         assert set(snapshot.items.raw_of(snapshot.served.item_keys)) <= items_left
-        assert set(snapshot.users.raw_of(snapshot.served.vectors().user_keys)) <= users_left
+        vectors = snapshot.served.vectors()
+        if vectors is not None:
+            assert set(snapshot.users.raw_of(vectors.user_keys)) <= users_left
+        gone = [key_of(user, self.config.seed) for user in USERS if user not in users_left]
+        assert not snapshot.served.scores(np.array(gone, np.uint64))[0].any()
 
     @precondition(started)
     @invariant()

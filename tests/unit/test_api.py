@@ -355,7 +355,7 @@ def test_a_repeated_key_is_the_same_erasure(call, trained):
     assert call("POST", "/erasures", {"user_id": 1007}, headers=header)[0] == 422
     trained.process_pending()
     status, body, _ = call("POST", "/erasures", {"user_id": 1006}, headers=header)
-    assert (status, body) == (202, {"id": first[1]["id"], "state": "erased", "salt": None})
+    assert (status, body) == (202, {"id": first[1]["id"], "state": "erased", "salt": None, "here_again": False})
 
 
 def test_items_and_pairs_can_be_erased(call, trained, tiny):

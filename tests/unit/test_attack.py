@@ -12,9 +12,13 @@ from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import places_of
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.errors import ConfigError
+from ray_eraser.kernels.products import Rows
 from ray_eraser.pool import LocalShardPool
+from ray_eraser.served import Served
+from ray_eraser.study.asking import InLog, asked_by
 from ray_eraser.study.attack import (
     LIST_LENGTH,
     Comparison,
@@ -26,7 +30,7 @@ from ray_eraser.study.attack import (
     fit_classifier,
     signals,
 )
-from ray_eraser.study.membership import AttackReport, StudyPlan, attack_study, learn, unlearn, unlearn_badly
+from ray_eraser.study.membership import AttackReport, StudyPlan, _without, attack_study, learn, unlearn, unlearn_badly
 from ray_eraser.unlearning.request import UnlearningRequest
 
 # As wide as a user has pairs, so that a model can learn its pairs by heart, and with little that they have in common.
@@ -44,6 +48,7 @@ MEMORISING = {
     "aggregation": {"foldin": False, "foldin_alpha0": 0.3},
 }
 ALS = {"model": {"width": 32, "alpha0": 0.3}, "aggregation": {"foldin": False}}
+LINEAR = {"model": {"kind": "linear"}}
 SEEDS = range(4)
 HERE = LocalShardPool("nothing-is-stored-here", config_from(MEMORISING))
 
@@ -70,7 +75,12 @@ def als_study(seed: int) -> AttackReport:
     return studied(config_of(seed, **ALS), StudyPlan(share=0.1, shadows=1, other_seeds=1))
 
 
-ALL_STUDIES = [gradient_study, als_study]
+@cache
+def linear_study(seed: int) -> AttackReport:
+    return studied(config_of(seed, **LINEAR), StudyPlan(share=0.1, shadows=1, other_seeds=1))
+
+
+ALL_STUDIES = [gradient_study, als_study, linear_study]
 
 
 # ---- the area under the curve -------------------------------------------------------------------------------------------
@@ -201,12 +211,12 @@ def test_signals_are_those_counted_by_hand():
     users, items = np.arange(n_users, dtype=np.int32), np.arange(n_items, dtype=np.int32)
     user_vectors = generator.normal(size=(n_users, 3)).astype(np.float32)
     item_vectors = generator.integers(1, 4, (n_items, 3)).astype(np.float32)  # few values: ties
-    model = Embeddings(users, user_vectors, items, item_vectors)
+    model = Embeddings(users, user_vectors.astype(float), items, item_vectors.astype(float))
     pairs = Interactions.of(generator.integers(0, n_users, 40), generator.integers(0, n_items, 40))
     known = Interactions.of(generator.integers(0, n_users, 30), generator.integers(0, n_items, 30)).without(pairs)
     seen = Interactions.union([known, pairs.take(np.arange(0, len(pairs), 3))])
     probe = Probe({"held out": Comparison(pairs, Interactions.none())}, known, whole_users=False)
-    found = signals(model, probe, seen, config_of().als_settings, 1)
+    found = signals(model, probe, seen, users, 1)
 
     scores = user_vectors.astype(float) @ item_vectors.astype(float).T
     is_known, is_seen = (part.matrix(n_users, n_items).toarray() > 0 for part in (known, seen))
@@ -253,6 +263,8 @@ def test_the_classifier_is_finite_where_members_can_be_told_without_error_and_th
         {"partition": {"kind": "label_propagation", "n_shards": 2}},
         {"model": {"width": 32}, "aggregation": {"kind": "attention", "foldin": True}},  # alpha0 is chosen
         {**ALS, "training": {"slices": 2}},
+        LINEAR,
+        {**LINEAR, "partition": {"kind": "random", "n_shards": 3}},
     ],
 )
 def test_the_models_under_attack_are_those_that_a_deployment_serves(sections, deployments):
@@ -261,27 +273,38 @@ def test_the_models_under_attack_are_those_that_a_deployment_serves(sections, de
     erased = draw_erasure(dataset, 0.01, 0, whole_users=False)
     before = learn(dataset, config, HERE)
     coordinator = deployments.fit("attacked", config, dataset)
-    assert coordinator.served_model().vectors().same_bits(before.model)
+    assert same_scores(coordinator.served_model(), before.served(), before.user_keys)
 
     raw = zip(dataset.users.raw(erased.users), dataset.items.raw(erased.items), strict=True)
     coordinator.submit(UnlearningRequest(pairs=tuple(raw)))
     coordinator.process_pending()
-    assert coordinator.served_model().vectors().same_bits(unlearn(before, erased, HERE).model)
+    assert same_scores(coordinator.served_model(), unlearn(before, erased, HERE).served(), before.user_keys)
 
 
-def test_a_model_of_another_seed_is_asked_in_the_rows_of_the_log_that_was_given(deployments):
-    dataset, config = log_of(config_of()), config_of(9)
+def same_scores(one: Served, other: Served, user_keys: np.ndarray) -> bool:
+    """Whether two models score the same items for the same users with the same bits, and say of themselves that they do."""
+    (known, scores), (also_known, others) = one.scores(user_keys), other.scores(user_keys)
+    assert known.any()
+    assert (known == also_known).all()
+    assert (one.item_keys == other.item_keys).all()
+    return one.same_bits(other) and scores.tobytes() == others.tobytes()
+
+
+@pytest.mark.parametrize("sections", [{}, LINEAR], ids=["vectors", "linear"])
+def test_a_model_of_another_seed_is_asked_in_the_rows_of_the_log_that_was_given(sections, deployments):
+    dataset, config = log_of(config_of()), config_of(9, **sections)
     learned = learn(dataset, config, HERE)
-    coordinator = deployments.fit("other", config, dataset)
-    assert learned.model.same_bits(coordinator.served_model().vectors())
-    vectors, served = coordinator.vectors(), learned.served
-    assert served.user_rows.tolist() == sorted(map(dataset.users.row, vectors.user_ids))
-    for ids, rows, theirs, mine, vocabulary in (
-        (vectors.user_ids, served.user_rows, vectors.users, served.users, dataset.users),
-        (vectors.item_ids, served.item_rows, vectors.items, served.items, dataset.items),
-    ):
-        places = np.searchsorted(rows, [vocabulary.row(raw) for raw in ids])
-        assert mine[places].tobytes() == theirs.tobytes()
+    served = deployments.fit("other", config, dataset).served_model()
+    assert served.same_bits(learned.served())
+    asked = InLog(learned.served(), learned.user_keys, learned.item_keys)
+    rows = np.arange(0, len(dataset.users), 7, dtype=np.int32)
+    known, scores = asked.scores(rows)
+    assert known.all()
+    assert (np.diff(asked.item_rows) > 0).all()
+    keyed = dataset.under(config.seed)
+    _, expected = served.scores(np.array([keyed.users.key(dataset.users.ids[row]) for row in rows], np.uint64))
+    columns = [np.searchsorted(served.item_keys, keyed.items.key(dataset.items.ids[row])) for row in asked.item_rows]
+    assert scores.tobytes() == expected[:, columns].tobytes()
     held = Interactions.union([dataset.train, dataset.valid])
     assert learned.seen.codes().tolist() == held.codes().tolist()
 
@@ -297,12 +320,45 @@ def test_only_owning_shards_are_trained_again_by_either_unlearning():
         assert after.submodels[1].same_bits(before.submodels[1])
 
 
-@pytest.mark.parametrize("study", ALL_STUDIES)
+@pytest.mark.parametrize(("study", "at_least"), [(gradient_study, 0.9), (als_study, 0.9), (linear_study, 0.85)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_model_that_learned_pairs_by_heart_is_caught_before_the_erasure(study, seed):
+def test_a_model_that_knows_pairs_by_heart_is_caught_before_the_erasure(study, at_least, seed):
     for attack in ("threshold", "shadow"):
         assert study(seed).result(attack, "never seen").before.low > 0.95
-        assert study(seed).result(attack, "held out").before.low > 0.9
+        assert study(seed).result(attack, "held out").before.low > at_least
+
+
+def test_a_linear_model_that_was_unlearned_badly_has_the_erased_pairs_in_it_and_so_have_its_scores():
+    config = config_of(**LINEAR)
+    dataset = log_of(config)
+    erased = draw_erasure(dataset, 0.1, 0, whole_users=False)
+    before = learn(dataset, config, HERE)
+    never = learn(_without(dataset, erased), config, HERE).served()
+    broken, stale = (unlearn_badly(before, erased, epochs, HERE).served() for epochs in (1, 0))
+    keys = never.scores(before.user_keys)[0]
+    of = {name: served.scores(before.user_keys[keys])[1] for name, served in (("broken", broken), ("stale", stale))}
+    assert of["stale"].tobytes() == before.served().scores(before.user_keys[keys])[1].tobytes()
+    assert len({scores.tobytes() for scores in (*of.values(), never.scores(before.user_keys[keys])[1])}) == 3
+    assert not stale.same_bits(never)
+    # What the broken one says of a user rests on the items that the user has left.
+    user = int(erased.users[0])
+    left = dataset.train.without(erased).items_of(user)
+    asked = np.sort(places_of(before.item_keys[left], broken.item_keys))
+    alone = before.served().solver.scores(Rows.of(np.array([0, len(asked)]), asked))
+    assert broken.scores(before.user_keys[[user]])[1].tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["linear", "als"])
+def test_an_erasure_that_leaves_the_data_in_is_not_the_oracle_and_is_caught(kind, monkeypatch):
+    """The equality that exact unlearning is held to, with an unlearning that does nothing."""
+    monkeypatch.setattr("ray_eraser.study.membership.unlearn", lambda before, *_: before)
+    report = studied(config_of(**{"linear": LINEAR, "als": ALS}[kind]), StudyPlan(share=0.1, shadows=1, other_seeds=1))
+    assert not report.same_bits
+    for attack in ("threshold", "shadow"):
+        for against in ("never seen", "held out"):
+            result = report.result(attack, against)
+            assert result.excess.low > 0.1
+            assert all(unlearned - oracle > 0.1 for unlearned, oracle in result.others)
 
 
 @pytest.mark.parametrize("study", ALL_STUDIES)
@@ -335,9 +391,9 @@ def test_the_oracle_cannot_tell_erased_pairs_from_held_out_ones(study):
     assert abs(np.mean([oracle.value for oracle in oracles]) - 0.5) < 1.5 * error
 
 
-@pytest.mark.parametrize(("study", "at_least"), [(gradient_study, 0.08), (als_study, 0.05)])
+@pytest.mark.parametrize(("study", "at_least"), [(gradient_study, 0.08), (als_study, 0.05), (linear_study, 0.08)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_training_on_from_the_old_weights_is_caught(study, at_least, seed):
+def test_keeping_the_old_weights_or_the_erased_pairs_is_caught(study, at_least, seed):
     for attack in ("threshold", "shadow"):
         for against in ("never seen", "held out"):
             result = study(seed).result(attack, against)
@@ -359,6 +415,16 @@ def test_two_versions_betray_what_was_erased_by_exact_unlearning_as_well(study, 
 
 
 @pytest.mark.parametrize("kind", ["interaction_based", "user_based"])
+def test_a_learned_partition_changes_no_score_of_a_linear_model(kind):
+    report = studied(
+        config_of(**LINEAR, partition={"kind": kind, "n_shards": 5}), StudyPlan(share=0.1, shadows=0, other_seeds=1)
+    )
+    assert report.guarantee == "exact-given-partition"
+    for result in report.results:
+        assert (result.excess.value, result.excess.low, result.excess.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["interaction_based", "user_based"])
 def test_a_learned_partition_may_differ_from_the_oracle_and_the_report_says_so(kind):
     # Other than the three planted groups of users, which any such partition finds whatever is erased.
     config = config_of(partition={"kind": kind, "n_shards": 5})
@@ -368,8 +434,9 @@ def test_a_learned_partition_may_differ_from_the_oracle_and_the_report_says_so(k
     assert {result.attack for result in report.results} == {"threshold", "score drop", "rank drop", "list entry"}
 
 
-def test_erased_users_are_attacked_through_the_items_that_they_leave():
-    report = studied(config_of(**ALS), StudyPlan(share=0.1, whole_users=True, shadows=1, other_seeds=0))
+@pytest.mark.parametrize("sections", [ALS, LINEAR], ids=["als", "linear"])
+def test_erased_users_are_attacked_through_the_items_that_they_leave(sections):
+    report = studied(config_of(**sections), StudyPlan(share=0.1, whole_users=True, shadows=1, other_seeds=0))
     assert report.unit == "users"
     assert report.same_bits
     assert {result.attack for result in report.results} == {"threshold", "shadow", "score drop", "rank drop"}
@@ -400,6 +467,23 @@ def test_a_study_is_the_same_every_time_and_its_report_is_plain_json():
     assert again == als_study(0).to_dict()
     assert json.loads(json.dumps(again)) == again
     assert {"unit", "same_bits", "guarantee", "results"} <= set(again)
+
+
+def test_what_was_chosen_from_the_log_is_reported_with_and_without_the_erased_pairs():
+    config = config_of(model={"width": 32}, aggregation={"foldin": True})  # alpha0 is chosen
+    report = studied(config, StudyPlan(share=0.1, shadows=0, other_seeds=0))
+    assert (report.model, report.guarantee) == ("wmf", "exact-given-settings")
+    assert set(report.chosen) == set(report.oracle_chosen) == {"model.alpha0"}
+    assert (linear_study(0).model, linear_study(0).chosen) == ("linear", {})
+
+
+def test_erased_users_of_a_model_that_cannot_be_asked_about_strangers_are_refused():
+    class Popularity:
+        def vectors(self) -> None:
+            return None
+
+    with pytest.raises(ConfigError, match="cannot be asked about users whom it does not know: erase pairs, not users"):
+        asked_by(Popularity(), [], config_of())
 
 
 def test_too_small_an_erasure_is_refused():

@@ -571,7 +571,7 @@ def test_a_learned_partition_is_audited_at_its_level(deployments: Deployments, t
 
 
 def test_settings_that_were_chosen_from_the_log_are_named(deployments: Deployments, tiny: Dataset) -> None:
-    config = config_from({"partition": {"n_shards": 2}, "model": {"width": 4, "epochs": 1}})
+    config = config_from({"partition": {"n_shards": 2}, "model": {"kind": "wmf", "width": 4, "epochs": 1}})
     report = audited(deployments.fit("shop", config, tiny))
     assert (report.exact, report.guarantee, report.chosen) == (True, "exact-given-settings", ("model.alpha0",))
 

@@ -212,7 +212,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def test_what_is_left_to_learn_is_read_without_the_others_unless_some_is_being_trained_on(ledger: Ledger) -> None:
     works = {"erase": BOB, "learn": BOTH, "later": ANN}
     entries = [Entry(RequestId(name), work) for name, work in works.items()]
-    ledger.receive(ledger.newest_epoch(), entries, 1.0, 10)
+    ledger.receive(entries, 1.0, 10)
     assert names(list(Backlog.read(ledger).rows)) == "erase learn later"
     assert names(list(Backlog.of_learnings(ledger).rows)) == "learn"
     ledger.excised([RequestId("learn")], 2.0)

@@ -7,14 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_eraser.config import (
+    LINEAR_UP_TO,
     AggregationConfig,
+    AutoConfig,
+    BprConfig,
     DataConfig,
     EraserConfig,
+    LinearConfig,
     PartitionConfig,
     RuntimeConfig,
     UnlearningConfig,
     WmfAdagradConfig,
     WmfAlsConfig,
+    changed,
     config_from,
     load_config,
 )
@@ -132,7 +137,7 @@ def test_values_of_settings_are_toml_and_bare_words_are_strings():
 
 
 def test_the_solver_chooses_which_settings_the_model_has():
-    assert isinstance(load_config().model, WmfAlsConfig)
+    assert isinstance(load_config(None, ["model.kind=wmf"]).model, WmfAlsConfig)
     adagrad = load_config(None, ["model.solver=adagrad", "model.batch=7"]).model
     assert isinstance(adagrad, WmfAdagradConfig)
     assert adagrad.batch == 7
@@ -253,7 +258,7 @@ def test_nothing_is_chosen_where_nothing_that_is_stored_depends_on_it():
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [
-        (SISA[1:], "model.alpha0"),
+        (["model.kind=wmf", *SISA[1:]], "model.alpha0"),
         ([*SISA, "aggregation.foldin=true"], "aggregation.foldin_alpha0"),
         ([*SISA, "partition.kind=user_based"], "aggregation.foldin_alpha0"),
     ],
@@ -263,7 +268,7 @@ def test_the_weight_is_chosen_where_the_model_the_fold_in_or_the_partition_needs
     config = load_config(None, changes)
     assert config.needs_alpha0
     assert not config.is_settled
-    assert config.open_setting == setting
+    assert config.open_settings == (setting,)
     assert config.settled(0.02).is_settled
 
 
@@ -278,4 +283,152 @@ def test_what_left_the_weight_open_agrees_with_what_was_trained_with_any():
 
 def test_a_setting_changes_nothing_of_the_defaults_of_the_next_configuration():
     load_config(None, ["model.width=3"])
-    assert load_config().model == WmfAlsConfig()
+    assert load_config(None, ["model.kind=wmf"]).model == WmfAlsConfig()
+
+
+# ---- the kind of model that is left open -------------------------------------------------------------------------------------
+
+FROM_AFAR = 10 * LINEAR_UP_TO
+
+
+def test_a_plain_configuration_leaves_the_model_open():
+    assert EraserConfig().model == load_config().model == load_config(None, ["model.kind=auto"]).model == AutoConfig()
+    assert EraserConfig().open_settings == ("model.kind",)
+    assert not EraserConfig().is_settled
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "kind"),
+    [(0, "linear"), (720_152, "linear"), (LINEAR_UP_TO, "linear"), (LINEAR_UP_TO + 1, "wmf"), (FROM_AFAR, "wmf")],
+)
+def test_the_model_follows_from_the_number_of_training_interactions(n_pairs, kind):
+    config = EraserConfig(seed=7, partition=PartitionConfig(n_shards=3))
+    assert config.kind_for(n_pairs) == kind
+    made = config.resolved(n_pairs)
+    assert made.model == {"linear": LinearConfig(), "wmf": WmfAlsConfig()}[kind]
+    assert made == config.model_copy(update={"model": made.model})
+    assert made.resolved(FROM_AFAR) == made  # it is decided once
+
+
+@pytest.mark.parametrize("model", [WmfAlsConfig(alpha0=0.3), BprConfig(), LinearConfig(ridge=3)])
+def test_a_model_that_somebody_chose_is_kept_whatever_the_log(model):
+    config = EraserConfig(model=model)
+    assert [config.kind_for(n) for n in (0, FROM_AFAR)] == [model.kind] * 2
+    assert [config.resolved(n) for n in (0, FROM_AFAR)] == [config] * 2
+
+
+def test_width_and_epochs_are_handed_on_to_the_model_that_comes_of_it():
+    config = load_config(None, ["model.kind=auto", "model.width=12", "model.epochs=3"])
+    assert config.resolved(FROM_AFAR).model == WmfAlsConfig(width=12, epochs=3)
+    assert config.resolved(0).model == LinearConfig(width=12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["training.slices=3", "aggregation.kind=attention", "aggregation.foldin=false", "aggregation.foldin_reg=0.1"],
+)
+def test_settings_of_what_only_a_trained_model_has_ask_for_one(change):
+    config = load_config(None, [change])
+    assert isinstance(config.model, AutoConfig)
+    assert isinstance(config.resolved(0).model, WmfAlsConfig)
+    assert "ask for a model that is trained" in config.why_kind(0)
+
+
+@pytest.mark.parametrize("change", ["runtime.threads=2", "data.valid_share=0.1", "partition.n_shards=4", "seed=3"])
+def test_other_settings_leave_the_model_to_the_log(change):
+    assert load_config(None, [change]).kind_for(0) == "linear"
+
+
+@pytest.mark.parametrize(
+    ("changes", "model"),
+    [
+        (["model.width=12"], WmfAlsConfig(width=12)),
+        (["model.epochs=2"], WmfAlsConfig(epochs=2)),
+        (["model.alpha0=0.3", "model.reg=0.1"], WmfAlsConfig(alpha0=0.3, reg=0.1)),
+        (["model.solver=adagrad", "model.batch=7"], WmfAdagradConfig(batch=7)),
+        (["model.ridge=3"], LinearConfig(ridge=3)),
+        (["model.steps=5", "model.width=12"], LinearConfig(steps=5, width=12)),
+    ],
+)
+def test_a_setting_of_a_model_implies_its_kind(changes, model):
+    assert load_config(None, changes).model == model
+    assert changed(EraserConfig(), changes).model == model
+
+
+def test_a_kind_that_is_left_open_again_begins_at_its_defaults():
+    trained = EraserConfig(model=WmfAlsConfig(width=12, epochs=3, alpha0=0.3))
+    assert changed(trained, ["model.kind=auto"]).model == AutoConfig(width=12)
+
+
+def test_a_setting_beside_an_open_kind_is_an_error_that_says_to_name_the_kind():
+    error = error_of("model.kind=auto", "model.alpha0=0.3")
+    assert error.key == "model.alpha0"
+    assert "name the kind that has it" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("config", "n_pairs", "words"),
+    [
+        (EraserConfig(), 720_152, "auto: 720,152 interactions are no more than 2,000,000"),
+        (EraserConfig(), 2_000_001, "auto: 2,000,001 interactions are more than 2,000,000"),
+        (EraserConfig(model=WmfAlsConfig()), 720_152, "as set"),
+    ],
+)
+def test_why_a_model_was_chosen_is_said_in_a_few_words(config, n_pairs, words):
+    assert config.why_kind(n_pairs) == words
+
+
+def test_what_left_the_model_open_agrees_with_either_model_that_it_may_come_to():
+    left_open = EraserConfig()
+    for trained in (left_open.resolved(0), left_open.resolved(FROM_AFAR).settled(0.02)):
+        assert left_open.agrees_with(trained.with_device("cpu"))
+        assert trained.agrees_with(trained)
+        assert not trained.agrees_with(left_open)
+    others = [BprConfig(), WmfAdagradConfig(), WmfAlsConfig(width=12), LinearConfig(ridge=3)]
+    assert not any(left_open.agrees_with(EraserConfig(model=model)) for model in others)
+    assert not left_open.agrees_with(EraserConfig(seed=1).resolved(0))
+    assert not EraserConfig(model=WmfAlsConfig()).agrees_with(left_open.resolved(0))
+    assert left_open.agrees_with(left_open)
+
+
+def test_what_asks_for_a_trained_model_agrees_with_no_other():
+    in_slices = load_config(None, ["training.slices=2"])
+    assert in_slices.agrees_with(in_slices.resolved(0).settled(0.3))
+    assert not in_slices.agrees_with(EraserConfig(model=LinearConfig()))
+
+
+def test_an_open_model_has_a_fingerprint_of_its_own():
+    found = {
+        config.fingerprint() for config in (EraserConfig(), EraserConfig().resolved(0), EraserConfig().resolved(FROM_AFAR))
+    }
+    assert len(found) == 3
+
+
+# ---- the ridge that is left open ---------------------------------------------------------------------------------------------
+
+
+def test_a_ridge_that_is_left_open_is_chosen_and_named():
+    config = load_config(None, ["model.ridge=auto"])
+    assert config.model == LinearConfig(ridge="auto")
+    assert config.open_settings == ("model.ridge",)
+    assert config.guarantee == "exact-given-settings"
+    settled = config.settled({"model.ridge": 8, "model.alpha0": 0.3})
+    assert (settled.model.known_ridge, settled.is_settled) == (8, True)
+    assert config.agrees_with(settled)
+    assert not EraserConfig(model=LinearConfig(ridge=2)).agrees_with(settled)
+    with pytest.raises(ConfigError, match=r"model\.ridge.*set a number"):
+        assert config.model.known_ridge
+
+
+@pytest.mark.parametrize("ridge", ["0", "-1", "10001", "automatic"])
+def test_a_ridge_out_of_range_is_an_error(ridge):
+    assert error_of("model.kind=linear", f"model.ridge={ridge}").key == "model.ridge"
+
+
+def test_the_ridge_and_the_weight_of_a_learned_partition_may_both_be_open():
+    config = load_config(None, ["model.ridge=auto", "partition.kind=user_based"])
+    assert config.open_settings == ("model.ridge", "aggregation.foldin_alpha0")
+    settled = config.settled({"model.ridge": 2, "aggregation.foldin_alpha0": 0.1})
+    assert (settled.model.ridge, settled.own_alpha0, settled.is_settled) == (2, 0.1, True)
+    assert config.agrees_with(settled)
+    assert config.settled(0.1).model.ridge == LinearConfig().ridge

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,32 +12,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Deployments, audited, digest_of, files_of
+from plain import Plain
 
 from ray_eraser.aggregation import excise, folding
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.keyed import KeyedPairs
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.data.vocabulary import part_of
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
 from ray_eraser.errors import (
     DeploymentError,
+    HeldError,
+    IllegalTransitionError,
     InputError,
+    LedgerError,
     PoolError,
     RequestError,
     StaleEpochError,
+    StoreError,
     UnknownIdError,
     UnknownRequestError,
 )
-from ray_eraser.ids import RawId
+from ray_eraser.force import Claim, Holder
+from ray_eraser.ids import RawId, RequestId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.training.submodel import item_start
 from ray_eraser.unlearning.evidence import verify_chain
-from ray_eraser.unlearning.ledger import Ledger
+from ray_eraser.unlearning.ledger import Entry, Ledger, default_ledger
 from ray_eraser.unlearning.plan import CostModel, ShardRun
 from ray_eraser.unlearning.receipt import commitment, sealed, sealed_path
-from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.request import RequestState, Submission, UnlearningRequest
 from ray_eraser.unlearning.signing import load_public_key, make_key_pair
 
 
@@ -138,9 +146,10 @@ def test_other_settings_are_refused_and_the_running_coordinator_stays_in_force(
 def test_settings_that_say_only_where_things_run_may_change(
     deployments: Deployments, coordinator: Coordinator, tiny_config: EraserConfig
 ) -> None:
+    digest = digest_of(coordinator)
     opened = deployments.open("shop", changed(tiny_config, "runtime", slots=7, timeout_seconds=9.0))
     assert opened.config.runtime.slots == 7
-    assert digest_of(opened) == digest_of(coordinator)
+    assert digest_of(opened) == digest
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no folder", "an empty folder"])
@@ -166,10 +175,10 @@ def test_a_generation_published_while_another_coordinator_starts_is_not_swept(
     coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[0]))
     begin_epoch = Ledger.begin_epoch
 
-    def late(ledger: Ledger, at: float):
+    def late(ledger: Ledger, *about, **seen):
         monkeypatch.undo()
         coordinator.process_pending()  # the last thing that the old one may do
-        return begin_epoch(ledger, at)
+        return begin_epoch(ledger, *about, **seen)
 
     monkeypatch.setattr(Ledger, "begin_epoch", late)
     opened = deployments.open("shop")
@@ -351,7 +360,7 @@ def test_a_start_with_a_key_that_is_gone_leaves_the_coordinator_that_runs_in_for
     private.rename(tmp_path / "elsewhere.pem")
     with pytest.raises(InputError, match=r"signing key .* cannot be read"):
         deployments.open("shop")  # with the settings that it remembers
-    running.check_in_force()
+    running.keep_in_force()
     assert verify_chain([erase(running, user_id=tiny.users.ids[0])], load_public_key(public)) == []
 
 
@@ -745,14 +754,361 @@ def test_requests_of_a_second_batch_wait_for_the_first(
     assert coordinator._store.files() == files_of(coordinator._store, digest_of(coordinator))
 
 
-def test_a_coordinator_that_was_replaced_accepts_nothing(
-    deployments: Deployments, coordinator: Coordinator, tiny: Dataset
+class FailsToExcise(LocalShardPool):
+    """A pool that excises nothing for as long as a list has the reason why."""
+
+    def __init__(self, failing: list[Exception], *arguments) -> None:
+        super().__init__(*arguments)
+        self._failing = failing
+
+    def excise(self, order):
+        if self._failing:
+            raise self._failing[0]
+        return super().excise(order)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PoolError("the aggregator", "its process died"), StoreError("shards/1/x", "cannot be read")],
+    ids=["pool", "store"],
+)
+@pytest.mark.parametrize("kind", ["user", "item", "pair"])
+def test_what_is_accepted_is_served_to_and_about_nobody_also_where_the_excision_fails(
+    deployments: Deployments, trained: Path, tiny: Dataset, kind: str, error: Exception
 ) -> None:
-    """What it would accept, the one that serves would not leave out of what it serves."""
+    undisturbed, coordinator = deployments.copy(trained, "undisturbed"), deployments.copy(trained, "shop")
+    failing = [error]
+    coordinator._serving.pool = FailsToExcise(failing, coordinator.storage_path, coordinator.config)
+    user, item = pair_of(tiny)
+    other, n = tiny.users.ids[8], len(tiny.items)
+    request = {
+        "user": UnlearningRequest(user_id=user),
+        "item": UnlearningRequest(item_id=item),
+        "pair": UnlearningRequest(pairs=((user, item),)),
+    }[kind]
+    assert coordinator.recommend(other) == undisturbed.recommend(other)
+
+    def is_masked() -> None:
+        others = [raw for raw in tiny.users.ids if raw != user]
+        lists = {raw: coordinator.recommend(raw, n) for raw in others}
+        assert all(lists.values())  # the others are served
+        vectors = coordinator.vectors()
+        if kind == "user":
+            with pytest.raises(UnknownIdError):
+                coordinator.recommend(user)
+            assert user not in vectors.user_ids
+        if kind == "item":
+            assert not any(item in listed for listed in [*lists.values(), coordinator.recommend(user, n)])
+            assert item not in vectors.item_ids
+        with pytest.raises((UnknownIdError, RequestError)):
+            coordinator.submit(request)
+
+    with pytest.raises(type(error)):
+        coordinator.submit(request, "key")
+    is_masked()
+    with pytest.raises(type(error)):  # it is recorded, and still to be excised
+        coordinator.submit(request, "key")
+    is_masked()
+    with pytest.raises(type(error)):
+        coordinator.process_pending()
+    is_masked()
+    assert coordinator.describe().requests["received"] == 1
+
+    failing.clear()
+    undisturbed.submit(request)
+    assert coordinator.submit(request, "key").state is RequestState.EXCISED
+    assert coordinator.served_model().vectors().same_bits(undisturbed.served_model().vectors())
+    assert len(coordinator.process_pending()) == len(undisturbed.process_pending()) == 1
+    assert digest_of(coordinator) == digest_of(undisturbed)
+    assert audited(coordinator).exact
+
+
+def test_a_damaged_submodel_is_made_again_within_the_submission_that_needs_it(
+    deployments: Deployments, trained: Path, tiny: Dataset
+) -> None:
+    undisturbed, coordinator = deployments.copy(trained, "undisturbed"), deployments.copy(trained, "shop")
+    request = UnlearningRequest(user_id=tiny.users.ids[7])
+    key = tiny.users.key(tiny.users.ids[7])
+    # Of a shard that does not own the user: the excision reads it.
+    shard = next(k for k, data in coordinator.shard_data().items() if key not in data.user_keys)
+    damaged = Path(coordinator.storage_path) / coordinator._serving.loaded.manifest.shards[shard].submodel.path
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    coordinator._serving.pool = LocalShardPool(coordinator.storage_path, coordinator.config)  # which has read nothing yet
+    undisturbed.submit(request)
+    assert coordinator.submit(request).state is RequestState.EXCISED
+    assert damaged.read_bytes() == whole
+    assert coordinator.served_model().vectors().same_bits(undisturbed.served_model().vectors())
+    assert audited(coordinator).exact
+    for opened in (coordinator, undisturbed):
+        assert len(opened.process_pending()) == 1
+    assert digest_of(coordinator) == digest_of(undisturbed)
+
+
+def test_an_erasure_that_is_recorded_as_excised_and_is_served_all_the_same_is_left_out_with_the_next_request(
+    deployments: Deployments, trained: Path, tiny: Dataset
+) -> None:
+    """As where another program has written to the ledger."""
+    undisturbed, coordinator = deployments.copy(trained, "undisturbed"), deployments.copy(trained, "shop")
+    lost, other = tiny.users.ids[7:9]
+    entry = Entry(RequestId("lost"), UnlearningRequest(user_id=lost), "5a" * 32)
+    coordinator._ledger.receive([entry], 1000.0, 10)
+    coordinator._ledger.excised([entry.request_id], 1000.0)
+    coordinator.recommend(lost)  # nobody has told it
+    coordinator.submit(UnlearningRequest(user_id=other))
+    for user in (lost, other):
+        undisturbed.submit(UnlearningRequest(user_id=user))
+        with pytest.raises(UnknownIdError):
+            coordinator.recommend(user)
+    assert coordinator.served_model().vectors().same_bits(undisturbed.served_model().vectors())
+    assert len(coordinator.process_pending()) == len(undisturbed.process_pending()) == 2
+    assert digest_of(coordinator) == digest_of(undisturbed)
+
+
+# ---- who is in force
+
+
+def afar(name: str) -> Holder:
+    """A process of another machine."""
+    return Holder("shop", name, f"boot of {name}", 7, "70", f"token of {name}")
+
+
+class Clock:
+    """Seconds that go on when somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 500.0
+        self.on_sleep: Callable[[], object] = lambda: None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.on_sleep()
+
+    def claim(self, name: str, **claim: bool) -> Claim:
+        return Claim(holder=afar(name), clock=self, sleep=self.sleep, **claim)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+ANSWERS: dict[str, Callable[[Coordinator, RequestId, Dataset], object]] = {
+    "recommend": lambda c, _, log: c.recommend(log.users.ids[9]),
+    "recommend to nobody": lambda c, *_: c.recommend("nobody"),
+    "vectors": lambda c, *_: c.vectors(),
+    "status": lambda c, request_id, _: c.status(request_id),
+    "receipt": lambda c, request_id, _: c.receipt(request_id),
+    "set_aside": lambda c, *_: c.set_aside(),
+    "erasures": lambda c, *_: c.erasures(finished=True),
+    "progress": lambda c, *_: c.progress(),
+    "describe": lambda c, *_: c.describe(),
+    "submit": lambda c, _, log: c.submit(UnlearningRequest(user_id=log.users.ids[8])),
+    "submit nobody": lambda c, *_: c.submit(UnlearningRequest(user_id="nobody")),
+    "submit_many": lambda c, _, log: c.submit_many([Submission(UnlearningRequest(user_id=log.users.ids[8]))]),
+    "learn": lambda c, *_: c.learn([("2001", "902")]),
+    "learn nothing new": lambda c, _, log: c.learn([pair_of(log, 50)]),
+    "repartition": lambda c, *_: c.repartition(),
+    "retry": lambda c, request_id, _: c.retry(request_id),
+}
+
+
+@pytest.mark.parametrize("call", ANSWERS)
+def test_a_coordinator_that_was_replaced_answers_nothing_and_accepts_nothing(
+    deployments: Deployments, coordinator: Coordinator, tiny: Dataset, call: str
+) -> None:
+    """What it has may be erased by now; what it would accept, the one that serves would not leave out."""
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[7]), "key")
+    (receipt,) = coordinator.process_pending()
     new = deployments.open("shop")
+    before = new.describe()
+    for _ in range(2):
+        with pytest.raises(StaleEpochError):
+            ANSWERS[call](coordinator, receipt.request_id, tiny)
+    assert new.describe() == before
+    with suppress(InputError, IllegalTransitionError):  # such as that nobody is unknown
+        ANSWERS[call](new, receipt.request_id, tiny)
+    new.process_pending()
+
+
+def test_within_its_lease_one_that_was_taken_over_still_answers_and_accepts_nothing(
+    deployments: Deployments, trained: Path, tiny: Dataset, clock: Clock
+) -> None:
+    """Who takes over waits for this lease before it serves."""
+    coordinator = deployments.copy(trained, "shop", claim=clock.claim("north"))
+    user = tiny.users.ids[7]
+    other = Ledger(default_ledger(coordinator._store, "shop", must_exist=True))
+    other.begin_epoch(1000.0, afar("south").to_json(), 10.0)
+    clock.now += coordinator.settings.lease_seconds - 0.01
+    assert coordinator.recommend(user)
     with pytest.raises(StaleEpochError):
-        coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[7]))
-    assert new.describe().requests["excised"] == 0
+        coordinator.submit(UnlearningRequest(user_id=user))
+    assert other.counts()["received"] == 0
+    with pytest.raises(StaleEpochError):
+        coordinator.keep_in_force()
+    clock.now += 0.01
+    with pytest.raises(StaleEpochError):
+        coordinator.recommend(user)
+    other.close()
+
+
+def test_without_its_ledger_a_coordinator_recommends_until_its_lease_has_run_out(
+    deployments: Deployments, trained: Path, tiny: Dataset, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = deployments.copy(trained, "shop", claim=clock.claim("north"))
+    user = tiny.users.ids[7]
+    listed = coordinator.recommend(user)
+
+    def fail(*_arguments) -> None:
+        raise LedgerError("connection refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coordinator._ledger, "_transaction", fail)
+        clock.now += coordinator.settings.lease_seconds - 0.01
+        assert coordinator.recommend(user) == listed
+        clock.now += 0.01
+        for _ in range(2):
+            with pytest.raises(LedgerError):
+                coordinator.recommend(user)
+    assert coordinator.recommend(user) == listed
+
+
+def test_a_second_start_on_another_machine_is_refused_and_touches_nothing(
+    deployments: Deployments, trained: Path, tiny: Dataset, clock: Clock
+) -> None:
+    running = deployments.copy(trained, "shop", claim=clock.claim("north"))
+    running.submit(UnlearningRequest(user_id=tiny.users.ids[7]))
+    files, described = running._store.everything(), running.describe()
+    clock.on_sleep = running.keep_in_force
+    with pytest.raises(HeldError, match=r"'shop' on north \(process 7\)"):
+        deployments.open("shop", claim=clock.claim("south"))
+    assert (running._store.everything(), running.describe()) == (files, described)
+    assert len(running.process_pending()) == 1
+
+    # Unless it is to take over.
+    clock.on_sleep = lambda: None
+    taking = deployments.open("shop", claim=clock.claim("south", take_over=True))
+    assert taking.describe().generation == 2
+    with pytest.raises(StaleEpochError):
+        running.describe()
+
+
+def test_a_coordinator_that_is_closed_answers_no_more_and_is_waited_for_by_nobody(
+    deployments: Deployments, trained: Path, tiny: Dataset, clock: Clock
+) -> None:
+    first = deployments.copy(trained, "shop", claim=clock.claim("north"))
+    first.close()
+    with pytest.raises(StaleEpochError):
+        first.recommend(tiny.users.ids[7])
+    assert first._ledger.open_epochs() == []
+    began = clock.now
+    second = deployments.open("shop", claim=clock.claim("south"))
+    assert clock.now == began
+    assert second.recommend(tiny.users.ids[7])
+
+
+def test_a_start_that_fails_is_waited_for_by_nobody(
+    deployments: Deployments, trained: Path, tiny: Dataset, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployments.copy(trained, "shop").close()
+
+    def fail(*_arguments) -> None:
+        raise PoolError("shard 1", "its process died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalShardPool, "tidy", fail)
+        with pytest.raises(PoolError):
+            deployments.open("shop", claim=clock.claim("north"))
+    began = clock.now
+    assert deployments.open("shop", claim=clock.claim("south")).recommend(tiny.users.ids[7])
+    assert clock.now == began
+
+
+# ---- what is deleted
+
+
+def test_a_purge_deletes_no_file_whose_name_came_back_with_what_was_learned_again(coordinator: Coordinator) -> None:
+    """A file is named by its content: the same interactions are the same file."""
+    user, item = min(Plain(coordinator).shards[1][0])
+    first = coordinator._store.files()
+    erase(coordinator, pairs=((user, item),))
+    coordinator.learn([(user, item)])
+    coordinator.process_pending()
+    assert coordinator._store.files() == first
+    coordinator._builder.delete(first)
+    assert coordinator._store.files() == first
+    assert audited(coordinator).exact
+
+
+def test_the_purge_of_a_coordinator_that_was_replaced_deletes_nothing(
+    deployments: Deployments, coordinator: Coordinator
+) -> None:
+    """It hangs before the purge. Another one carries on, and what was erased is learned again: names come back."""
+    user, item = min(Plain(coordinator).shards[1][0])
+    first, new = coordinator._store.files(), list[Coordinator]()
+    delete = coordinator._builder.delete
+
+    def delete_late(paths: Sequence[str]) -> None:
+        new.append(deployments.open("shop"))
+        assert len(new[0].process_pending()) == 1
+        new[0].learn([(user, item)])
+        new[0].process_pending()
+        assert new[0]._store.files() == first
+        assert set(paths) <= set(first)
+        delete(paths)
+
+    coordinator.submit(UnlearningRequest(pairs=((user, item),)))
+    coordinator._builder.delete = delete_late
+    with pytest.raises(StaleEpochError):
+        coordinator.process_pending()
+    assert new[0]._store.files() == first
+    with pytest.raises(StaleEpochError):
+        delete(first)
+    assert new[0]._store.files() == first
+    assert len(new[0]._ledger.receipts()) == 1
+    assert audited(new[0]).exact
+
+
+def test_a_late_file_of_a_training_that_was_superseded_is_swept(coordinator: Coordinator) -> None:
+    files = coordinator._store.files()
+    late = coordinator._store.write_shard_data(1, ShardData.none())
+    assert late.path in coordinator._store.files()
+    coordinator.sweep()
+    assert coordinator._store.files() == files
+    assert audited(coordinator).exact
+
+
+def test_a_coordinator_that_was_replaced_sweeps_nothing(deployments: Deployments, coordinator: Coordinator) -> None:
+    """It may be what the other one has just trained."""
+    new = deployments.open("shop")
+    new._store.write_shard_data(1, ShardData.none())
+    files = new._store.files()
+    with pytest.raises(StaleEpochError):
+        coordinator.sweep()
+    assert new._store.files() == files
+    new.sweep()
+
+
+@pytest.mark.parametrize("step", ["retrained", "written", "published"])
+def test_what_is_being_trained_is_not_swept(coordinator: Coordinator, tiny: Dataset, step: str) -> None:
+    seen: list[list[str]] = []
+
+    def on_step(name: str) -> None:
+        if name == step:
+            before = coordinator._store.files()
+            sweeping = threading.Thread(target=coordinator.sweep)
+            sweeping.start()
+            sweeping.join()
+            seen.extend([before, coordinator._store.files()])
+
+    coordinator._on_step = on_step
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[7]))
+    assert len(coordinator.process_pending()) == 1
+    assert seen[0] == seen[1]
+    assert audited(coordinator).exact
 
 
 def test_requests_from_many_threads_are_each_carried_out_once(coordinator: Coordinator, tiny: Dataset) -> None:

@@ -4,20 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Deployments, audited, digest_of
 
+from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import StaleEpochError, TrainingError, UnknownIdError
+from ray_eraser.pool import LocalShardPool
+from ray_eraser.served import Served, ServedLinear
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.unlearning.work import Learning, Repartition
 
 STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
+
+
+def linear(config: EraserConfig) -> EraserConfig:
+    """The same deployment with the model that is never trained."""
+    return config_from(config.model_dump(mode="json") | {"model": {"kind": "linear"}})
+
+
+@pytest.fixture(scope="module")
+def fitted_linear(tiny: Dataset, tiny_config: EraserConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed deployment of the linear model, to be copied and never opened."""
+    path = str(tmp_path_factory.mktemp("linear") / "template")
+    coordinator = Coordinator("linear", path, partial(LocalShardPool, path), linear(tiny_config), clock=lambda: 0.0)
+    coordinator.fit(tiny)
+    coordinator.close()
+    return Path(path)
+
+
+@pytest.fixture(params=["vectors", "linear"])
+def template(request: pytest.FixtureRequest) -> Path:
+    """A closed deployment of each kind of served model."""
+    found: Path = request.getfixturevalue("trained" if request.param == "vectors" else "fitted_linear")
+    return found
+
+
+def of_kinds(*cases: tuple[str, str]) -> pytest.MarkDecorator:
+    """Cases of (kind of served model, which)."""
+    return pytest.mark.parametrize(("template", "which"), cases, indirect=["template"], ids=" and ".join)
 
 
 class Killed(BaseException):
@@ -77,18 +109,21 @@ WORKS = {
 }
 
 
+MIXED = ("all three in one batch", "a learning, forgotten in part", "a re-partition with all that")
+
+
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("which", WORKS)
+@of_kinds(*(("vectors", which) for which in WORKS), *(("linear", which) for which in MIXED))
 def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
-    deployments: Deployments, trained: Path, tiny: Dataset, counted: Callable[[], None], step: str, which: str
+    deployments: Deployments, template: Path, tiny: Dataset, counted: Callable[[], None], step: str, which: str
 ) -> None:
     requests = WORKS[which](*asked(tiny))
     counted()
-    undisturbed = deployments.copy(trained, "undisturbed")
+    undisturbed = deployments.copy(template, "undisturbed")
     carried_out(undisturbed, requests)
 
     counted()
-    first = deployments.copy(trained, "killed", on_step=dies_at(step))
+    first = deployments.copy(template, "killed", on_step=dies_at(step))
     with pytest.raises(Killed):
         carried_out(first, requests)
     # The client, who had no answer, asks again under the same keys.
@@ -96,18 +131,30 @@ def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
     carried_out(second, requests)
 
     assert digest_of(second) == digest_of(undisturbed)
+    assert same_served(second, undisturbed)
     assert receipts_of(second) == receipts_of(undisturbed)
     assert second.describe().requests == undisturbed.describe().requests
     assert second.process_pending() == []
 
 
+def same_served(one: Coordinator, other: Coordinator) -> bool:
+    """Whether two coordinators score the same users with the same bits."""
+    (known, scores), (also_known, others) = (scored(of.served_model(), one) for of in (one, other))
+    return known.tolist() == also_known.tolist() and scores.tobytes() == others.tobytes()
+
+
+def scored(served: Served, coordinator: Coordinator) -> tuple[np.ndarray, np.ndarray]:
+    """What a model says of a coordinator's users."""
+    return served.scores(coordinator._serving.snapshot.users.keys)
+
+
 @pytest.mark.parametrize("step", ["failed", "routed", "received", "published"])
 def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
-    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+    deployments: Deployments, template: Path, tiny: Dataset, step: str
 ) -> None:
     """A batch fails, is divided, and the process is killed: right then, or at a step of what follows."""
     requests = asked(tiny)
-    undisturbed = deployments.copy(trained, "undisturbed")
+    undisturbed = deployments.copy(template, "undisturbed")
     carried_out(undisturbed, [*requests, LEARNING])
     failed: list[str] = []
 
@@ -118,7 +165,7 @@ def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
         if failed and name == step:
             raise Killed(step)
 
-    first = deployments.copy(trained, "killed", on_step=on_step)
+    first = deployments.copy(template, "killed", on_step=on_step)
     with pytest.raises(Killed if step == "failed" else TrainingError):
         carried_out(first, [*requests, LEARNING])
     if step == "received":
@@ -143,15 +190,15 @@ def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
 
 @pytest.mark.parametrize("second_step", STEPS[1:])
 def test_a_second_kill_while_resuming_changes_nothing_either(
-    deployments: Deployments, trained: Path, tiny: Dataset, counted: Callable[[], None], second_step: str
+    deployments: Deployments, template: Path, tiny: Dataset, counted: Callable[[], None], second_step: str
 ) -> None:
     request = asked(tiny)[:1]
     counted()
-    undisturbed = deployments.copy(trained, "undisturbed")
+    undisturbed = deployments.copy(template, "undisturbed")
     carried_out(undisturbed, request)
     counted()
     with pytest.raises(Killed):
-        carried_out(deployments.copy(trained, "killed", on_step=dies_at("received")), request)
+        carried_out(deployments.copy(template, "killed", on_step=dies_at("received")), request)
     with pytest.raises(Killed):
         deployments.open("killed", on_step=dies_at(second_step)).process_pending()
     third = deployments.open("killed")
@@ -162,10 +209,10 @@ def test_a_second_kill_while_resuming_changes_nothing_either(
 
 @pytest.mark.parametrize("step", ["received", "excised", "routed", "retrained", "written"])
 def test_after_a_restart_an_accepted_user_is_not_served_again(
-    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+    deployments: Deployments, template: Path, tiny: Dataset, step: str
 ) -> None:
     user = tiny.users.ids[8]
-    first = deployments.copy(trained, "killed", on_step=dies_at(step))
+    first = deployments.copy(template, "killed", on_step=dies_at(step))
     with pytest.raises(Killed):
         carried_out(first, [UnlearningRequest(user_id=user)])
     with pytest.raises(UnknownIdError):
@@ -174,7 +221,7 @@ def test_after_a_restart_an_accepted_user_is_not_served_again(
 
 @pytest.mark.parametrize("step", ["retrained", "written", "published", "purged"])
 def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
-    deployments: Deployments, trained: Path, tiny: Dataset, step: str
+    deployments: Deployments, template: Path, tiny: Dataset, step: str
 ) -> None:
     first, second = tiny.users.ids[8], tiny.users.ids[9]
     served = []
@@ -188,13 +235,13 @@ def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
         for user in (first, second):
             with pytest.raises(UnknownIdError):
                 coordinator.recommend(user)
-        served.append(coordinator.served_model().vectors())
+        served.append(coordinator.served_model())
 
-    coordinator = deployments.copy(trained, "busy", on_step=on_step)
+    coordinator = deployments.copy(template, "busy", on_step=on_step)
     coordinator.submit(UnlearningRequest(user_id=first))
     coordinator.process_pending()
-    keys = [tiny.users.key(user) for user in (first, second)]
-    assert not set(keys) & set(served[0].user_keys.tolist())
+    keys = np.array([tiny.users.key(user) for user in (first, second)], np.uint64)
+    assert served[0].scores(keys)[0].tolist() == [False, False]
     with pytest.raises(UnknownIdError):
         coordinator.recommend(second)
     coordinator._on_step = lambda _: None
@@ -202,8 +249,8 @@ def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
     assert audited(coordinator).exact
 
 
-def test_a_coordinator_that_was_replaced_can_no_longer_publish(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
-    old = deployments.copy(trained, "shared")
+def test_a_coordinator_that_was_replaced_can_no_longer_publish(deployments: Deployments, template: Path, tiny: Dataset) -> None:
+    old = deployments.copy(template, "shared")
     old.submit(UnlearningRequest(user_id=tiny.users.ids[8]))
     new = deployments.open("shared")
     with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
@@ -212,10 +259,27 @@ def test_a_coordinator_that_was_replaced_can_no_longer_publish(deployments: Depl
     assert audited(new).exact
 
 
-def test_an_unfinished_fit_leaves_nothing_to_the_next(deployments: Deployments, tiny: Dataset, tiny_config) -> None:
-    first = deployments.open("fit", tiny_config, on_step=dies_at("written"))
+@pytest.mark.parametrize("of_kind", [lambda config: config, linear], ids=["vectors", "linear"])
+def test_an_unfinished_fit_leaves_nothing_to_the_next(deployments: Deployments, tiny: Dataset, tiny_config, of_kind) -> None:
+    config = of_kind(tiny_config)
+    first = deployments.open("fit", config, on_step=dies_at("written"))
     with pytest.raises(Killed):
         first.fit(tiny)
-    other = tiny_config.model_copy(update={"seed": 5})
-    second = deployments.fit("fit", other, tiny)
+    second = deployments.fit("fit", config.model_copy(update={"seed": 5}), tiny)
+    assert audited(second).exact
+
+
+@pytest.mark.parametrize("step", STEPS[1:-1])
+def test_after_a_kill_a_linear_model_is_served_without_the_erased_pairs_before_anything_is_carried_out(
+    deployments: Deployments, fitted_linear: Path, tiny: Dataset, step: str
+) -> None:
+    """Its reads are final from the acceptance on, so what is served right after the restart is what will be served for ever."""
+    first = deployments.copy(fitted_linear, "killed", on_step=dies_at(step))
+    with pytest.raises(Killed):
+        carried_out(first, asked(tiny))
+    second = deployments.open("killed")
+    served, (_, at_once) = second.served_model(), scored(second.served_model(), second)
+    assert isinstance(served, ServedLinear)
+    second.process_pending()
+    assert scored(second.served_model(), second)[1].tobytes() == at_once.tobytes()
     assert audited(second).exact

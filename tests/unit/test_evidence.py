@@ -14,37 +14,63 @@ from contracts.ledger_contract import receipt_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, UnlearningConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.errors import InputError
+from ray_eraser.errors import DeploymentError, InputError
 from ray_eraser.ids import Generation, ShardId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import Store
-from ray_eraser.unlearning.evidence import Finding, Outcome, ReceiptFile, verify_chain, verify_receipt
+from ray_eraser.unlearning.evidence import Finding, Outcome, ReceiptFile, rolled_back, verify_chain, verify_receipt
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger
-from ray_eraser.unlearning.receipt import START, Receipt, chained, sealed
+from ray_eraser.unlearning.receipt import START, Link, Receipt, Standing, chained, head_of, rotation, sealed
 from ray_eraser.unlearning.request import UnlearningRequest
-from ray_eraser.unlearning.signing import PublicKey, SigningKey, load_public_key, load_signing_key, make_key_pair
+from ray_eraser.unlearning.signing import PublicKey, SigningKey, load_signing_key, make_key_pair
+
+SHOP, ELSEWHERE = "5a" * 16, "e1" * 16
+"""Names of ledgers."""
 
 # ---- chains, without a deployment
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[SigningKey, PublicKey, PublicKey]:
-    """A key pair, and a public key of another."""
+def key_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The private keys of three key pairs."""
     folder = tmp_path_factory.mktemp("keys")
-    private, public, _ = make_key_pair(folder / "one")
-    _, other, _ = make_key_pair(folder / "other")
-    return load_signing_key(private), load_public_key(public), load_public_key(other)
+    return [make_key_pair(folder / name)[0] for name in ("one", "other", "third")]
+
+
+@pytest.fixture(scope="module")
+def signers(key_files: list[Path]) -> list[SigningKey]:
+    return [load_signing_key(file) for file in key_files]
+
+
+@pytest.fixture(scope="module")
+def keys(signers: list[SigningKey]) -> tuple[SigningKey, PublicKey, PublicKey]:
+    """A key pair, and a public key of another."""
+    return signers[0], signers[0].public, signers[1].public
+
+
+def receipts_of(*numbers: int) -> list[Receipt]:
+    return [receipt_of(f"r{n}", generation=2 + n // 2, finished_at=12.0 + n) for n in numbers]
 
 
 @pytest.fixture(scope="module")
 def chain(keys: tuple[SigningKey, PublicKey, PublicKey]) -> list[Receipt]:
-    receipts = [receipt_of(f"r{n}", generation=2 + n // 2, finished_at=12.0 + n) for n in range(5)]
-    return chained(receipts, START, keys[0])
+    return chained(receipts_of(*range(5)), START, keys[0], SHOP)
+
+
+@pytest.fixture(scope="module")
+def handed_on(signers: list[SigningKey]) -> list[Link]:
+    """Receipts 1 and 2 of the first key, 4 and 5 of the second, 7 of the third; the keys change in between."""
+    one, other, third = signers
+    links: list[Link] = [*chained(receipts_of(0, 1), START, one, SHOP)]
+    links.append(rotation(one, other, head_of(links), SHOP, 13.5))
+    links += chained(receipts_of(2, 3), head_of(links), other, SHOP)
+    links.append(rotation(other, third, head_of(links), SHOP, 15.5))
+    return links + chained(receipts_of(4), head_of(links), third, SHOP)
 
 
 def another(value: object) -> st.SearchStrategy:
@@ -61,9 +87,9 @@ def another(value: object) -> st.SearchStrategy:
 
 
 @st.composite
-def altered(draw: st.DrawFn, receipt: Receipt) -> Receipt:
-    """The receipt with one field changed, or one field of one of its shards."""
-    name = draw(st.sampled_from([field.name for field in fields(Receipt)]))
+def altered(draw: st.DrawFn, receipt: Link) -> Link:
+    """The link with one field changed, or one field of one of its shards."""
+    name = draw(st.sampled_from([field.name for field in fields(receipt)]))
     if name == "changes" and draw(st.booleans()):
         change = receipt.changes[0]
         part = draw(st.sampled_from([f.name for f in fields(change) if getattr(change, f.name)]))
@@ -122,7 +148,7 @@ def test_a_chain_that_was_mended_after_forging_does_not_have_the_signatures(chai
     forged = [*chain[:position], replace(chain[position], pairs_erased=99), *chain[position + 1 :]]
     mended = [
         replace(new, key_id=old.key_id, signature=old.signature)
-        for new, old in zip(chained(forged, START, keys[0]), chain, strict=True)
+        for new, old in zip(chained(forged, START, keys[0], SHOP), chain, strict=True)
     ]
     assert verify_chain(mended) == []
     assert verify_chain(mended, keys[1])[0] == (
@@ -160,8 +186,140 @@ def test_a_receipt_that_was_finished_before_its_predecessor_is_found(chain):
     receipts = [receipt_of("a", 3, finished_at=20.0), receipt_of("b", 2, finished_at=15.0)]
     assert verify_chain(chained(receipts, START)) == [
         "receipt 2 (b): was finished before number 1",
-        "receipt 2 (b): names an older generation than number 1",
+        "receipt 2 (b): names an older generation than one before it",
     ]
+
+
+# ---- whose chain it is
+
+
+def test_a_chain_of_another_deployment_under_the_same_key_is_found(chain, keys):
+    assert verify_chain(chain, keys[1], deployment=SHOP) == []
+    problems = verify_chain(chain, keys[1], deployment=ELSEWHERE)
+    assert problems == [f"{link}: is of deployment {SHOP}, not of {ELSEWHERE}" for link in chain]
+
+
+def test_links_of_two_deployments_are_no_chain(chain, keys):
+    mixed = [*chain, *chained(receipts_of(5), head_of(chain), keys[0], ELSEWHERE)]
+    assert verify_chain(mixed, keys[1]) == [f"receipt 6 (r5): is of deployment {ELSEWHERE}, not of {SHOP}"]
+
+
+# ---- one key after the other
+
+
+def test_whoever_trusts_the_first_key_follows_the_chain_to_the_newest(handed_on, keys):
+    assert verify_chain(handed_on) == []
+    assert verify_chain(handed_on, keys[1], deployment=SHOP) == []
+
+
+def test_more_keys_than_needed_do_no_harm(handed_on, signers):
+    assert verify_chain(handed_on, *(signer.public for signer in reversed(signers))) == []
+
+
+def test_the_newest_key_alone_does_not_vouch_for_what_is_before_it(handed_on, signers):
+    problems = verify_chain(handed_on, signers[2].public)
+    assert [problem.partition(":")[0] for problem in problems] == [str(link) for link in handed_on[:6]]
+    assert "was not given, nor handed over to" in problems[0]
+
+
+@given(st.data())
+def test_a_link_altered_in_any_field_is_found_whichever_key_signed_it(handed_on, keys, data):
+    position = data.draw(st.integers(0, len(handed_on) - 1))
+    forged = data.draw(altered(handed_on[position]))
+    problems = verify_chain([*handed_on[:position], forged, *handed_on[position + 1 :]], keys[1])
+    assert problems
+    assert problems[0].startswith(f"{forged}:")
+
+
+@pytest.mark.parametrize("who", [0, 2], ids=["the key before", "a key that has no turn yet"])
+def test_only_the_key_that_was_handed_over_to_may_sign(handed_on, signers, who):
+    """Whoever steals a key that was replaced, or is to come, cannot write the chain anew."""
+    forged = [*handed_on[:4], *chained(receipts_of(3), head_of(handed_on[:4]), signers[who], SHOP)]
+    problems = verify_chain(forged, *(signer.public for signer in signers))
+    assert problems == [f"receipt 5 (r3): names key {signers[who].key_id}, and key {signers[1].key_id} signs here"]
+
+
+def test_the_next_key_cannot_drop_what_was_before_its_turn(handed_on, signers):
+    """The key before has signed the place of the change, and may have been destroyed since."""
+    _, other, _ = signers
+    forged = replace(handed_on[2], number=2, previous=handed_on[0].digest())
+    mended = [handed_on[0], forged, *chained(receipts_of(2), head_of([forged]), other, SHOP)]
+    assert verify_chain(mended) == []
+    assert verify_chain(mended, *(signer.public for signer in signers))[0] == (
+        "key change 2: was altered: its signature does not fit"
+    )
+
+
+def test_a_key_that_follows_a_lost_one_is_trusted_only_by_whoever_has_it_already(signers):
+    one, other, _ = signers
+    links: list[Link] = [*chained(receipts_of(0), START, one, SHOP)]
+    links.append(rotation(other, other, head_of(links), SHOP, 12.5))
+    links += chained(receipts_of(1), head_of(links), other, SHOP)
+    problems = verify_chain(links, one.public)
+    assert problems[0] == f"key change 2: key {other.key_id} is signed by itself alone: give it, too, if you trust it"
+    assert len(problems) == 2
+    assert verify_chain(links, one.public, other.public) == []
+
+
+@pytest.mark.parametrize("raw", ["", "zz", "ab"])
+def test_a_change_to_no_key_is_found(handed_on, keys, raw):
+    links = [*handed_on[:2], replace(handed_on[2], public_key=raw)]
+    assert verify_chain(links, keys[1]) == ["key change 3: names no key"]
+
+
+# ---- an earlier state
+
+
+def here(number: int, digest: str = "d1" * 32) -> GenerationRow:
+    return GenerationRow(Generation(number), digest, 100.0, ())
+
+
+def standing_at(links: list[Link], number: int, signer: SigningKey | None = None, digest: str = "d1" * 32) -> Standing:
+    return Standing.of(SHOP, Generation(number), digest, head_of(links), signer)
+
+
+def test_a_deployment_that_is_where_it_said_it_was_is_not_rolled_back(chain, handed_on, signers):
+    one, _, third = signers
+    assert rolled_back(None, [], None) is None  # nothing is trained yet
+    assert rolled_back(here(1), [], standing_at([], 1)) is None
+    assert rolled_back(here(4), chain, standing_at(chain, 4, one), one.public) is None
+    assert rolled_back(here(9), chain, standing_at(chain, 9)) is None  # learned something since
+    for trusted in (one, third):  # an auditor, and the deployment itself
+        assert rolled_back(here(4), handed_on, standing_at(handed_on, 4, third), trusted.public) is None
+
+
+@pytest.mark.parametrize("current", [None, here(3)])
+def test_a_generation_before_the_newest_receipts_was_rolled_back(chain, current):
+    problem = rolled_back(current, chain, standing_at(chain, 3))
+    assert problem is not None
+    assert problem.startswith("receipt 5 (r4) is about generation 4, and ")
+    assert "put back to an earlier state" in problem
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (lambda chain: standing_at(chain[:4], 4), "was last at link 4, and its chain ends with link 5"),
+        (lambda chain: standing_at([*chain, *chained(receipts_of(5), head_of(chain))], 4), "was last at link 6"),
+        (lambda chain: standing_at(chain, 5), "was last at generation 5, and 4 is current"),
+        (lambda chain: standing_at(chain, 4, digest="00" * 32), "was last at generation 4"),
+        (lambda chain: None, "does not say where its chain stood"),
+    ],
+    ids=["the chain goes further", "the chain was cut off", "the generation", "its manifest", "taken away"],
+)
+def test_a_ledger_that_does_not_fit_its_last_word_was_rolled_back(chain, said, told):
+    problem = rolled_back(here(4), chain, said(chain))
+    assert problem is not None
+    assert told in problem
+
+
+@pytest.mark.parametrize("signer", [None, 1], ids=["nobody", "another key"])
+def test_who_cannot_sign_cannot_say_what_is_current(chain, signers, signer):
+    standing = standing_at(chain, 4, None if signer is None else signers[signer])
+    assert rolled_back(here(4), chain, standing) is None
+    assert rolled_back(here(4), chain, standing, signers[0].public) is not None
+    forged = replace(standing_at(chain, 4, signers[0], digest="00" * 32), manifest="d1" * 32)
+    assert "its signature does not fit" in str(rolled_back(here(4), chain, forged, signers[0].public))
 
 
 # ---- receipts, against a deployment
@@ -173,17 +331,24 @@ class Case:
 
     store: Store
     published: GenerationRow
-    chain: list[Receipt]
+    chain: list[Link]
+    deployment: str
     receipt: Receipt
     salt: str
     request: UnlearningRequest
 
-    def verified(self, key: PublicKey | None = None, **changes) -> dict[str, Finding]:
+    def verified(self, *keys: PublicKey, **changes) -> dict[str, Finding]:
         """Findings by what was checked, with everything given that is not changed."""
-        given = {name: getattr(self, name) for name in ("receipt", "store", "published", "salt", "request", "chain")}
-        found = verify_receipt(**(given | changes), public_key=key)
+        names = ("receipt", "store", "published", "salt", "request", "chain", "deployment")
+        given = {name: getattr(self, name) for name in names}
+        found = verify_receipt(**(given | changes), public_keys=keys)
         assert len({finding.check for finding in found}) == len(found)
         return {finding.check: finding for finding in found}
+
+
+def chain_of(coordinator: Coordinator) -> tuple[list[Link], str]:
+    """The chain, and the name that its links have."""
+    return coordinator._ledger.links(), coordinator._ledger.name
 
 
 def failed(found: dict[str, Finding]) -> list[str]:
@@ -194,12 +359,16 @@ def unchecked(found: dict[str, Finding]) -> list[str]:
     return [name for name, finding in found.items() if finding.outcome is Outcome.UNCHECKED]
 
 
+def signing(config: EraserConfig, key_file: Path) -> EraserConfig:
+    return config.model_copy(update={"unlearning": UnlearningConfig(signing_key=str(key_file))})
+
+
 @pytest.fixture(scope="module")
-def template(tiny: Dataset, tiny_config: EraserConfig, keys, tmp_path_factory: pytest.TempPathFactory):
+def template(tiny: Dataset, tiny_config: EraserConfig, key_files: list[Path], tmp_path_factory: pytest.TempPathFactory):
     """A closed deployment that erased a user, then another user, an item and a pair of the first one's shard, signed."""
     folder = tmp_path_factory.mktemp("evidence") / "template"
-    coordinator = Coordinator("shop", str(folder), partial(LocalShardPool, str(folder)), tiny_config)
-    coordinator._signer = keys[0]
+    config = signing(tiny_config, key_files[0])
+    coordinator = Coordinator("shop", str(folder), partial(LocalShardPool, str(folder)), config)
     coordinator.fit(tiny)
     pair = (tiny.users.ids[tiny.train.users[-1]], tiny.items.ids[tiny.train.items[-1]])
     batches = [
@@ -224,7 +393,7 @@ def cases(template, tmp_path: Path) -> Iterator[list[Case]]:
     ledger = Ledger(f"sqlite:///{tmp_path}/shop/ledger.db")
     published = ledger.current()
     assert published is not None
-    yield [Case(Store(str(tmp_path / "shop")), published, ledger.receipts(), *one) for one in found]
+    yield [Case(Store(str(tmp_path / "shop")), published, ledger.links(), ledger.name, *one) for one in found]
     ledger.close()
 
 
@@ -238,6 +407,7 @@ def test_of_the_newest_receipt_everything_holds(newest, keys):
     assert set(found) == {
         "signature",
         "fields",
+        "deployment",
         "place in the chain",
         "generation",
         "files after",
@@ -273,7 +443,7 @@ def test_a_file_that_an_erasure_left_as_it_was_need_not_be_deleted(newest):
 
 
 def test_with_nothing_but_the_receipt_it_is_compared_with_itself_and_the_rest_is_said_to_be_open(newest):
-    found = newest.verified(salt=None, request=None, chain=None)
+    found = newest.verified(salt=None, request=None, chain=None, deployment=None)
     assert failed(found) == []
     assert [name for name, finding in found.items() if finding.outcome is Outcome.HOLDS] == ["fields", "files before"]
     assert all(found[name].detail for name in unchecked(found))
@@ -290,7 +460,7 @@ def test_without_the_salt_what_is_keyed_is_said_to_be_so(newest):
 def test_a_signed_receipt_altered_in_any_field_is_found(template, chain, keys, data):
     folder, found = template
     forged = data.draw(altered(found[-1][0]))
-    findings = verify_receipt(forged, Store(str(folder)), None, keys[1])
+    findings = verify_receipt(forged, Store(str(folder)), None, keys[1:2])
     assert next(finding for finding in findings if finding.check == "signature").outcome is Outcome.FAILS
 
 
@@ -303,7 +473,38 @@ def test_an_altered_receipt_is_not_the_ledgers(template, data):
 
 
 def test_a_receipt_that_was_cut_off_the_ledger_is_missed(newest):
-    assert failed(newest.verified(chain=newest.chain[:-1])) == ["place in the chain"]
+    found = newest.verified(chain=newest.chain[:-1])
+    assert failed(found) == ["place in the chain"]
+    assert "the ledger has no receipt 4, its chain ends with 3: the deployment was rolled back" in (
+        found["place in the chain"].detail
+    )
+
+
+def test_a_receipt_of_a_generation_to_come_shows_that_the_deployment_was_rolled_back(cases):
+    published = replace(cases[0].published, number=Generation(2))
+    found = cases[-1].verified(published=published, chain=cases[-1].chain[:1])
+    assert failed(found)[:2] == ["place in the chain", "generation"]
+    assert "the deployment was rolled back" in found["generation"].detail
+
+
+def test_a_receipt_of_another_deployment_is_found(newest):
+    found = newest.verified(deployment=ELSEWHERE)
+    assert failed(found) == ["deployment"]
+    assert found["deployment"].detail == f"it is of {newest.deployment}, not of {ELSEWHERE}"
+
+
+def test_a_receipt_of_a_later_key_is_verified_by_the_first_one_and_the_chain(handed_on, signers, newest):
+    receipt = handed_on[-1]
+    given = {"receipt": receipt, "chain": handed_on, "deployment": SHOP}
+    assert newest.verified(signers[0].public, **given)["signature"].outcome is Outcome.HOLDS
+    assert newest.verified(signers[0].public, **(given | {"chain": None}))["signature"].outcome is Outcome.FAILS
+    assert newest.verified(signers[2].public, **(given | {"chain": None}))["signature"].outcome is Outcome.HOLDS
+
+
+def test_a_receipt_that_a_replaced_key_signed_after_its_time_is_found(handed_on, signers, newest):
+    (forged,) = chained(receipts_of(4), head_of(handed_on[:6]), signers[0], SHOP)
+    found = newest.verified(*(signer.public for signer in signers), receipt=forged, chain=handed_on)
+    assert f"and key {signers[2].key_id} signs here" in found["signature"].detail
 
 
 def test_the_wrong_key_fails_and_no_key_is_said(newest, keys):
@@ -405,7 +606,7 @@ def test_a_purged_file_that_is_back_is_found(deployments, trained, tiny):
     submitted = coordinator.submit(request)
     (receipt,) = coordinator.process_pending()
     published = coordinator._ledger.current()
-    case = Case(store, published, coordinator._ledger.receipts(), receipt, submitted.salt, request)
+    case = Case(store, published, *chain_of(coordinator), receipt, submitted.salt, request)
     assert failed(case.verified()) == []
     path = store.write_shard_data(ShardId(0), data).path
     found = case.verified()
@@ -482,7 +683,7 @@ def test_what_was_learned_again_is_no_fault_of_the_receipts(deployments, trained
     coordinator.learn([(user, item)])
     coordinator.process_pending()
     ledger = coordinator._ledger
-    case = Case(coordinator._store, ledger.current(), ledger.receipts(), receipt, submitted.salt, request)
+    case = Case(coordinator._store, ledger.current(), *chain_of(coordinator), receipt, submitted.salt, request)
     learned_at = [row.received_at for row in ledger.record(0.0, 9999.0) if row.kind == "learn"]
     for known in (learned_at, None):
         found = case.verified(learned_at=known)
@@ -502,7 +703,7 @@ def test_what_was_learned_again_in_the_same_batch_is_no_fault_of_the_receipts(de
     coordinator.learn([(tiny.users.ids[7], item)])
     (receipt,) = coordinator.process_pending()
     ledger = coordinator._ledger
-    case = Case(coordinator._store, ledger.current(), ledger.receipts(), receipt, submitted.salt, request)
+    case = Case(coordinator._store, ledger.current(), *chain_of(coordinator), receipt, submitted.salt, request)
     assert case.published.number == receipt.generation
     assert failed(case.verified(learned_at=[1000.0])) == []
     assert "the ids are gone" in unchecked(case.verified(learned_at=[1000.0]))
@@ -556,3 +757,110 @@ def test_what_is_no_receipt_is_refused(newest, change, said):
 def test_what_is_not_even_json_fields_is_refused(text):
     with pytest.raises(InputError, match="is no receipt"):
         ReceiptFile.from_json(text)
+
+
+# ---- a deployment through clocks, keys and backups
+
+
+def erased(coordinator: Coordinator, user: object) -> Receipt:
+    coordinator.submit(UnlearningRequest(user_id=user))
+    (receipt,) = coordinator.process_pending()
+    return receipt
+
+
+@pytest.mark.parametrize("step", [-5.0, -1e6])
+def test_a_clock_that_is_set_back_leaves_the_chain_in_order(deployments, trained, tiny, step):
+    now = [1000.0]
+    coordinator = deployments.copy(trained, "shop", clock=lambda: now[0])
+    first = erased(coordinator, tiny.users.ids[7])
+    now[0] += step
+    second = erased(coordinator, tiny.users.ids[8])
+    coordinator.close()
+    third = erased(deployments.open("shop", clock=lambda: now[0]), tiny.users.ids[9])
+    assert verify_chain([first, second, third]) == []
+    assert first.purged_at <= second.received_at <= second.purged_at <= third.received_at
+
+
+def test_a_clock_that_is_set_back_within_a_request_leaves_its_times_in_order(deployments, trained, tiny):
+    now = [1000.0]
+
+    def back(_: str) -> None:
+        now[0] -= 1.0
+
+    coordinator = deployments.copy(trained, "shop", clock=lambda: now[0], on_step=back)
+    assert verify_chain([erased(coordinator, tiny.users.ids[7])]) == []
+
+
+def test_a_chain_goes_on_under_the_next_key(deployments, trained, tiny, tiny_config, key_files, signers):
+    one, other, _ = signers
+    coordinator = deployments.copy(trained, "shop", config=signing(tiny_config, key_files[0]))
+    first = erased(coordinator, tiny.users.ids[7])
+    change = coordinator._ledger.rotate(one, other, 1000.0)
+    coordinator.close()
+    opened = deployments.open("shop", config=signing(tiny_config, key_files[1]))
+    second = erased(opened, tiny.users.ids[8])
+    ledger = opened._ledger
+    assert ledger.links() == [first, change, second]
+    assert ledger.receipts() == [first, second]
+    assert ledger.key_in_force() == other.key_id
+    assert verify_chain(ledger.links(), one.public, deployment=ledger.name) == []
+    assert rolled_back(*ledger.attested(), one.public) is None
+
+
+def test_a_deployment_does_not_sign_with_a_key_that_nobody_handed_over_to(deployments, trained, tiny, tiny_config, key_files):
+    coordinator = deployments.copy(trained, "shop", config=signing(tiny_config, key_files[0]))
+    erased(coordinator, tiny.users.ids[7])
+    for config in (signing(tiny_config, key_files[1]), tiny_config):
+        with pytest.raises(InputError, match=r"jobs/keys\.py --rotate"):
+            deployments.open("shop", config=config)
+    assert erased(coordinator, tiny.users.ids[8]).number == 2  # the one that runs goes on
+
+
+def test_receipts_name_the_ledger_that_they_are_of(deployments, trained, tiny):
+    coordinator = deployments.copy(trained, "shop")
+    receipt = erased(coordinator, tiny.users.ids[7])
+    assert receipt.deployment == coordinator._ledger.name
+
+
+def test_a_deployment_that_was_put_back_to_an_earlier_state_does_not_start(deployments, trained, tiny, tmp_path):
+    """Someone brings back the files from before an erasure, and has the ledger call their generation current."""
+    coordinator = deployments.copy(trained, "shop")
+    erased(coordinator, tiny.users.ids[7])
+    before = coordinator._ledger.current()
+    row = GENERATION_ROW.format(number=2)
+    shutil.copytree(coordinator.storage_path, tmp_path / "before", ignore=shutil.ignore_patterns("ledger.db*"))
+    with coordinator._ledger._engine.connect() as connection:
+        (kept,) = connection.exec_driver_sql(row).all()
+    erased(coordinator, tiny.users.ids[8])
+    coordinator.close()
+    deployments.honest = False
+
+    shutil.copytree(tmp_path / "before", coordinator.storage_path, dirs_exist_ok=True)
+    ledger = Ledger(f"sqlite:///{coordinator.storage_path}/ledger.db")
+    with ledger._engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM generations")
+        connection.exec_driver_sql("INSERT INTO generations VALUES (?, ?, ?, ?, ?)", tuple(kept))
+    assert ledger.current() == before
+    assert verify_chain(ledger.links()) == []
+    assert "receipt 2 " in str(rolled_back(*ledger.attested()))
+    ledger.close()
+    with pytest.raises(DeploymentError, match="put back to an earlier state"):
+        deployments.open("shop")
+
+
+GENERATION_ROW = "SELECT number, digest, published_at, to_purge, standing FROM generations WHERE number = {number}"
+
+
+def test_what_a_ledger_says_of_itself_is_of_now_alone(deployments, trained, tiny):
+    """The statement has the plain digest of a manifest, which would tell what was erased since."""
+    coordinator = deployments.copy(trained, "shop")
+    ledger = coordinator._ledger
+    for user in tiny.users.ids[7:9]:
+        before = ledger.current()
+        erased(coordinator, user)
+        assert rolled_back(*ledger.attested()) is None
+        with ledger._engine.connect() as connection:
+            rows = connection.exec_driver_sql("SELECT standing FROM generations WHERE standing IS NOT NULL").all()
+        assert len(rows) == 1
+        assert before is not None
+        assert before.digest not in str(rows)

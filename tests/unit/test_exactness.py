@@ -31,6 +31,8 @@ MODELS = {
     "bpr": {"kind": "bpr", "epochs": 2, "batch": 16},
     "lightgcn": {"kind": "lightgcn", "epochs": 2, "batch": 32},
 }
+UNTRAINED = {"linear": {"kind": "linear"}}
+"""They have no submodels: what is asked of these below says nothing of them."""
 AGGREGATIONS = {
     "mean": {"kind": "mean", "sweeps": 1},
     "static": {"kind": "static", "foldin": False},
@@ -43,6 +45,7 @@ WAYS = [
     *(("hashed", "als", aggregation, 1) for aggregation in AGGREGATIONS if aggregation != "spectral"),
     *((partition, "adagrad", "spectral", 3) for partition in PARTITIONS),
     *(("hashed", model, "attention", 3) for model in ("als", "bpr", "lightgcn")),
+    *((partition, "linear", "spectral", 1) for partition in PARTITIONS),
 ]
 
 
@@ -51,7 +54,7 @@ def configured(partition: str, model: str, aggregation: str = "spectral", slices
         {
             "data": SMALL_LOG | {"test_share": 0.2, "valid_share": 0.1},
             "partition": {"kind": partition, "n_shards": 3},
-            "model": {"width": 6, **MODELS[model]},
+            "model": {"width": 6, **(MODELS | UNTRAINED)[model]},
             "training": {"slices": slices},
             "aggregation": {"foldin_alpha0": 0.3, **AGGREGATIONS[aggregation]},
         }
@@ -134,11 +137,12 @@ def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from
     assert digest_of(together) == digest_of(coordinator)
 
 
+@pytest.mark.parametrize("model", ["als", "linear"])
 @pytest.mark.parametrize("partition", ["hashed", "random"])
 def test_without_being_told_the_partition_a_fresh_fit_on_the_rest_is_the_same_generation(
-    deployments: Deployments, partition: str
+    deployments: Deployments, partition: str, model: str
 ) -> None:
-    config = configured(partition, "als")
+    config = configured(partition, model)
     dataset = generated(config)
     requests = requests_of(dataset)
     coordinator = deployments.fit("kept", config, dataset)
@@ -150,6 +154,9 @@ def test_without_being_told_the_partition_a_fresh_fit_on_the_rest_is_the_same_ge
     fresh = deployments.fit("fresh", config, rest)  # who is in none of its pairs is not taken over
     assert digest_of(fresh) == digest_of(coordinator)
     assert fresh._store.files() == coordinator._store.files()
+    (known, scores), (also_known, others) = (of.served_model().scores(dataset.users.keys) for of in (coordinator, fresh))
+    assert known.tolist() == also_known.tolist()
+    assert scores.tobytes() == others.tobytes()
 
 
 @pytest.fixture(scope="module", params=list(product(PARTITIONS, MODELS)), ids="-".join)
@@ -177,7 +184,7 @@ def test_a_submodel_depends_on_nothing_of_another_shard(divided, data):
         assert (again == submodels[shard]) == (shard != touched)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *UNTRAINED])
 def test_submodels_do_not_depend_on_the_order_in_which_shards_train(deployments: Deployments, model: str) -> None:
     config = configured("hashed", model)
     dataset = generated(config)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
-from conftest import audited
+from conftest import audited, digest_of
 from contracts.aggregator_contract import AggregatorContract
 from contracts.model_contract import ModelContract
+from contracts.served_contract import Sections, ServedContract
 from extension.eraser_averages import (
     Averages,
     AveragesConfig,
@@ -17,6 +18,9 @@ from extension.eraser_averages import (
     BySizeConfig,
     ItemHashed,
     ItemHashedConfig,
+    Neighbours,
+    NeighboursConfig,
+    ServedNeighbours,
 )
 
 import ray_eraser
@@ -36,6 +40,7 @@ from ray_eraser.errors import ConfigError, ExtensionError
 from ray_eraser.generation import Change, remaining_dataset
 from ray_eraser.models import make_model
 from ray_eraser.partition import divide
+from ray_eraser.study.membership import StudyPlan, attack_study
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.request import UnlearningRequest
 
@@ -47,6 +52,7 @@ def registered(monkeypatch):
     monkeypatch.setattr(registry, "_here", {})
     monkeypatch.setattr(registry, "_loaded", {})
     ray_eraser.register("models", Averages)
+    ray_eraser.register("models", Neighbours)
     ray_eraser.register("partitions", ItemHashed)
     ray_eraser.register("aggregators", BySize)
 
@@ -58,6 +64,18 @@ def nothing_is_registered(registered, monkeypatch):
 
 class TestAverages(ModelContract):
     model = Averages(AveragesConfig())
+
+
+class TestNeighbours(ServedContract):
+    sections: ClassVar[Sections] = {"model": {"kind": "neighbours"}}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls):
+        with pytest.MonkeyPatch.context() as patched:  # before the fixture that registers for each test
+            patched.setattr(registry, "_here", {})
+            ray_eraser.register("models", Neighbours)
+            yield cls().served()
 
 
 class TestBySize(AggregatorContract):
@@ -102,7 +120,7 @@ def test_they_are_part_of_the_fingerprint_and_come_back_from_toml_and_plain_valu
 @pytest.mark.parametrize(
     ("key", "known"),
     [
-        ("model.kind", "wmf, bpr, lightgcn, linear, averages"),
+        ("model.kind", "auto, linear, wmf, bpr, lightgcn, averages, neighbours"),
         ("partition.kind", "embedding_kmeans, transport, item_hashed"),
         ("aggregation.kind", "attention, spectral, by_size"),
     ],
@@ -132,6 +150,52 @@ def test_a_deployment_learns_forgets_and_is_audited_with_them(deployments, tiny,
 
     afresh = deployments.fit("b", config, coordinator_dataset(coordinator))
     assert afresh.served_model().vectors().items.tobytes() == coordinator.served_model().vectors().items.tobytes()
+
+
+def test_a_deployment_serves_and_forgets_exactly_with_a_model_that_is_never_trained(
+    deployments, tiny, tiny_config, monkeypatch
+):
+    monkeypatch.setattr("ray_eraser.training.submodel.make_model", lambda *_: pytest.fail("something was trained"))
+    config = config_from(tiny_config.model_dump(mode="json") | {"model": {"kind": "neighbours"}})
+    coordinator = deployments.fit("a", config, tiny)
+    before = coordinator.served_model()
+    assert isinstance(before, ServedNeighbours)
+    user, item = tiny.users.ids[3], tiny.items.ids[5]
+    for request in (UnlearningRequest(item_id=item), UnlearningRequest(user_id=user)):
+        coordinator.submit(request)
+    at_once = coordinator.served_model()
+    receipts = coordinator.process_pending()
+    assert [receipt.guarantee for receipt in receipts] == ["exact", "exact"]
+    assert coordinator.served_model() is at_once  # accepted is final: nothing is made twice
+    report = audited(coordinator, Erased(user_ids=(user,), item_ids=(item,)))
+    assert report.exact, report.mismatches
+
+    fresh = deployments.fit("b", config, coordinator_dataset(coordinator))
+    assert digest_of(fresh) == digest_of(coordinator)
+    (known, scores), (also_known, others) = (one.scores(tiny.users.keys) for one in (at_once, fresh.served_model()))
+    assert known.tolist() == also_known.tolist()
+    assert scores.tobytes() == others.tobytes() != before.scores(tiny.users.keys)[1].tobytes()
+    coordinator.learn([(tiny.users.ids[7], item)])
+    coordinator.process_pending()
+    assert tiny.items.key(item) in coordinator.served_model().item_keys
+
+
+def test_a_membership_attack_asks_a_model_of_another_package_as_it_asks_our_own(tiny_config):
+    model = {"model": {"kind": "neighbours"}, "data": {"synthetic_users": 200, "test_share": 0.2}}
+    config = config_from(tiny_config.model_dump(mode="json") | model)
+    dataset = ray_eraser.read_dataset("synthetic", config.data, config.seed)
+    pool = ray_eraser.LocalShardPool("nothing-is-stored-here", config)
+    report = attack_study(dataset, config, pool, StudyPlan(share=0.1, shadows=1, other_seeds=0))
+    assert report.same_bits
+    assert all(result.excess.value == 0 for result in report.results)
+    assert report.result("threshold", "held out").stale_excess.low > 0
+    with pytest.raises(ConfigError, match="erase pairs, not users"):
+        attack_study(dataset, config, pool, StudyPlan(share=0.1, whole_users=True, shadows=0, other_seeds=0))
+
+
+def test_a_model_that_is_not_trained_must_be_servable():
+    with pytest.raises(ExtensionError, match="is not trained and cannot be served: give it a method `served`"):
+        ray_eraser.register("models", type("Mute", (), {"Settings": NeighboursConfig}))
 
 
 def coordinator_dataset(coordinator):

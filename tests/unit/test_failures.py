@@ -277,7 +277,7 @@ def test_a_full_or_locked_disk_holds_up_and_changes_nothing(
 def test_a_disk_that_is_full_at_first_leaves_a_fit_to_be_repeated(
     deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    auto = config_from(tiny_config.model_dump() | {"model": {"width": 4, "epochs": 1}})
+    auto = config_from(tiny_config.model_dump() | {"model": {"kind": "wmf", "width": 4, "epochs": 1}})
     undisturbed = deployments.fit("undisturbed", auto, tiny)
     coordinator = deployments.open("shop", auto)
     disk = Full(monkeypatch, "_put", after)
@@ -392,10 +392,7 @@ def part_with(coordinator: Coordinator, user: RawId) -> str:
     )
 
 
-KINDS = ("manifest", "users", "items", "interactions", "submodel", "aggregate")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["manifest", "users", "items", "interactions", "submodel"])
 @pytest.mark.parametrize("gone", [False, True], ids=["altered", "gone"])
 def test_a_corrupt_file_is_found_when_a_deployment_is_opened_or_when_it_is_used(
     deployments: Deployments, coordinator: Coordinator, kind: str, gone: bool
@@ -410,6 +407,26 @@ def test_a_corrupt_file_is_found_when_a_deployment_is_opened_or_when_it_is_used(
     with pytest.raises(StoreError, match="is missing" if gone else "is not what was written") as caught:
         deployments.open("shop")
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["altered", "gone"])
+def test_a_corrupt_aggregate_is_made_again_when_a_deployment_is_opened(
+    deployments: Deployments, coordinator: Coordinator, gone: bool
+) -> None:
+    """From the submodels, to the digest that it had."""
+    file = Path(deployments.path("shop")) / files_by_kind(coordinator)["aggregate"]
+    whole, digest = file.read_bytes(), digest_of(coordinator)
+    model = coordinator.served_model().vectors()
+    coordinator.close()
+    if gone:
+        file.unlink()
+    else:
+        flip(file.parent, file.name)
+    opened = deployments.open("shop")
+    assert file.read_bytes() == whole
+    assert digest_of(opened) == digest
+    assert opened.served_model().vectors().same_bits(model)
+    assert audited(opened).exact
 
 
 @pytest.mark.parametrize(
@@ -617,14 +634,19 @@ def test_a_run_is_due_by_the_plan_and_at_once_for_who_must_not_wait(
     }[plan]
     assert coordinator.due_at() == pytest.approx(latest, abs=0.01)
     assert coordinator.is_due() == (plan == "immediate")
-    clock.now = latest + 0.01
-    assert coordinator.is_due()
     clock.now = asked_at + 60
     coordinator.submit(about_user(users[1]), priority=1)
     assert coordinator.due_at() == (asked_at if plan == "immediate" else clock.now)
     assert coordinator.is_due()
     assert len(coordinator.process_pending()) == 2  # the other goes with it
     assert not coordinator.is_due()
+    coordinator.submit(about_user(users[3]))
+    if plan != "immediate":
+        clock.now = (coordinator.due_at() or 0.0) - 0.01
+        assert not coordinator.is_due()
+        clock.now += 0.02
+    assert coordinator.is_due()
+    coordinator.process_pending()
     # Remembered by who opens it without settings.
     opened = deployments.open("shop", clock=clock)
     opened.submit(about_user(users[2]), priority=-1)

@@ -30,7 +30,7 @@ from ray_eraser.store import Store
 from ray_eraser.training import weights
 
 INTEGER = pa.int64()
-SMALL = {"model": {"width": 4, "epochs": 2, "alpha0": 0.3}, "partition": {"n_shards": 3}}
+SMALL = {"model": {"kind": "wmf", "width": 4, "epochs": 2, "alpha0": 0.3}, "partition": {"n_shards": 3}}
 
 
 class Here:
@@ -387,7 +387,7 @@ def test_of_a_big_log_the_same_users_are_looked_at_for_alpha0(deployments: Deplo
 
     monkeypatch.setattr("ray_eraser.prepare.choose_alpha0_among", watched)
     source = log_of_users(tmp_path / "log")
-    config = config_from({"partition": {"n_shards": 3}, "model": {"width": 4, "epochs": 2}})
+    config = config_from({"partition": {"n_shards": 3}, "model": {"kind": "wmf", "width": 4, "epochs": 2}})
     dataset = read_dataset(source, config.data, config.seed)
     one = deployments.open("at once", config).fit(dataset)
     other = deployments.open("in fragments", config).fit_log(source)

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import product
@@ -14,15 +14,17 @@ from pathlib import Path
 
 import pytest
 from conftest import Deployments, digest_of
-from plain import Plain
+from plain import Pair, Plain
 
 from ray_eraser import seeds
 from ray_eraser.config import EraserConfig
-from ray_eraser.coordinator import Coordinator
+from ray_eraser.coordinator import Coordinator, Submitted
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
 from ray_eraser.errors import ConfigError, RequestError, UnknownIdError
 from ray_eraser.unlearning.idempotency import KeyHash
-from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.request import RequestState, Submission, UnlearningRequest
+from ray_eraser.unlearning.work import Learning, Repartition
 
 
 @pytest.fixture
@@ -81,6 +83,29 @@ def test_without_a_key_there_is_nothing_to_keep_and_a_key_is_text_of_some_length
     for key in ("", " ", "x" * 201, "a\0b"):
         with pytest.raises(RequestError, match="the idempotency key"):
             hashed(key)
+
+
+def test_the_hash_of_a_request_is_of_its_key_and_its_kind_and_all_that_it_asks_for() -> None:
+    hashed, other = KeyHash(lambda: b"x" * 32), KeyHash(lambda: b"y" * 32)
+    works = [
+        UnlearningRequest(user_id="ann"),
+        UnlearningRequest(user_id="bob"),
+        UnlearningRequest(item_id="ann"),
+        UnlearningRequest(pairs=(("ann", "bob"),)),
+        UnlearningRequest(pairs=(("ann", "bob"), ("ann", "bob"))),
+        Learning((("ann", "bob"),)),
+        Repartition(),
+        Repartition(("a=1", "b=2")),
+        Repartition(("a=1, b=2",)),
+    ]
+    hashes = [of.bound(key, work) for of in (hashed, other) for key in ("k", "l") for work in works]
+    assert len(set(hashes)) == len(hashes)
+    assert hashed.bound("k", UnlearningRequest(user_id=7)) == hashed.bound("k", UnlearningRequest(user_id="7"))
+    assert hashed.bound(None, works[0]) is None
+    subjects = [
+        hashed.subject(*of) for of in (("user", "ann"), ("item", "ann"), ("pair", "ann", "bob"), ("pair", "annb", "ob"))
+    ]
+    assert len({*hashes, *subjects, hashed("ann")}) == len(hashes) + 5
 
 
 @pytest.fixture
@@ -148,7 +173,7 @@ def test_a_start_with_a_folder_that_cannot_be_used_leaves_the_coordinator_that_r
 ) -> None:
     with pytest.raises(ConfigError, match=r"unlearning\.key_folder"):
         deployments.open("shop", with_folder(tiny_config, file_in_the_way))
-    coordinator.check_in_force()
+    coordinator.keep_in_force()
     coordinator.submit(UnlearningRequest(user_id=1003), "key")
     assert len(coordinator.process_pending()) == 1
 
@@ -204,6 +229,131 @@ def test_the_same_key_is_kept_differently_by_two_deployments_of_one_log(
     assert key_hashes(deployments, "one") != key_hashes(deployments, "two")
 
 
+# ---- another request under a key, and the same one
+
+
+Ask = Callable[[Coordinator], Submitted]
+
+ERASURES: dict[str, UnlearningRequest] = {
+    "user": UnlearningRequest(user_id=1017),
+    "other user": UnlearningRequest(user_id=1018),
+    "item": UnlearningRequest(item_id=17),
+    "nobody": UnlearningRequest(user_id="nobody"),
+}
+ASKED: dict[str, Ask] = {
+    **{name: lambda c, request=request: c.submit(request, "key") for name, request in ERASURES.items()},
+    "pairs": lambda c: c.submit(UnlearningRequest(pairs=pairs_of(c)[:2]), "key"),
+    "one pair less": lambda c: c.submit(UnlearningRequest(pairs=pairs_of(c)[:1]), "key"),
+    "learning": lambda c: c.learn([(2001, 902), (2001, 904)], "key"),
+    "one pair more": lambda c: c.learn([(2001, 902), (2001, 904), (2002, 902)], "key"),
+    "repartition": lambda c: c.repartition((), "key"),
+    "other settings": lambda c: c.repartition(("partition.n_shards=2",), "key"),
+}
+OTHERS = [
+    ("user", "other user"),
+    ("user", "nobody"),
+    ("user", "item"),
+    ("user", "learning"),
+    ("item", "user"),
+    ("pairs", "one pair less"),
+    ("one pair less", "pairs"),
+    ("pairs", "learning"),
+    ("learning", "one pair more"),
+    ("learning", "user"),
+    ("learning", "repartition"),
+    ("repartition", "other settings"),
+    ("repartition", "learning"),
+]
+
+
+def pairs_of(coordinator: Coordinator) -> tuple[Pair, ...]:
+    """Three pairs of one user that the deployment began with, whether they are still there or not."""
+    dataset = read_dataset("synthetic", coordinator.config.data, coordinator.config.seed)
+    users, items = dataset.users.texts.to_pylist(), dataset.items.texts.to_pylist()
+    pairs = tuple(sorted((users[u], items[i]) for u, i in zip(dataset.train.users, dataset.train.items, strict=True)))
+    return next(pairs[n : n + 3] for n in range(len(pairs)) if pairs[n][0] == pairs[n + 2][0])
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before it is finished", "after it is finished"])
+@pytest.mark.parametrize(("first", "other"), OTHERS)
+def test_another_request_under_a_used_key_is_refused_and_changes_nothing(
+    coordinator: Coordinator, first: str, other: str, done: bool
+) -> None:
+    """What a finished request was about is gone. That it was another is known all the same."""
+    ASKED[first](coordinator)
+    if done:
+        coordinator.process_pending()
+    before, rows = coordinator.describe(), coordinator._ledger.record(0.0, 1e9)
+    with pytest.raises(RequestError, match="the idempotency key belongs to another request: choose a new key"):
+        ASKED[other](coordinator)
+    assert (coordinator.describe(), coordinator._ledger.record(0.0, 1e9)) == (before, rows)
+    coordinator.process_pending()
+
+
+@pytest.mark.parametrize("which", ["user", "item", "pairs", "learning", "repartition"])
+def test_the_same_request_under_its_key_is_the_same_until_it_is_finished_and_afterwards(
+    coordinator: Coordinator, deployments: Deployments, which: str
+) -> None:
+    first = ASKED[which](coordinator)
+    assert ASKED[which](coordinator) == first
+    coordinator.process_pending()
+    generation = coordinator.describe().generation
+    for open_it in (lambda: coordinator, lambda: deployments.open("shop")):
+        opened = open_it()
+        again = ASKED[which](opened)
+        assert (again.request_id, again.state.is_final, again.salt, again.here_again) == (first.request_id, True, None, False)
+        assert opened.process_pending() == []
+        assert opened.describe().generation == generation
+
+
+@pytest.mark.parametrize("kind", ["user", "item", "pairs"])
+def test_of_a_finished_erasure_that_is_repeated_it_is_said_that_something_is_here_again_and_a_new_key_erases_it(
+    coordinator: Coordinator, kind: str
+) -> None:
+    """Under the old key nothing is erased twice: who repeats a submission because no answer came means the first one."""
+    pairs = pairs_of(coordinator)
+    request = {
+        "user": UnlearningRequest(user_id=pairs[0][0]),
+        "item": UnlearningRequest(item_id=pairs[0][1]),
+        "pairs": UnlearningRequest(pairs=pairs),
+    }[kind]
+    first = coordinator.submit(request, "key")
+    (receipt,) = coordinator.process_pending()
+    assert not coordinator.submit(request, "key").here_again
+
+    coordinator.learn(pairs[:1])  # one of three is back
+    for _ in range(2):  # waiting to be learned, and learned
+        again = coordinator.submit(request, "key")
+        assert (again.request_id, again.state, again.here_again) == (first.request_id, RequestState.ERASED, True)
+        coordinator.process_pending()
+    assert pairs[0] in Plain(coordinator).pairs
+    assert coordinator._ledger.receipts() == [receipt]
+
+    second = coordinator.submit(
+        UnlearningRequest(pairs=pairs[:1]) if kind == "pairs" else request,
+        "a new key",
+    )
+    assert (second.request_id != first.request_id, second.here_again) == (True, False)
+    assert not coordinator.submit(request, "key").here_again  # it is being erased
+    (new,) = coordinator.process_pending()
+    assert (new.pairs_erased, new.number) == (1, 2)
+    assert not coordinator.submit(request, "key").here_again
+    assert coordinator.receipt(first.request_id) == receipt
+    assert pairs[0] not in Plain(coordinator).pairs
+
+
+def test_of_many_that_are_repeated_each_is_said_to_be_here_again_by_itself(coordinator: Coordinator) -> None:
+    pair, *_ = pairs_of(coordinator)
+    asked = [Submission(UnlearningRequest(user_id=user), f"key {user}") for user in ("1016", pair[0], "1018")]
+    first = coordinator.submit_many(asked)
+    coordinator.process_pending()
+    coordinator.learn([pair])
+    coordinator.process_pending()
+    again = coordinator.submit_many(asked)
+    assert [one.request_id for one in again] == [one.request_id for one in first]
+    assert [one.here_again for one in again] == [False, True, False]
+
+
 # ---- when the secret is lost
 
 
@@ -236,10 +386,13 @@ def test_without_the_secret_a_repetition_about_who_has_come_back_is_a_new_erasur
     coordinator.process_pending()
     coordinator.learn([(1017, 902)])
     coordinator.process_pending()
-    assert coordinator.submit(UnlearningRequest(user_id=1017), "key").request_id == first.request_id
+    again = coordinator.submit(UnlearningRequest(user_id=1017), "key")
+    assert (again.request_id, again.here_again) == (first.request_id, True)
     the_secret(state).unlink()
     opened = deployments.open("shop")
-    assert opened.submit(UnlearningRequest(user_id=1017), "key").request_id != first.request_id
+    again = opened.submit(UnlearningRequest(user_id=1017), "key")
+    assert again.request_id != first.request_id
+    assert not again.here_again
     (receipt,) = opened.process_pending()
     assert (receipt.pairs_erased, receipt.number) == (1, 2)
 

@@ -205,3 +205,19 @@ def test_two_new_ids_with_one_key_cannot_come_in_two_learnings_either(
     coordinator.submit(UnlearningRequest(user_id="1000"))
     coordinator.process_pending()
     assert digest_of(coordinator) == digest
+
+
+def test_many_that_are_asked_again_when_they_are_finished_ask_the_ledger_as_often_as_one(
+    coordinator: Coordinator, transactions: list[str]
+) -> None:
+    users = coordinator._serving.loaded.users.ids
+    asked = of_users(users[:30], "key")
+    coordinator.submit_many(asked)
+    coordinator.process_pending()
+    counts = []
+    for some in (asked[:1], asked):
+        transactions.clear()
+        answers = coordinator.submit_many(some)
+        assert {answer.state for answer in answers if isinstance(answer, Submitted)} == {RequestState.ERASED}
+        counts.append(len(transactions))
+    assert counts == [counts[0]] * 2

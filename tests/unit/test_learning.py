@@ -476,7 +476,8 @@ def test_an_erasure_that_is_repeated_under_its_key_takes_nothing_of_what_was_lea
     first = coordinator.submit(request, "key")
     coordinator.process_pending()
     coordinator.learn([(user, item)])
-    assert coordinator.submit(request, "key").request_id == first.request_id
+    again = coordinator.submit(request, "key")
+    assert (again.request_id, again.here_again) == (first.request_id, True)
     coordinator.process_pending()
     assert (user, item) in Plain(coordinator).pairs
 
@@ -624,6 +625,9 @@ def test_a_learning_that_is_repeated_under_its_key_is_the_same(coordinator: Coor
     assert learned == set(pairs[: 1 if when == "after some of it was forgotten" else 2])
     with pytest.raises(RequestError, match="key belongs to another"):
         coordinator.submit(UnlearningRequest(user_id=ANN), "key")
+    for others in (pairs[:1], pairs[::-1], [*pairs, (EVE, SOFA)]):
+        with pytest.raises(RequestError, match="key belongs to another"):
+            coordinator.learn(others, "key")
 
 
 def test_a_learning_counts_among_what_may_wait(deployments: Deployments, trained: Path, tiny_config: EraserConfig) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 from contracts import ledger_contract
-from contracts.ledger_contract import ANN, BOB, LedgerContract, advance, generation, receipt_of, receive
+from contracts.ledger_contract import ANN, BOB, OTHERS, LedgerContract, advance, generation, receipt_of, receive
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
 from ray_eraser.errors import DeploymentError, IllegalTransitionError, InputError, RequestError, StaleEpochError
-from ray_eraser.ids import Epoch, RequestId
+from ray_eraser.ids import RequestId
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import Ledger, default_ledger
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
+from ray_eraser.unlearning.work import Work
 
 LONG_ID = "a-user-id-that-stands-nowhere-else-" + "0123456789" * 3
 
@@ -45,6 +46,13 @@ def bytes_under(folder):
     return b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file())
 
 
+def begun(open_ledger):
+    """A ledger that writes."""
+    ledger = open_ledger()
+    ledger.begin_epoch(0.0)
+    return ledger
+
+
 def pragma(ledger, name):
     with ledger._engine.connect() as connection:
         return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
@@ -66,7 +74,7 @@ def test_every_connection_is_set_up_so(open_ledger):
 
 @pytest.mark.parametrize("n_pairs", [1, 400], ids=["in a row", "over several pages"])
 def test_after_finishing_the_raw_id_is_in_no_byte_of_the_database(open_ledger, tmp_path, n_pairs):
-    ledger = open_ledger()
+    ledger = begun(open_ledger)
     request = UnlearningRequest(pairs=tuple((LONG_ID, f"item {n}") for n in range(n_pairs)))
     receive(ledger, "r", request)
     receive(ledger, "other", BOB)
@@ -80,10 +88,10 @@ def test_after_finishing_the_raw_id_is_in_no_byte_of_the_database(open_ledger, t
 
 
 def test_the_raw_id_is_gone_also_where_another_program_has_the_ledger_open(open_ledger, tmp_path):
-    ledger, other = open_ledger(), open_ledger()
+    ledger, other = begun(open_ledger), open_ledger()
     receive(ledger, "r", UnlearningRequest(user_id=LONG_ID))
     other.unfinished()
-    advance(other, "r", RequestState.ROUTED)
+    advance(ledger, "r", RequestState.ROUTED)
     ledger.finish([receipt_of("r")])
     assert LONG_ID.encode() not in bytes_under(tmp_path)
     assert other.request(RequestId("r")).state is RequestState.ERASED
@@ -92,7 +100,7 @@ def test_the_raw_id_is_gone_also_where_another_program_has_the_ledger_open(open_
 def test_a_crash_right_after_finishing_leaves_the_raw_id_no_longer_than_until_the_next_start(open_ledger, tmp_path):
     program = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from contracts.ledger_contract import *;"
-        "ledger = Ledger(sys.argv[2]); receive(ledger, 'r', UnlearningRequest(user_id=sys.argv[3]));"
+        "ledger = Ledger(sys.argv[2]); ledger.begin_epoch(0.0); receive(ledger, 'r', UnlearningRequest(user_id=sys.argv[3]));"
         "advance(ledger, 'r', RequestState.ROUTED);"
         "ledger._wipe = lambda: os._exit(9); ledger.finish([receipt_of('r')])"
     )
@@ -109,7 +117,7 @@ def test_a_crash_right_after_finishing_leaves_the_raw_id_no_longer_than_until_th
 def test_a_killed_program_loses_nothing_that_it_was_told(open_ledger, tmp_path):
     program = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from contracts.ledger_contract import *;"
-        "receive(Ledger(sys.argv[2]), 'r', ANN, 'k'); os._exit(9)"
+        "ledger = Ledger(sys.argv[2]); ledger.begin_epoch(0.0); receive(ledger, 'r', ANN, 'k'); os._exit(9)"
     )
     url = f"sqlite:///{tmp_path}/ledger.db"
     command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), url]
@@ -131,8 +139,8 @@ NOTES = "CREATE TABLE notes (name VARCHAR(64) PRIMARY KEY, text TEXT)"
     [
         (EARLIER, "tables of its own (epochs, generations, requests) and no format"),
         ((*EARLIER, NOTES), "no format"),
-        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '2')"), "has format 2, this version reads format 3"),
-        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '3')"), "no format"),
+        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '3')"), "has format 3, this version reads format 4"),
+        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '4')"), "no format"),
         (("CREATE TABLE notes (id INTEGER, body TEXT)", "INSERT INTO notes VALUES (1, 'milk')"), "(notes) and no format"),
         (("CREATE TABLE requests (url TEXT)",), "(requests) and no format"),
     ],
@@ -155,7 +163,7 @@ def test_a_database_with_other_tables_of_these_names_is_refused_and_left_as_it_w
 def test_a_database_that_holds_other_tables_as_well_is_no_other_ledger(open_ledger, tmp_path):
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
         connection.execute("CREATE TABLE orders (id INTEGER)")
-    receive(open_ledger(), "r")
+    receive(begun(open_ledger), "r")
     assert [row.request_id for row in open_ledger().unfinished()] == ["r"]
 
 
@@ -196,7 +204,7 @@ def test_a_ledger_that_must_be_there_is_not_made(tmp_path):
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Any order of calls, reopening in between, against a plain dictionary."""
+    """Any order of calls, reopening and being replaced in between, against a plain dictionary."""
 
     names = Bundle("names")
 
@@ -205,27 +213,28 @@ class AnyHistory(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="ledger")
         self.url = f"sqlite:///{self.folder.name}/ledger.db"
         self.ledger = Ledger(self.url)
-        self.epoch = self.ledger.begin_epoch(0.0)
+        self.ledger.begin_epoch(0.0)
+        self.replaced = Ledger(self.url)
         self.states: dict[str, RequestState] = {}
-        self.payloads: dict[str, UnlearningRequest] = {}
+        self.payloads: dict[str, Work] = {}
         self.keys: dict[str, str] = {}
         self.current = 0
 
-    @rule(target=names, request=st.sampled_from([ANN, BOB]), key=st.sampled_from([None, "k", "l"]))
-    def receive(self, request, key):
+    @rule(target=names, work=st.sampled_from([ANN, *OTHERS]), key=st.sampled_from([None, "k", "l"]))
+    def receive(self, work, key):
         name = f"r{len(self.states)}"
         owner = self.keys.get(key)
         if owner is None:
-            receive(self.ledger, name, request, key)
-            self.states[name], self.payloads[name] = RequestState.RECEIVED, request
+            receive(self.ledger, name, work, key)
+            self.states[name], self.payloads[name] = RequestState.RECEIVED, work
             if key is not None:
                 self.keys[key] = name
             return name
-        if self.states[owner].is_final or self.payloads[owner] == request:
-            assert receive(self.ledger, name, request, key).request_id == owner
+        if self.payloads[owner] == work:
+            assert receive(self.ledger, name, work, key).request_id == owner
         else:
             with pytest.raises(RequestError):
-                receive(self.ledger, name, request, key)
+                receive(self.ledger, name, work, key)
         return multiple()
 
     @rule(name=names, wanted=st.sampled_from(list(ledger_contract.MOVES)))
@@ -247,20 +256,34 @@ class AnyHistory(RuleBasedStateMachine):
             with pytest.raises(IllegalTransitionError):
                 self.ledger.retry(RequestId(name))
 
-    @rule(stale=st.booleans())
-    def publish(self, stale):
-        if stale:
-            with pytest.raises(StaleEpochError):
-                self.ledger.publish(Epoch(self.epoch - 1), generation(self.current + 1), {}, [])
-        else:
-            self.current += 1
-            self.ledger.publish(self.epoch, generation(self.current), {}, [])
+    @rule()
+    def publish(self):
+        self.current += 1
+        self.ledger.publish(generation(self.current), {}, [])
+
+    @rule()
+    def be_replaced(self):
+        self.replaced.close()
+        self.replaced, self.ledger = self.ledger, Ledger(self.url)
+        self.ledger.begin_epoch(0.0)
+
+    @precondition(lambda self: self.replaced._epoch is not None)
+    @rule(name=names, wanted=st.sampled_from(list(ledger_contract.MOVES)))
+    def move_replaced(self, name, wanted):
+        with pytest.raises(StaleEpochError):
+            ledger_contract.MOVES[wanted](self.replaced, name)
+
+    @precondition(lambda self: self.replaced._epoch is not None)
+    @rule(write=st.sampled_from(["receive", "publish", "note", "renew", "in_force"]))
+    def write_replaced(self, write):
+        with pytest.raises(StaleEpochError):
+            ledger_contract.WRITES[write](self.replaced)
 
     @rule()
     def reopen(self):
         self.ledger.close()
         self.ledger = Ledger(self.url)
-        self.epoch = self.ledger.begin_epoch(0.0)
+        self.ledger.begin_epoch(0.0)
 
     @invariant()
     def the_ledger_says_what_happened(self):
@@ -272,6 +295,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def teardown(self):
         self.ledger.close()
+        self.replaced.close()
         self.folder.cleanup()
 
 

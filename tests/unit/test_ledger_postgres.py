@@ -20,14 +20,26 @@ import pytest
 import sqlalchemy as sa
 from conftest import Deployments, audited, digest_of
 from contracts import ledger_contract
-from contracts.ledger_contract import BOB, LedgerContract, OpenLedger, advance, generation, receipt_of, receive
+from contracts.ledger_contract import (
+    BOB,
+    NEW_EPOCH,
+    LedgerContract,
+    OpenLedger,
+    advance,
+    generation,
+    receipt_of,
+    receive,
+)
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
-from ray_eraser.errors import InputError, LedgerError, StaleEpochError, UnknownIdError
+from ray_eraser.errors import HeldError, InputError, LedgerError, RayEraserError, StaleEpochError, UnknownIdError
+from ray_eraser.force import Holder
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.pool import LocalShardPool
+from ray_eraser.runtime import actors, operating
+from ray_eraser.runtime.actors import Failed
 from ray_eraser.unlearning import database
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.ledger import Ledger
@@ -158,12 +170,19 @@ def shown(ledger: Ledger, setting: str) -> str:
         return connection.exec_driver_sql(f"SHOW {setting}").scalar_one()
 
 
+def begun(open_ledger: OpenLedger) -> Ledger:
+    """A ledger that writes."""
+    ledger = open_ledger()
+    ledger.begin_epoch(0.0)
+    return ledger
+
+
 def begin_two_epochs(ledger: Ledger, in_between: Callable[[], None]) -> None:
     """In one transaction."""
     with ledger._transaction() as connection:
-        connection.execute(database.EPOCHS.insert().values(started_at=1.0))
+        connection.execute(database.EPOCHS.insert().values(**NEW_EPOCH))
         in_between()
-        connection.execute(database.EPOCHS.insert().values(started_at=3.0))
+        connection.execute(database.EPOCHS.insert().values(**NEW_EPOCH))
 
 
 # ---- taking turns
@@ -180,11 +199,11 @@ def test_a_server_with_a_stricter_default_does_not_hide_who_has_taken_over(open_
     setting = f"default_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
     first, second = open_ledger(setting), open_ledger(setting)
     assert shown(first, "transaction_isolation") == "read committed"
-    old = first.begin_epoch(1.0)
+    first.begin_epoch(1.0)
     with ThreadPoolExecutor(1) as threads:
         with second._transaction() as connection:
-            connection.execute(database.EPOCHS.insert().values(started_at=2.0))
-            publishing = threads.submit(first.publish, old, generation(1), {}, [])
+            connection.execute(database.EPOCHS.insert().values(**NEW_EPOCH))
+            publishing = threads.submit(first.publish, generation(1), {}, [])
             time.sleep(0.2)
         with pytest.raises(StaleEpochError):
             publishing.result(10)
@@ -233,7 +252,7 @@ def test_a_server_that_goes_away_is_said_to_and_used_again_when_it_is_back(serve
 
 
 def test_a_server_that_was_started_anew_is_not_noticed(server, open_ledger):
-    ledger = open_ledger()
+    ledger = begun(open_ledger)
     receive(ledger, "r")
     server.stop("fast")
     server.start()
@@ -267,7 +286,7 @@ def test_a_commit_without_an_answer_is_not_said_to_have_recorded_nothing(server,
 
 @pytest.mark.parametrize("n_pairs", [1, 4000], ids=["in a row", "out of line"])
 def test_after_finishing_the_raw_id_is_in_no_byte_of_the_tables(server, open_ledger, n_pairs):
-    ledger = open_ledger()
+    ledger = begun(open_ledger)
     # Pairs that differ, or they would be compressed to where nobody finds them.
     request = UnlearningRequest(pairs=tuple((LONG_ID if n == 0 else uuid.uuid4().hex, "item") for n in range(n_pairs)))
     receive(ledger, "other", BOB)
@@ -284,7 +303,7 @@ def test_after_finishing_the_raw_id_is_in_no_byte_of_the_tables(server, open_led
 
 
 def test_the_servers_statistics_quote_no_raw_id(server, schema, open_ledger):
-    ledger = open_ledger()
+    ledger = begun(open_ledger)
     for n in range(50):
         receive(ledger, f"r{n}", UnlearningRequest(user_id=LONG_ID if n % 2 else f"{LONG_ID}{n}"))
     server.execute(f"ANALYZE {schema}.works")
@@ -296,12 +315,12 @@ def test_the_servers_statistics_quote_no_raw_id(server, schema, open_ledger):
 
 def test_after_finishing_the_digest_of_a_superseded_generation_is_in_no_byte_of_the_tables(server, schema, open_ledger):
     ledger = open_ledger()
-    epoch = ledger.begin_epoch(1.0)
+    ledger.begin_epoch(1.0)
     old, new = (replace(generation(number), digest=uuid.uuid4().hex * 2) for number in (1, 2))
-    ledger.publish(epoch, old, {}, [])
+    ledger.publish(old, {}, [])
     receive(ledger, "r")
     advance(ledger, "r", RequestState.ROUTED)
-    ledger.publish(epoch, new, {RequestId("r"): receipt_of("r")}, [RequestId("r")])
+    ledger.publish(new, {RequestId("r"): receipt_of("r")}, [RequestId("r")])
     server.execute(f"ANALYZE {schema}.generations")
     assert old.digest.encode() in server.bytes_under("base")
     ledger.finish([receipt_of("r")])
@@ -311,14 +330,14 @@ def test_after_finishing_the_digest_of_a_superseded_generation_is_in_no_byte_of_
 
 def test_the_servers_write_ahead_log_is_not_the_ledgers_to_wipe(server, open_ledger):
     """As docs/decisions/0011 says. If this fails, more is forgotten than promised."""
-    ledger = open_ledger()
+    ledger = begun(open_ledger)
     receive(ledger, "r", UnlearningRequest(user_id=f"{LONG_ID}-in-the-log"))
     advance(ledger, "r", RequestState.ERASED)
     assert f"{LONG_ID}-in-the-log".encode() in server.bytes_under("pg_wal")
 
 
 def test_a_reader_in_the_way_holds_up_no_request_and_the_next_start_wipes(server, schema, open_ledger, caplog):
-    ledger = open_ledger()
+    ledger = begun(open_ledger)
     receive(ledger, "r", UnlearningRequest(user_id=LONG_ID))
     advance(ledger, "r", RequestState.ROUTED)
     engine = sa.create_engine(server.url(schema).replace("postgresql:", "postgresql+psycopg:"))
@@ -428,9 +447,13 @@ def test_two_coordinators_that_start_at_once_leave_one_that_may_receive(
     both = threading.Barrier(2)
 
     def start(user: RawId) -> bool:
-        both.wait()
-        coordinator = deployments.open("shared", ledger_url=url)
-        both.wait()
+        both.wait(60)
+        try:
+            coordinator = deployments.open("shared", ledger_url=url)
+        except StaleEpochError:
+            return False
+        finally:
+            both.wait(60)
         try:
             coordinator.submit(UnlearningRequest(user_id=user))
         except StaleEpochError:
@@ -445,38 +468,57 @@ def test_two_coordinators_that_start_at_once_leave_one_that_may_receive(
     assert audited(third).exact
 
 
-def test_a_coordinators_process_that_starts_before_the_server_opens_when_it_is_there(
+def error_of(answer: Any) -> RayEraserError:
+    """The error that a service gave as a value."""
+    assert isinstance(answer, Failed), answer
+    return answer.error
+
+
+def until(is_so: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert is_so()
+
+
+def test_a_coordinators_process_waits_for_the_server_and_stands_by_while_another_is_in_force(
     server: Server, schema: str, deployments: Deployments, tiny: Dataset, tiny_config: EraserConfig, monkeypatch
 ) -> None:
-    from ray_eraser.runtime import actors
-
     def local_pool(_deployment: str, place: str, *_actors: Any, **_hooks: Any) -> LocalShardPool:
         return LocalShardPool(place, tiny_config)
 
     monkeypatch.setattr(actors, "RayShardPool", local_pool)
-    monkeypatch.setattr(actors, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(operating, "_ray_address", lambda: "")  # other tests of this process may have a Ray
+    monkeypatch.setattr(operating, "_RETRY_SECONDS", 0.1)
     monkeypatch.setattr(actors.logs, "write_json", lambda **_: None)  # this process has other tests to log for
     url, user = server.url(schema), tiny.users.ids[8]
     deployments.fit("early", tiny_config, tiny, ledger_url=url).submit(UnlearningRequest(user_id=user))
     server.stop("immediate")
     try:
         service = actors.CoordinatorService("early", deployments.path("early"), None, url)
-        with pytest.raises(InputError, match="cannot be opened"):
-            service.identity()
+        assert "cannot be opened" in str(error_of(service.identity()))
     finally:
         server.start()
-    deadline = time.monotonic() + 60
     ledger = Ledger(url)
-    while not ledger.counts()["erased"] and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: ledger.counts()["erased"])
     assert ledger.counts()["erased"] == 1
-    with pytest.raises(UnknownIdError):
-        service.recommend(user, 5)
-    coordinator = service._opened()
-    ledger.begin_epoch(1.0)  # another takes over, so that the service's thread ends
+    assert isinstance(error_of(service.recommend(user, 5)), UnknownIdError)
+
+    former = service._opened()
+    epoch = ledger.begin_epoch(1.0, Holder("early", "afar", "another", 7, "1", "a token").to_json(), 3600.0)
+    assert epoch is not None
+    assert isinstance(error_of(service.submit(UnlearningRequest(user_id=tiny.users.ids[9]), None, 0)), StaleEpochError)
+    until(lambda: service._operation._coordinator is None)
+    assert isinstance(error_of(service.recommend(tiny.users.ids[9], 5)), StaleEpochError)
+    until(lambda: ledger.renew() or isinstance(error_of(service.identity()), HeldError))
+    assert "deployment 'early' on afar (process 7)" in str(error_of(service.identity()))
+
+    ledger.end_epochs([epoch])
     ledger.close()
-    while service._coordinator is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    with pytest.raises(StaleEpochError):
-        service.identity()
-    coordinator.close()
+    until(lambda: service._operation._coordinator is not None)
+    assert service.recommend(tiny.users.ids[9], 5)
+    present = service._opened()
+    service.close()
+    until(lambda: not any(thread.name == "process-pending" for thread in threading.enumerate()))
+    for coordinator in (former, present):  # its threads may have asked the ledger once more
+        coordinator.close()

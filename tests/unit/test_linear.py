@@ -210,6 +210,30 @@ def test_erasing_pairs_equals_building_from_what_remains(division):
     assert np.isneginf(np.delete(found, items, axis=1)).all()
 
 
+@pytest.mark.parametrize(
+    ("users", "items", "every"), [([], [], 0), ([0, 17], [], 0), ([], [3], 0), ([5], [0, 49], 7), ([], [], 1)]
+)
+def test_a_slice_without_pairs_is_the_slice_of_the_others(users, items, every):
+    pairs = skewed_log().compact().interactions
+    gone = Interactions.union([pairs.of_users(np.array(users)), pairs.of_items(np.array(items))])
+    if every:
+        gone = Interactions.union([gone, pairs.take(np.arange(0, len(pairs), every))])
+    left = pairs.without(gone).compact()
+    expected = Slice.of(left.interactions, len(left.item_rows))
+    found, users_left, items_left = Slice.of(pairs, len(pairs.item_rows())).without(gone)
+    assert np.flatnonzero(users_left).tolist() == left.user_rows.tolist()
+    assert np.flatnonzero(items_left).tolist() == left.item_rows.tolist()
+    for mine, fresh in (
+        (found.users, expected.users),
+        (found.by_user.starts, expected.by_user.starts),
+        (found.by_user.columns, expected.by_user.columns),
+        (found.by_item.starts, expected.by_item.starts),
+        (found.by_item.columns, expected.by_item.columns),
+    ):
+        assert mine.dtype == fresh.dtype
+        assert mine.tolist() == fresh.tolist()
+
+
 def test_slices_without_a_pair_change_no_bit():
     pairs = skewed_log()
     asked, none = rows_of(items_in(pairs)), Interactions.none()

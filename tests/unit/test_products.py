@@ -81,6 +81,31 @@ def test_a_part_is_some_of_the_rows():
     assert part.sums(others).tobytes() == rows.sums(others)[4:9].tobytes()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_a_matrix_without_pairs_is_that_of_the_others(share):
+    degrees = [degree for degree in DEGREES if degree]  # its rows without a column would go as well
+    matrix = pattern(degrees).toarray().astype(bool)
+    gone = matrix & (np.random.default_rng(2).random(matrix.shape) < share)
+    gone[[3, 7]] = matrix[[3, 7]]
+    gone[:, [0, 5, 59]] = matrix[:, [0, 5, 59]]
+    is_left = (matrix & ~gone).any(0)
+    expected = matrix & ~gone
+    expected = rows_of(sparse.csr_matrix(expected[expected.any(1)][:, is_left]))
+    left = rows_of(sparse.csr_matrix(matrix)).without(rows_of(sparse.csr_matrix(gone)), is_left)
+    assert left.starts.tolist() == expected.starts.tolist()
+    assert left.columns.tolist() == expected.columns.tolist()
+    assert (left.starts.dtype, left.columns.dtype) == (np.int64, np.int32)
+
+
+@pytest.mark.parametrize("absent", [(0, 1), (0, 9), (2, 0), (2, 9)])
+def test_a_pair_that_is_not_there_cannot_be_left_out(absent):
+    matrix, gone = np.zeros((3, 10), bool), np.zeros((3, 10), bool)
+    matrix[0, [0, 4]] = matrix[1, 3] = matrix[2, [1, 8]] = True
+    gone[absent] = True
+    with pytest.raises(ValueError, match="a pair to leave out is not among the rows"):
+        rows_of(sparse.csr_matrix(matrix)).without(rows_of(sparse.csr_matrix(gone)), np.ones(10, bool))
+
+
 @pytest.mark.parametrize("width", [0, 1, 4])
 def test_patterns_without_rows_columns_or_pairs_have_sums_of_zero(width):
     for n_rows, n_columns in ((0, 5), (4, 5), (4, 0), (0, 0)):

@@ -8,9 +8,22 @@ from dataclasses import replace
 import pytest
 from contracts.ledger_contract import receipt_of
 
-from ray_eraser.ids import ShardId
+from ray_eraser.ids import Generation, ShardId
 from ray_eraser.store import FileRef, ShardRecord
-from ray_eraser.unlearning.receipt import START, Head, Receipt, ShardChange, chained, commitment, sealed, sealed_path
+from ray_eraser.unlearning.receipt import (
+    START,
+    Head,
+    Receipt,
+    Rotation,
+    ShardChange,
+    Standing,
+    chained,
+    commitment,
+    head_of,
+    rotation,
+    sealed,
+    sealed_path,
+)
 from ray_eraser.unlearning.request import UnlearningRequest
 
 ANN = UnlearningRequest(user_id="ann")
@@ -112,10 +125,20 @@ def test_a_purged_file_keeps_its_folder_and_kind_and_loses_the_digest_in_its_nam
 class Initials:
     """A signer whose signatures can be read."""
 
-    key_id = "initials"
+    def __init__(self, raw: str = "aa" * 32) -> None:
+        self.raw, self.key_id = raw, hashlib.sha256(bytes.fromhex(raw)).hexdigest()[:16]
 
     def sign(self, digest: str) -> str:
-        return f"signed {digest}"
+        return f"signed {digest} by {self.raw[:2]}"
+
+
+OLD, NEW = Initials(), Initials("bb" * 32)
+
+
+def digest_of(fields: dict[str, object]) -> str:
+    unsigned = {name: value for name, value in fields.items() if name != "signature"}
+    text = json.dumps(unsigned, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_receipts_are_numbered_from_one_and_linked():
@@ -132,12 +155,53 @@ def test_a_chain_goes_on_from_its_head():
 
 
 def test_a_signature_is_of_the_digest_of_everything_else():
-    (receipt,) = chained([receipt_of("a")], START, Initials())
-    fields = receipt.to_dict()
-    del fields["signature"]
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    assert receipt.key_id == "initials"
-    assert receipt.signature == f"signed {hashlib.sha256(text.encode()).hexdigest()}"
+    (receipt,) = chained([receipt_of("a")], START, OLD)
+    assert receipt.key_id == OLD.key_id
+    assert receipt.signature == f"signed {digest_of(receipt.to_dict())} by aa"
+
+
+def test_receipts_name_their_deployment_under_their_signature():
+    (receipt,) = chained([receipt_of("a")], START, OLD, "shop")
+    assert receipt.deployment == "shop"
+    assert replace(receipt, deployment="other").digest() != receipt.digest()
+
+
+# ---- another key
+
+
+def test_a_key_hands_over_to_the_next_in_a_link_of_the_chain():
+    receipts = chained([receipt_of("a"), receipt_of("b")], START, OLD, "shop")
+    change = rotation(OLD, NEW, head_of(receipts), "shop", 50.0)
+    assert (change.number, change.previous) == (3, receipts[1].digest())
+    assert (change.public_key, change.key_id, change.deployment, change.at) == ("bb" * 32, OLD.key_id, "shop", 50.0)
+    assert change.signature == f"signed {digest_of(change.to_dict())} by aa"
+    (after,) = chained([receipt_of("c")], head_of([*receipts, change]), NEW, "shop")
+    assert (after.number, after.previous, after.key_id) == (4, change.digest(), NEW.key_id)
+
+
+def test_every_link_says_which_key_signs_the_next_one():
+    (receipt,) = chained([receipt_of("a")], START, OLD)
+    assert receipt.next_key == OLD.key_id
+    assert rotation(OLD, NEW, START, "shop", 0.0).next_key == NEW.key_id
+    assert receipt_of("a").next_key is None
+
+
+def test_a_change_of_keys_survives_json_however_round_numbers_are_written():
+    change = rotation(OLD, NEW, START, "shop", 12.0)
+    assert Rotation.from_dict(json.loads(json.dumps(change.to_dict()))) == change
+    assert Rotation.from_dict(change.to_dict() | {"at": 12}).digest() == change.digest()
+
+
+# ---- what is current
+
+
+@pytest.mark.parametrize("signer", [None, OLD])
+def test_where_a_deployment_stands_is_said_in_one_statement(signer):
+    standing = Standing.of("shop", Generation(3), "d1" * 32, Head(7, "ab" * 32), signer)
+    assert Standing.from_json(standing.to_json()) == standing
+    assert (standing.generation, standing.manifest, standing.number, standing.head) == (3, "d1" * 32, 7, "ab" * 32)
+    signature = None if signer is None else f"signed {digest_of(json.loads(standing.to_json()))} by aa"
+    assert standing.signature == signature
 
 
 def test_the_digest_covers_the_settings_that_were_chosen():

@@ -34,8 +34,9 @@ def rows(ledger):
     return [RecordRow.of(row) for row in ledger.record(0.0, 99.0)]
 
 
-def test_a_finished_request_is_told_with_its_receipt(rows):
-    (receipt,) = chained([replace(receipt_of("a"), restored_at=12.5, purged_at=14.0)], START)
+def test_a_finished_request_is_told_with_its_receipt(ledger, rows):
+    finished = replace(receipt_of("a"), restored_at=12.5, purged_at=14.0)
+    (receipt,) = chained([finished], START, None, ledger.name)
     assert rows[0].to_dict() == {
         "request_id": "a",
         "kind": "user",

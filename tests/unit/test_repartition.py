@@ -250,7 +250,8 @@ def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployment
         plain.erase(request)
     with pytest.raises(DeploymentError, match="other settings"):
         deployments.open("shop", config)
-    assert digest_of(deployments.open("shop", wanted)) == digest_of(opened)
+    digest = digest_of(opened)
+    assert digest_of(deployments.open("shop", wanted)) == digest
 
     # A second one begins at them, not at those of the first fit.
     opened = deployments.open("shop")

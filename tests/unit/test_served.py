@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import Deployments, audited
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ray_eraser.config import EraserConfig, config_from
+from ray_eraser.config import EraserConfig, LinearConfig, config_from
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import ConfigError, InputError
 from ray_eraser.evaluation import evaluate
-from ray_eraser.models.linear import LinearModel
-from ray_eraser.pool import LocalShardPool
+from ray_eraser.models.linear import LinearModel, Slice
 from ray_eraser.served import ServedLinear, ServedVectors
-from ray_eraser.study.membership import attack_study
 from ray_eraser.unlearning.request import UnlearningRequest
 
 PAIRS = [(100 + u, i) for u in range(40) for i in range(24) if (u * 5 + i * 3) % 7 < 3 or (u % 2 == i % 2 and (u + i) % 5 < 2)]
@@ -211,10 +212,58 @@ def test_a_read_during_an_erasure_is_one_of_before_or_after(deployments, monkeyp
     assert seen == [before]
 
 
-def test_attacks_that_ask_for_vectors_refuse_it():
-    config = config_of()
-    with pytest.raises(ConfigError, match="a linear model has none: choose another"):
-        attack_study(log_of(PAIRS, config), config, LocalShardPool("nowhere", config))
+def shards_of(pairs: set[tuple[int, int]], n_shards: int, *, split_users: bool, held: int = 9) -> list[ShardData]:
+    """Keys that say nothing of their order, and every `held`-th pair for validation only."""
+    shards = []
+    for shard in range(n_shards):
+        own = [(u, i) for u, i in sorted(pairs) if (u + i if split_users else u) % n_shards == shard]
+        trained = KeyedPairs.of([(u * 7919 % 1009, i * 104729 % 2003) for u, i in own if (u + 2 * i) % held])
+        valid = KeyedPairs.of([(u * 7919 % 1009, i * 104729 % 2003) for u, i in own if not (u + 2 * i) % held])
+        shards.append(ShardData.none().with_learned(trained, valid))
+    return shards
+
+
+def arrays_of(served: ServedLinear) -> list[tuple[str, list[float]]]:
+    whole, norms, popularity = served.whole, served.solver.normalisation, served.solver.popularity
+    slices = whole.pairs.users, *vars(whole.pairs.by_user).values(), *vars(whole.pairs.by_item).values()
+    arrays = [whole.user_keys, whole.item_keys, *slices, *vars(norms).values(), popularity.vector, popularity.image]
+    return [(str(np.asarray(array).dtype), np.asarray(array).tolist()) for array in arrays]
+
+
+@pytest.mark.parametrize("split_users", [False, True])
+@given(st.lists(st.sampled_from(["user", "item", "pairs", "nothing", "learn"]), max_size=5), st.randoms(use_true_random=False))
+def test_a_model_made_from_the_one_before_has_the_arrays_of_one_made_from_scratch(split_users, steps, random):
+    everything = {(u, i) for u in range(12) for i in range(9) if (u * 5 + i * 3) % 7 < 4}
+    pairs, settings = set(everything), LinearConfig()
+    served = ServedLinear.of(shards_of(pairs, 3, split_users=split_users), settings)
+    for step in steps:
+        user, item = random.randrange(12), random.randrange(9)
+        if step == "learn":
+            pairs |= {(user, i) for i in range(9)} | {(20 + user, item)}
+        elif step != "nothing":
+            chosen = {pair for pair in sorted(pairs) if random.random() < 0.3} if step == "pairs" else set()
+            pairs -= chosen | {(u, i) for u, i in pairs if (step == "user" and u == user) or (step == "item" and i == item)}
+        shards = shards_of(pairs, 3, split_users=split_users)
+        served = ServedLinear.of(shards, settings, served)
+        assert served.shards is shards
+        assert arrays_of(served) == arrays_of(ServedLinear.of(shards, settings))
+
+
+def test_an_erasure_does_not_make_the_whole_model_again(deployments, monkeypatch):
+    coordinator = fitted(deployments, "shop", config_of())
+    monkeypatch.setattr(Slice, "of", lambda *_: pytest.fail("a slice was made from all pairs"))
+    coordinator.submit(UnlearningRequest(user_id=103))
+    coordinator.process_pending()
+
+
+def test_pairs_of_files_are_compared_as_pairs_of_memory_are():
+    before = shards_of(set(PAIRS), 2, split_users=False)
+    after = [data.without(data.keyed(data.train.take(np.array([0])))) for data in before]
+    expected = arrays_of(ServedLinear.of(after, LinearConfig()))
+    for data in (*before, *after):
+        for array in (data.user_keys, data.item_keys, data.train.users, data.train.items):
+            array.flags.writeable = False
+    assert arrays_of(ServedLinear.of(after, LinearConfig(), ServedLinear.of(before, LinearConfig()))) == expected
 
 
 def test_settings_that_mean_nothing_to_it_are_refused():

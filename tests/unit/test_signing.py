@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
 
 from ray_eraser.errors import InputError
-from ray_eraser.unlearning.signing import load_public_key, load_signing_key, make_key_pair
+from ray_eraser.unlearning.signing import PublicKey, load_public_key, load_signing_key, make_key_pair, refuse_other_key
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -67,6 +67,32 @@ def test_the_key_id_begins_the_hash_of_the_raw_public_key(tmp_path):
     loaded = load_signing_key(private_file(tmp_path, key))
     assert loaded.key_id == expected
     assert loaded.sign(DIGEST) == key.sign(bytes.fromhex(DIGEST)).hex()
+
+
+def test_a_key_is_the_same_from_its_raw_bytes(pair):
+    signer, verifier = load_signing_key(pair[0]), load_public_key(pair[1])
+    assert len(bytes.fromhex(signer.raw)) == 32
+    assert signer.raw == verifier.raw == signer.public.raw
+    again = PublicKey.from_raw(signer.raw)
+    assert again.key_id == pair[2]
+    assert again.verifies(DIGEST, signer.sign(DIGEST))
+
+
+@pytest.mark.parametrize("raw", ["", "zz", "ab" * 31])
+def test_what_are_no_raw_bytes_of_a_key_is_refused(raw):
+    with pytest.raises(ValueError):  # noqa: PT011 - whichever library says it
+        PublicKey.from_raw(raw)
+
+
+def test_only_the_key_in_force_may_sign_on(pair, tmp_path):
+    signer = load_signing_key(pair[0])
+    other = load_signing_key(make_key_pair(tmp_path / "other")[0])
+    refuse_other_key(signer.key_id, signer)
+    refuse_other_key(None, signer)
+    refuse_other_key(None, None)
+    for wrong, named in ((other, f"names key {other.key_id}"), (None, "names none")):
+        with pytest.raises(InputError, match=f"signed with key {signer.key_id} until now.* {named}: .*--rotate"):
+            refuse_other_key(signer.key_id, wrong)
 
 
 def test_only_the_owner_can_read_a_new_private_key(pair):

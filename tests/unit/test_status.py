@@ -68,7 +68,9 @@ def test_looking_displaces_nobody(deployments, tiny, tiny_config):
     _, _, before = read(deployments.path("a"))
     _, _, after = read(deployments.path("a"))
     assert before == after
-    coordinator.check_in_force()
+    coordinator.keep_in_force()
+    coordinator.submit(UnlearningRequest(user_id=tiny.users.ids[2]))
+    coordinator.process_pending()
 
 
 def test_where_nothing_was_trained_it_says_so(deployments, tiny_config):

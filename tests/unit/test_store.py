@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -323,6 +325,190 @@ def test_a_write_that_fails_leaves_nothing_behind(store, monkeypatch):
     with pytest.raises(StoreError, match=r"shards/1/interactions-.*cannot be written.*No space left"):
         store.write_shard_data(ShardId(1), SOME_DATA)
     assert store.everything() == before
+
+
+FAILING = {
+    "making a folder": (Path, "mkdir"),
+    "making the file": (os, "open"),
+    "setting its mode": (os, "fchmod"),
+    "syncing it": (os, "fsync"),
+    "giving it its name": (Path, "replace"),
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "free some space on it"),
+        (errno.EDQUOT, "raise the quota"),
+        (errno.EROFS, "mount the disk writable"),
+        (errno.EIO, "check space and permissions"),
+    ],
+)
+@pytest.mark.parametrize("step", FAILING)
+def test_a_disk_that_fails_at_any_step_is_one_clear_error_and_leaves_nothing_behind(store, monkeypatch, step, number, way_out):
+    store.write_aggregate(some_embeddings())
+    before = sorted(store.local_folder.rglob("*"))
+    monkeypatch.setattr(*FAILING[step], failing(number))
+    with pytest.raises(StoreError, match=r"^store file shards/1/interactions-\w+\.safetensors: cannot be written") as error:
+        store.write_shard_data(ShardId(1), SOME_DATA)
+    monkeypatch.undo()
+    assert f"cannot be written ({os.strerror(number)}): {way_out}" in str(error.value)
+    assert sorted(store.local_folder.rglob("*")) == before
+
+
+def failing(number):
+    def fail(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return fail
+
+
+def test_a_file_that_is_written_half_when_the_disk_is_full_is_not_left_behind(store, monkeypatch):
+    opened = os.fdopen
+
+    def full_after_four_bytes(*arguments):
+        stream = opened(*arguments)
+
+        class Full:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                stream.close()
+
+            def write(self, content):
+                stream.write(content[:4])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return Full()
+
+    monkeypatch.setattr(os, "fdopen", full_after_four_bytes)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.write_piece("users-3", b"more than four bytes")
+    assert store.everything() == []
+
+
+# ---- who can read -----------------------------------------------------------------------------------------------------------
+
+
+def modes(folder):
+    """Of everything under a folder and of itself, by whether it is a folder."""
+    found = {True: set(), False: set()}
+    for path in (folder, *folder.rglob("*")):
+        found[path.is_dir()].add(stat.S_IMODE(path.stat().st_mode))
+    return found
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o277, 0o777])
+def test_whatever_the_umask_all_that_is_made_is_its_owners_alone(tmp_path, umask):
+    store, before = Store(str(tmp_path / "above" / "store")), os.umask(umask)
+    try:
+        written(store)
+        store.claim("a ledger")
+        store.write_result("training", {"seconds": 1})
+        store.write_piece("users-3", b"some")
+    finally:
+        os.umask(before)
+    assert modes(tmp_path / "above") == {True: {0o700}, False: {0o600}}
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path):
+    root = tmp_path / "store"
+    (root / "aggregate").mkdir(parents=True)
+    root.chmod(0o755)
+    (root / "aggregate").chmod(0o750)
+    written(Store(str(root)))
+    folders = root, root / "aggregate", root / "shards"
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o755, 0o750, 0o700]
+
+
+def test_a_file_that_is_written_again_is_its_owners_alone_from_then_on(store):
+    ref = store.write_aggregate(some_embeddings())
+    (store.local_folder / ref.path).chmod(0o644)
+    store.write_aggregate(some_embeddings())
+    assert modes(store.local_folder / "aggregate")[False] == {0o600}
+
+
+def test_a_file_system_without_modes_is_written_to_all_the_same(store, monkeypatch):
+    monkeypatch.setattr(os, "fchmod", failing(errno.EPERM))
+    monkeypatch.setattr(Path, "chmod", failing(errno.ENOTSUP))
+    ref = store.write_aggregate(some_embeddings())
+    assert store.read_embeddings(ref).same_bits(some_embeddings())
+
+
+# ---- deleting and restoring -------------------------------------------------------------------------------------------------
+
+
+STRANGE = [
+    "../victim.txt",
+    "/etc/victim.txt",
+    "",
+    ".",
+    "ledger.db",
+    "ledger.json",
+    "results/training.json",
+    "notes.txt",
+    f"shards/../../{'0' * 64}.json",
+    f"../store/shards/0/submodel-{'0' * 64}.safetensors",
+    f"shards/0/submodel-{'0' * 64}.safetensors\n",
+    f"shards/0/submodel-{'0' * 64}.safetensors/../../../../victim.txt",
+    f"shards/0/submodel-{'0' * 64}.safetensors.partial-/../../../../victim.txt",
+    f"shards/../submodel-{'0' * 64}.safetensors",
+    "pieces/../../victim.txt",
+    "pieces",
+]
+
+
+@pytest.mark.parametrize("path", STRANGE)
+def test_nothing_but_a_deployments_own_files_can_be_deleted_or_restored(store, path):
+    written(store)
+    store.claim("a ledger")
+    for place in ("victim.txt", "store/ledger.db", "store/notes.txt"):
+        (store.local_folder.parent / place).write_text("mine")
+    before = sorted(store.local_folder.parent.rglob("*"))
+    with pytest.raises(StoreError, match="is no file of a deployment and was not deleted: the ledger was altered"):
+        store.delete(path)
+    with pytest.raises(StoreError, match="is no file of a deployment and was not written"):
+        store.restore(FileRef(path, hashlib.sha256(b"x").hexdigest()), b"x")
+    assert sorted(store.local_folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_a_store_lists_it_can_delete(store, kind):
+    ref, _ = written(store)[kind]
+    store.write_piece("users-3", b"some")
+    assert ref.path in store.files()
+    for path in store.files():
+        store.delete(path)
+    assert store.everything() == []
+
+
+def test_what_is_verified_is_what_is_read(store):
+    ref, _ = written(store)["submodel"]
+    file = store.local_folder / ref.path
+    content = file.read_bytes()
+    store.verify(ref)
+    for damage, problem in ((content[:-1], "its digest differs"), (b"", "its digest differs"), (None, "is missing")):
+        file.unlink() if damage is None else file.write_bytes(damage)
+        for look in (store.verify, store.read):
+            with pytest.raises(StoreError, match=problem):
+                look(ref)
+        store.restore(ref, content)
+        assert file.read_bytes() == content
+    with pytest.raises(StoreError, match="its digest differs"):
+        store.restore(ref, content + b"more")
+    assert file.read_bytes() == content
+
+
+def test_a_large_file_is_verified_block_by_block(store, monkeypatch):
+    monkeypatch.setattr("ray_eraser.store._BLOCK", 7)
+    ref, _ = written(store)["aggregate"]
+    store.verify(ref)
+    file = store.local_folder / ref.path
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(StoreError, match="its digest differs"):
+        store.verify(ref)
 
 
 def test_deleting_twice_is_deleting_once(store):

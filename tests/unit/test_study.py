@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_eraser.config import EraserConfig, load_config, preset_names
+from ray_eraser.config import BprConfig, EraserConfig, WmfAlsConfig, load_config, preset_names
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
@@ -88,11 +88,29 @@ def test_table_three_has_every_method_once_for_each_model() -> None:
     assert sorted((cell.model, cell.method) for cell in cells) == sorted((m, k) for m in ("wmf", "bpr") for k in METHODS)
 
 
+def test_table_three_has_a_model_that_is_not_trained_once() -> None:
+    cells = PLANS["table3"]("synthetic", ["wmf", "linear"], [])
+    assert [cell.method for cell in cells if cell.model == "linear"] == ["ours"]
+
+
+@pytest.mark.parametrize("what", PLANS)
+def test_every_cell_names_its_model(what: str) -> None:
+    for cell in PLANS[what]("synthetic", list(MODELS), []):
+        own = cell.cell if isinstance(cell, Protocol) else cell
+        assert own.config().model.kind == own.model.removesuffix("-als")
+
+
 def test_the_papers_methods_are_what_their_presets_say() -> None:
     sisa, receraser = load_config(presets=["sisa"]), load_config(presets=["receraser"])
     assert (sisa.partition.kind, sisa.aggregation.kind, sisa.aggregation.foldin) == ("random", "mean", False)
     assert (receraser.partition.kind, receraser.aggregation.kind) == ("interaction_based", "attention")
     assert load_config(presets=["retrain"]).partition.n_shards == 1
+
+
+@pytest.mark.parametrize("name", sorted({*preset_names()} - OF_ONE_MODEL))
+def test_a_method_is_of_models_that_are_trained_unless_another_is_named(name: str) -> None:
+    assert load_config(presets=[name]).model == WmfAlsConfig()
+    assert load_config(changes=["model.kind=bpr"], presets=[name]).model == BprConfig()
 
 
 def test_active_users_are_those_with_most_interactions() -> None:
@@ -180,6 +198,6 @@ def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "best"), [("ml-1m", 0.3), ("yelp2018", 0.02)])
 def test_the_weight_of_the_unobserved_is_found_on_both_of_the_papers_logs(data_folder: Path, name: str, best: float) -> None:
-    config = load_config()
+    config = load_config(changes=["model.kind=wmf"])
     dataset = read_dataset(str(data_folder / name), config.data, config.seed)
     assert chosen_alpha0(keyed(dataset, config), config) == best

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_eraser.config import EraserConfig, changed, config_from, load_config
+from ray_eraser.config import LINEAR_UP_TO, EraserConfig, WmfAlsConfig, changed, config_from, load_config
 from ray_eraser.coordinator import Coordinator
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
@@ -123,6 +123,14 @@ def test_a_point_is_the_base_with_its_settings() -> None:
 def test_another_model_begins_at_its_own_defaults() -> None:
     plan = sweep(load_config(None, ["model.reg=0.05"]), "model.kind=wmf,bpr")
     assert plan.config_of({"model.kind": "bpr"}).model.reg == EraserConfig.model_validate({"model": {"kind": "bpr"}}).model.reg
+
+
+def test_a_model_that_is_left_open_follows_from_the_trials_log_and_settings() -> None:
+    plan = sweep(EraserConfig(), "partition.n_shards=2,3")
+    assert plan.config_of({"partition.n_shards": "2"}).model.kind == "linear"
+    assert replace(plan, n_pairs=LINEAR_UP_TO + 1).config_of({"partition.n_shards": "2"}).model.kind == "wmf"
+    wide = sweep(EraserConfig(), "model.width=8,16")
+    assert wide.config_of({"model.width": "16"}).model == WmfAlsConfig(width=16)
 
 
 def test_whole_numbers_are_drawn_as_whole_numbers() -> None:
@@ -330,7 +338,7 @@ def test_the_chosen_settings_are_read_back_as_they_were() -> None:
 
 
 def test_what_was_left_open_is_open_in_the_chosen_settings_and_counts_in_the_level() -> None:
-    config = load_config()
+    config = load_config(None, ["model.kind=wmf"])
     given = empty_row("x", "t", config)
     assert given["level"] == "exact-given-settings"
     text = chosen_toml({**row("x", 0.3, 1.0, 1.0), **{name: given[name] for name in ("level", "settings")}}, "quality", "s")

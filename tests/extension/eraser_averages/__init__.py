@@ -1,8 +1,10 @@
-"""A model, a partition and an aggregator from outside of ray_eraser, as small as they can be."""
+"""Two models, a partition and an aggregator from outside of ray_eraser, as small as they can be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -12,9 +14,11 @@ from scipy import sparse
 from ray_eraser.aggregation.mean import side_by_side
 from ray_eraser.config import AggregationSettings, LossName, ModelSettings, PartitionSettings
 from ray_eraser.data.interactions import Interactions
+from ray_eraser.data.keyed import ShardData, all_keys, trained_pairs
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.partition import Partition
+from ray_eraser.served import OfInteractions, places_of_own
 
 
 class AveragesConfig(ModelSettings):
@@ -57,6 +61,63 @@ def _means(matrix: sparse.csr_matrix, vectors: np.ndarray) -> np.ndarray:
     """Of every row, the mean of its columns' vectors."""
     sums = np.asarray(matrix @ vectors, np.float32)
     return sums / np.diff(matrix.indptr).astype(np.float32)[:, None]
+
+
+class NeighboursConfig(ModelSettings):
+    """What those who share items with a user have. Nothing is trained: it counts when somebody asks."""
+
+    is_trained = False
+
+    kind: Literal["neighbours"] = "neighbours"
+    epochs: Literal[1] = 1
+    shrink: int = Field(10, ge=0)
+    """An item's count is divided by the root of its interactions and so many more: popular items alone would win otherwise."""
+
+
+class Neighbours:
+    """Item to item: an item scores what its users share with the user who asks."""
+
+    Settings = NeighboursConfig
+
+    def __init__(self, config: NeighboursConfig) -> None:
+        self.config = config
+
+    def served(self, shards: Sequence[ShardData], seed: int) -> ServedNeighbours:
+        return ServedNeighbours(shards, self.config)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedNeighbours(OfInteractions):
+    """Counts are whole numbers, so no order of additions changes a bit."""
+
+    config: NeighboursConfig
+
+    @cached_property
+    def item_keys(self) -> np.ndarray:
+        return all_keys([data.item_keys[data.train.item_rows()] for data in self.shards])
+
+    @cached_property
+    def _by_user(self) -> sparse.csr_matrix:
+        user_keys = all_keys([data.user_keys for data in self.shards])
+        pairs = trained_pairs(self.shards, user_keys, self.item_keys)
+        return pairs.matrix(len(user_keys), len(self.item_keys)).astype(np.int64)
+
+    @cached_property
+    def _usual(self) -> np.ndarray:
+        return np.sqrt(np.asarray(self._by_user.sum(0)).ravel() + self.config.shrink)
+
+    def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own = [places_of_own(self.shards, int(key), self.item_keys) for key in user_keys]
+        known = np.array([len(places) > 0 for places in own], bool)
+        scores = np.empty((np.count_nonzero(known), len(self.item_keys)), np.float32)
+        for row, places in zip(scores, (places for places in own if len(places)), strict=True):
+            row[:] = self._row(places)
+        return known, scores
+
+    def _row(self, places: np.ndarray) -> np.ndarray:
+        asked = np.zeros(len(self.item_keys), np.int64)
+        asked[places] = 1
+        return (self._by_user.T @ (self._by_user @ asked)) / self._usual
 
 
 class ItemHashedConfig(PartitionSettings):

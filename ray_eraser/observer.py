@@ -1,0 +1,270 @@
+"""Answers questions about a deployment from its store and its ledger alone, whether or not a coordinator runs it.
+
+An observer writes nothing, begins no epoch and starts no process, so it disturbs nobody. It leaves out the data of every
+unfinished request, as a coordinator does, and looks at the ledger again once it has an answer. So no answer shows what a
+request, accepted before it was given, asks to be forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import sqlalchemy as sa
+
+from ray_eraser.aggregator import AggregationOrder
+from ray_eraser.config import EraserConfig, UnlearningConfig
+from ray_eraser.data.keyed import KeyedPairs, ShardData
+from ray_eraser.errors import DeploymentError, PoolError, RayEraserError
+from ray_eraser.force import Holder
+from ray_eraser.generation import Change, Loaded
+from ray_eraser.ids import Generation, RawId, RequestId, ShardId
+from ray_eraser.opening import refuse_foreign, unlearning_settings
+from ray_eraser.pool import LocalShardPool
+from ray_eraser.recommend import Snapshot
+from ray_eraser.served import Served, served_by
+from ray_eraser.serving import vectors_of
+from ray_eraser.status import Status, is_in, pending, stored_status
+from ray_eraser.store import Store
+from ray_eraser.unlearning.ledger import GenerationRow, Ledger, default_ledger
+from ray_eraser.unlearning.receipt import Receipt
+from ray_eraser.unlearning.request import RequestState
+from ray_eraser.vectors import Vectors
+
+_T = TypeVar("_T")
+
+_TRIES = 5
+_ALL = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an answer rests on.
+
+    Attributes:
+        digest: of the generation that is current.
+        erasures: the unfinished erasures that are no part of it yet.
+        published: that generation, as the ledger has it.
+    """
+
+    digest: str
+    erasures: frozenset[RequestId]
+    published: GenerationRow = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A deployment as it may be shown: the published generation without the data of unfinished requests.
+
+    Attributes:
+        change: the generation, and what the requests change of it.
+        config: the settings that the generation was made with.
+        snapshot: answers reads.
+    """
+
+    change: Change
+    config: EraserConfig
+    snapshot: Snapshot
+
+    @property
+    def served(self) -> Served:
+        """The model behind the recommendations."""
+        return self.snapshot.served
+
+    @property
+    def shards(self) -> Mapping[ShardId, ShardData]:
+        """Every shard's remaining interactions."""
+        return self.change.rest
+
+    @property
+    def generation(self) -> Generation:
+        return self.change.before.number
+
+    @property
+    def excised(self) -> bool:
+        """Whether requests wait whose data is left out."""
+        return bool(self.change.erased)
+
+
+class Observer:
+    """One deployment, seen from outside. To be closed, or used in a `with` block.
+
+    Args:
+        deployment: its name, for errors.
+        storage_path: where its files are.
+        ledger_url: where the ledger is; empty: SQLite under a local storage path.
+        clock: seconds since 1970.
+
+    Raises:
+        DeploymentError: nothing is deployed there, or the files belong to another ledger.
+    """
+
+    def __init__(
+        self, deployment: str, storage_path: str, ledger_url: str = "", clock: Callable[[], float] = time.time
+    ) -> None:
+        self.deployment, self._clock = deployment, clock
+        self._store = Store(storage_path)
+        self._ledger = existing_ledger(self._store, deployment, ledger_url)
+        self._view: tuple[Seen, View] | None = None
+        try:
+            refuse_foreign(deployment, self._store, self._ledger)
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    # ---- what is served --------------------------------------------------------------------------------------------------
+
+    def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
+        """See `Snapshot.recommend`."""
+        return self.answer(lambda view: view.snapshot.recommend(user_id, n))
+
+    def vectors(self) -> Vectors:
+        """The vectors that a coordinator would serve. See `Vectors`: copies do not forget.
+
+        Raises:
+            InputError: the model has none.
+        """
+        return self.answer(lambda view: vectors_of(view.change, view.snapshot, view.config.model.kind))
+
+    def view(self) -> View:
+        """The deployment as it stands now, for computations that take long and name nobody."""
+        return self.answer(lambda view: view)
+
+    def answer(self, compute: Callable[[View], _T]) -> _T:
+        """Compute an answer that shows nothing of what an accepted request asks to be forgotten.
+
+        Args:
+            compute: gives the answer for a view; may be called several times.
+
+        Raises:
+            DeploymentError: no generation was ever published there.
+            PoolError: the deployment changes faster than it can be read.
+        """
+        return self._steadily(lambda seen: compute(self._viewed(seen)))
+
+    # ---- where it stands -------------------------------------------------------------------------------------------------
+
+    def describe(self) -> Status:
+        """Where the deployment stands. Raises as `answer`."""
+        return self._steadily(lambda _: stored_status(self.deployment, self._store, self._ledger, self._clock()))
+
+    def erasures(self, limit: int = 100, *, finished: bool = False) -> list[dict[str, Any]]:
+        """See `status.pending`."""
+        return pending(self._ledger, limit, finished=finished)
+
+    def status(self, request_id: RequestId) -> RequestState:
+        """The state of a request.
+
+        Raises:
+            UnknownRequestError: there is none of this id.
+        """
+        return self._ledger.request(request_id).state
+
+    def receipt(self, request_id: RequestId) -> Receipt | None:
+        """The receipt of a finished request; None while it is unfinished. Raises as `status`."""
+        row = self._ledger.request(request_id)
+        return row.receipt if row.state is RequestState.ERASED else None
+
+    def settings(self) -> UnlearningConfig:
+        """The `unlearning` settings that the deployment was given last."""
+        return unlearning_settings(self._ledger, None)
+
+    def holders(self) -> list[Holder]:
+        """Who may be running the deployment now, as far as this machine can tell; the newest is the last."""
+        return holders_of(self._ledger)
+
+    # ---- how it is read --------------------------------------------------------------------------------------------------
+
+    def _steadily(self, compute: Callable[[Seen], _T]) -> _T:
+        """What is computed while neither another generation is published nor an erasure accepted."""
+        seen = self._look()
+        for _ in range(_TRIES):
+            answer: _T
+            failure: RayEraserError | None = None
+            try:
+                answer = compute(seen)
+            except RayEraserError as error:
+                failure = error  # such as a file that was superseded and deleted meanwhile
+            before, seen = seen, self._look()
+            if seen != before:
+                continue
+            if failure is not None:
+                raise failure
+            return answer
+        raise PoolError(
+            f"deployment {self.deployment!r}", f"changed {_TRIES} times while it was read: try again, or ask where it runs"
+        )
+
+    def _look(self) -> Seen:
+        # The requests first: none that is missing here can be finished in the generation that is current after it.
+        waiting = self._ledger.erasures(_ALL, finished=False)
+        published = self._ledger.current()
+        if published is None:
+            raise DeploymentError(
+                self.deployment, f"training at {self._store.uri} was never finished: run train.py with another path"
+            )
+        unfinished = frozenset(row.request_id for row in waiting if not is_in(row, published.number))
+        return Seen(published.digest, unfinished, published)
+
+    def _viewed(self, seen: Seen) -> View:
+        if self._view is not None and self._view[0] == seen:
+            return self._view[1]
+        former = self._view[1].change.before if self._view is not None else None
+        self._view = None  # what is superseded leaves the memory, whatever fails
+        loaded = former if former is not None and former.digest == seen.published.digest else None
+        loaded = loaded or Loaded.read(self._store, seen.published, former)
+        rows = [row for row in self._ledger.unfinished() if not is_in(row, loaded.number)]
+        view = viewed(self._store, Change.of(loaded, rows))
+        self._view = (seen, view)
+        return view
+
+
+def viewed(store: Store, change: Change) -> View:
+    """A generation without the data that a change erases, computed in this process and written nowhere."""
+    before, shards = change.before, list(change.rest.values())
+    # Excisions are computed on the CPU everywhere, so that no GPU need be here.
+    config = before.manifest.config.with_device("cpu")
+    model = before.model
+    if change.erased and config.model.is_trained:
+        order = AggregationOrder(
+            before.manifest.shards, KeyedPairs.union(list(change.erased.values())), frozenset(change.erased)
+        )
+        model = LocalShardPool(store.uri, config).excise(order)
+    served = served_by(model, shards, config, excised=bool(change.erased))
+    return View(change, config, Snapshot(served, change.left_users, change.left_items, shards, before.number))
+
+
+def existing_ledger(store: Store, deployment: str, ledger_url: str) -> Ledger:
+    """Open the ledger of a deployment that is there. Its database is not made where it is missing.
+
+    Raises:
+        DeploymentError: there is none.
+    """
+    if not ledger_url:
+        return Ledger(default_ledger(store, deployment, must_exist=True))
+    with suppress(sa.exc.ArgumentError):  # the ledger says what is wrong with it
+        url = sa.engine.make_url(ledger_url)
+        file = url.database if url.get_backend_name() == "sqlite" else None
+        if file and not file.startswith((":", "file:")) and not Path(file).exists():
+            raise DeploymentError(deployment, f"no ledger is at {file}: check unlearning.ledger")
+    return Ledger(ledger_url)
+
+
+def holders_of(ledger: Ledger) -> list[Holder]:
+    """Who may be running a deployment now: who began an epoch, has not ended it, and is no dead process of this machine."""
+    holders = [Holder.from_json(row.holder) for row in ledger.open_epochs()]
+    return [holder for holder in holders if holder.deployment and not holder.is_gone()]

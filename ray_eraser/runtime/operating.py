@@ -1,0 +1,250 @@
+"""A coordinator in operation: it comes into force and stays so, requests are carried out when due, files are verified."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import cast
+
+import ray
+
+from ray_eraser.config import EraserConfig
+from ray_eraser.coordinator import Coordinator
+from ray_eraser.errors import (
+    DeploymentError,
+    DeviceError,
+    HeldError,
+    LedgerError,
+    PoolError,
+    RayEraserError,
+    StaleEpochError,
+    StoreError,
+)
+from ray_eraser.force import Claim
+from ray_eraser.logs import named_safely
+from ray_eraser.runtime.metrics import DeploymentMetrics
+from ray_eraser.runtime.pool import RayShardPool
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+_ALARM_SECONDS = 60.0
+_MEASURE_SECONDS = 5.0
+_KEEP_SECONDS = 0.5
+_SWEEP_SECONDS = 60.0
+
+
+class Operation:
+    """Opens a coordinator and works for it in threads, for as long as the process lives.
+
+    Args:
+        deployment: its name.
+        opening: makes the coordinator; takes its settings, `on_step` and `claim`.
+        config: the settings of the first opening; a later one takes those that are recorded.
+        metrics: are fed.
+        on_step: as `Coordinator`.
+
+    Attributes:
+        last_error: why the last run failed; empty where it did not.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        opening: Callable[..., Coordinator],
+        config: EraserConfig | None,
+        metrics: DeploymentMetrics,
+        on_step: Callable[[str], None],
+    ) -> None:
+        self._deployment, self._make, self._metrics, self._on_step = deployment, opening, metrics, on_step
+        self._config = config
+        self._coordinator: Coordinator | None = None
+        self._failure: RayEraserError | None = None
+        self._opening = threading.Lock()
+        self._wake, self._hurry = threading.Event(), threading.Event()
+        self.last_error = ""
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """The coordinator, while it is in force; else raises what it is not for."""
+        if (coordinator := self._coordinator) is None:
+            assert self._failure is not None
+            raise self._failure
+        return coordinator
+
+    def start(self) -> None:
+        """Open the coordinator, and begin to work for it. An error is kept for `coordinator`."""
+        self.open()
+        threading.Thread(target=self._run, daemon=True, name="process-pending").start()
+
+    def open(self, *, take_over: bool = False) -> None:
+        """Open the coordinator, unless it is open. An error is kept: Ray would pass on a constructor's as text only."""
+        with self._opening:
+            if self._coordinator is not None:
+                return
+            try:
+                claim = Claim(take_over=take_over, place=_ray_address())
+                self._coordinator = self._make(self._config, on_step=self._stepped, claim=claim)
+                self._config = None
+            except RayEraserError as error:
+                self._failure = error
+
+    def wake(self) -> None:
+        """Look at what waits."""
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Carry out all that waits, whatever the plan says."""
+        self._hurry.set()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Answer no more. The threads end with the process."""
+        with self._opening:
+            coordinator, self._coordinator = self._coordinator, None
+            self._failure = DeploymentError(self._deployment, "was stopped: start it again with deploy()")
+        if coordinator is not None:
+            coordinator.close()
+
+    def _stepped(self, name: str) -> None:
+        if name == "received":
+            self._wake.set()  # whoever carries requests out may begin beside the excision
+        self._on_step(name)
+
+    def _run(self) -> None:
+        """For ever: come into force, carry out requests, stand by once another coordinator has taken over."""
+        threading.Thread(target=self._keep, daemon=True, name="keep-in-force").start()
+        threading.Thread(target=self._measure, daemon=True, name="measure").start()
+        while True:
+            while self._coordinator is None:
+                # It has no settings of its own to come up with, or what is there is another's: nothing that time heals.
+                if isinstance(self._failure, DeploymentError) and not isinstance(self._failure, HeldError):
+                    return
+                # The ledger's server or the store may not be up yet, or another coordinator may end.
+                self._wake.wait(_RETRY_SECONDS)
+                self._wake.clear()
+                self.open()
+            if (coordinator := self._coordinator) is None:
+                continue  # it was taken over meanwhile
+            self._wake.set()  # a crash may have left requests behind
+            threading.Thread(target=self._verify, args=(coordinator,), daemon=True, name="verify").start()
+            self._work(coordinator)
+
+    def _keep(self) -> None:
+        """Renew the lease, whatever is being trained."""
+        while True:
+            if (coordinator := self._coordinator) is not None:
+                try:
+                    coordinator.keep_in_force()
+                except StaleEpochError as error:
+                    self._stand_by(coordinator, error)
+                except RayEraserError as error:
+                    log.warning("the lease is not renewed", extra=self._said(error))
+            time.sleep(_KEEP_SECONDS)
+
+    def _stand_by(self, coordinator: Coordinator, error: RayEraserError) -> None:
+        """Nothing more is served from here: another coordinator has taken over."""
+        with self._opening:
+            if self._coordinator is not coordinator:
+                return
+            self._failure, self._coordinator = error, None
+        log.error("another coordinator has taken over, this one stands by", extra={"deployment": self._deployment})
+        try:
+            coordinator.close()
+        except Exception as problem:  # noqa: BLE001 - it answers no more, which is what counts
+            log.warning("not closed", extra=self._said(problem))
+
+    def _said(self, error: Exception) -> dict[str, str]:
+        return {"deployment": self._deployment, "reason": named_safely(error)}
+
+    def _work(self, coordinator: Coordinator) -> None:
+        """Process requests when they are due. What fails is tried again: it is recorded, and a promise."""
+        alarmed_at, swept_at = 0.0, time.monotonic()
+        while self._coordinator is coordinator:
+            self._wake.wait(_LOOK_SECONDS)
+            self._wake.clear()
+            hurried = self._hurry.is_set()
+            self._hurry.clear()  # before looking at what waits: who hurries after that is not passed over
+            try:
+                if time.monotonic() > alarmed_at + _ALARM_SECONDS:
+                    self._alarm(coordinator)
+                    alarmed_at = time.monotonic()
+                if (hurried and coordinator.has_pending()) or coordinator.is_due():
+                    self._metrics.finished(coordinator.process_pending())
+                    self.last_error = ""
+                    self._wake.set()  # there may be a second batch
+                    if hurried and coordinator.has_pending():
+                        self._hurry.set()
+                elif time.monotonic() > swept_at + _SWEEP_SECONDS:
+                    coordinator.sweep()
+                    swept_at = time.monotonic()
+            except StaleEpochError as error:
+                self._stand_by(coordinator, error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the promise stands
+                if self._coordinator is not coordinator:
+                    return  # its pool was closed meanwhile
+                self.last_error = named_safely(error)
+                if hurried:
+                    self._hurry.set()
+                log.error("processing failed, it is tried again", extra={"reason": self.last_error})  # noqa: TRY400 - a traceback names users
+                # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
+                self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError | DeviceError) else 0)
+
+    def _alarm(self, coordinator: Coordinator) -> None:
+        if overdue := coordinator.overdue():
+            log.error("requests are overdue", extra={"deployment": self._deployment, "requests": overdue})
+        if (seconds := coordinator.received_seconds()) > _ALARM_SECONDS:
+            log.error(
+                "a request is not out of what is served", extra={"deployment": self._deployment, "seconds": round(seconds)}
+            )
+
+    def _verify(self, coordinator: Coordinator) -> None:
+        """Look at all files once, with the disk left to others for four fifths of the time; damaged ones are made again."""
+        began = time.monotonic()
+
+        def pause() -> None:
+            nonlocal began
+            if self._coordinator is not coordinator:
+                raise StaleEpochError(self._deployment, 0, 0)
+            time.sleep(4 * (time.monotonic() - began))
+            began = time.monotonic()
+
+        try:
+            coordinator.verify(pause)
+        except StaleEpochError:
+            pass
+        except Exception as error:  # noqa: BLE001 - an alarm, and no reason to stop serving
+            self.last_error = named_safely(error)
+            log.error("damaged files", extra=self._said(error))  # noqa: TRY400 - a traceback names users
+
+    def _measure(self) -> None:
+        """Keep the gauges as they stand, also while shards train, and notice shards whose process is another than before."""
+        known: dict[str, str] = {}
+        while True:
+            if (coordinator := self._coordinator) is not None:
+                self._measured(coordinator, known)
+            time.sleep(_MEASURE_SECONDS)
+
+    def _measured(self, coordinator: Coordinator, known: dict[str, str]) -> None:
+        try:
+            self._metrics.described(coordinator.describe())
+            pool = cast(RayShardPool, coordinator.pool)
+            answered = pool.processes().items()
+            self._metrics.memory_held(pool.describe().gpu_bytes)
+            for shard, process in answered:
+                if known.setdefault(shard, process) != process:
+                    known[shard] = process
+                    self._metrics.restarted(shard)
+                    log.warning("shard restarted", extra={"deployment": self._deployment, "shard": shard})
+        except (DeploymentError, StaleEpochError):
+            pass  # not trained yet, or not in force any more
+        except Exception as error:  # noqa: BLE001 - what cannot be measured now can be later
+            log.warning("not measured", extra=self._said(error))
+
+
+def _ray_address() -> str:
+    """Of the Ray that this process works for; empty where there is none."""
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""
