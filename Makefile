@@ -35,9 +35,9 @@ test-ray: install
 	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs $(QUICK_ON_RAY:%=--ignore=%)
 	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
 
-# What takes long: kill -9 at every step, a small soak, sweeps, submitted jobs, several nodes.
+# What takes long: kill -9 at every step, two coordinators stopped at every step, a small soak, sweeps, submitted jobs, several nodes.
 test-long: install
-	$(BIN)/pytest -q -m "slow and not data" tests/test_*.py
+	$(BIN)/pytest -q -n 2 -m "slow and not data" tests/test_*.py tests/unit
 	$(BIN)/pytest -q -m slow tests/ray tests/jobs
 	$(BIN)/pytest -q tests/cluster
 

@@ -284,7 +284,8 @@ class Coordinator(Reading):
         Raises:
             UnknownRequestError, IllegalTransitionError: there is none of this id, or it was not set aside.
         """
-        self._ledger.retry(request_id)
+        with self._force.answering():
+            self._ledger.retry(request_id)
 
     # ---- carry out -----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ray_eraser.errors import HeldError, InputError, LedgerError, StaleEpochError
+from ray_eraser.errors import HeldError, LedgerError, RayEraserError, StaleEpochError
 from ray_eraser.unlearning.epochs import EpochRow, Epochs
 
 log = logging.getLogger(__name__)
@@ -213,8 +213,10 @@ class Force:
         self.check()
         try:
             yield
-        except InputError:
-            self.check()  # what is refused is refused for good, so this is an answer as well
+        except RayEraserError:
+            # A refusal is for good, so this is an answer as well. What else failed may have failed because another coordinator
+            # has taken over and this one was closed meanwhile: then whoever asked must ask that one.
+            self.check()
             raise
         self.check()
 

@@ -124,9 +124,10 @@ class Operation:
                 if isinstance(self._failure, DeploymentError) and not isinstance(self._failure, HeldError):
                     return
                 # The ledger's server or the store may not be up yet, or another coordinator may end.
-                self._wake.wait(_RETRY_SECONDS)
-                self._wake.clear()
                 self.open()
+                if self._coordinator is None:
+                    self._wake.wait(_RETRY_SECONDS)
+                    self._wake.clear()
             if (coordinator := self._coordinator) is None:
                 continue  # it was taken over meanwhile
             self._wake.set()  # a crash may have left requests behind

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Connection, Float, Integer, MetaData, String, Table, Text, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from ray_eraser.errors import InputError, LedgerError
 from ray_eraser.store import private_file
@@ -152,6 +152,8 @@ class Database:
                     self._put_note(connection, "format", _FORMAT)
                     self._put_note(connection, "name", secrets.token_hex(16))
         except (SQLAlchemyError, ImportError) as error:
+            if _is_locked(error):  # which passes, unlike a wrong URL
+                raise LedgerError(_first_line(error)) from error
             raise InputError(
                 f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
             ) from error
@@ -305,4 +307,12 @@ def _without_password(url: str | sa.URL) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if _is_locked(error):
+        text += "; a process that is stopped within a transaction locks it until the process continues or ends"
+    return text
+
+
+def _is_locked(error: Exception) -> bool:
+    """Whether another process stays within a transaction of a SQLite file for longer than anybody waits."""
+    return isinstance(error, OperationalError) and "database is locked" in str(error)

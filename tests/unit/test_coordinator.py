@@ -1003,11 +1003,30 @@ def test_a_coordinator_that_is_closed_answers_no_more_and_is_waited_for_by_nobod
     first.close()
     with pytest.raises(StaleEpochError):
         first.recommend(tiny.users.ids[7])
-    assert first._ledger.open_epochs() == []
     began = clock.now
     second = deployments.open("shop", claim=clock.claim("south"))
     assert clock.now == began
+    assert [row.epoch for row in second._ledger.open_epochs()] == [second._ledger.epoch]
     assert second.recommend(tiny.users.ids[7])
+
+
+def test_a_submission_that_is_under_way_when_its_coordinator_is_closed_is_to_be_repeated_elsewhere(
+    deployments: Deployments, trained: Path, tiny: Dataset
+) -> None:
+    """It was recorded, so that nobody may be told that it was not."""
+    taking: list[Coordinator] = []
+
+    def on_step(name: str) -> None:
+        if name == "received" and not taking:
+            taking.append(deployments.open("shop", claim=Claim(take_over=True)))
+            first.close()
+
+    first = deployments.copy(trained, "shop", on_step=on_step)
+    user = UnlearningRequest(user_id=tiny.users.ids[7])
+    with pytest.raises(StaleEpochError):
+        first.submit(user, "key")
+    (request,) = taking[0]._ledger.unfinished()
+    assert taking[0].submit(user, "key").request_id == request.request_id
 
 
 def test_a_start_that_fails_is_waited_for_by_nobody(
