@@ -119,14 +119,14 @@ def _job(code: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True)
 
 
-def _stopped(code: str, folder: Path, number: int = signal.SIGTERM, within: float = 3) -> tuple[int, str, str]:
+def _stopped(code: str, folder: Path, number: int = signal.SIGTERM, within: float = 30) -> tuple[int, str, str]:
     job = _job(code, folder)
     assert job.stdout is not None
     while (line := job.stdout.readline()) != "up\n":
         assert line, job.communicate()[1]
     job.send_signal(number)
     try:
-        out, said = job.communicate(timeout=within)  # as long as Ray waits
+        out, said = job.communicate(timeout=within)
     finally:
         job.kill()
         job.communicate()
@@ -149,7 +149,7 @@ def test_an_interrupted_job_exits_with_130_and_at_once_when_asked_twice(tmp_path
     job.send_signal(signal.SIGINT)
     assert job.stderr.readline() == LINE.format("interrupted")
     job.send_signal(signal.SIGINT)
-    job.wait(3)
+    job.wait(30)
     job.communicate()
     assert job.returncode == 130
 
@@ -181,7 +181,7 @@ def test_a_training_can_be_stopped_at_any_time_and_leaves_no_ray(seconds: float,
     with subprocess.Popen(command, env=marked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
         time.sleep(seconds)
         job.send_signal(signal.SIGTERM)
-        job.wait(10)
+        job.wait(30)
         assert job.returncode == 143
         assert job.stderr is not None
         assert job.stderr.read().endswith(LINE.format("stopped"))
