@@ -27,11 +27,12 @@ demo: install
 
 # Within ten minutes; two at a time where there is no Ray; Ray brings processes of its own.
 test: install lint
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow or data" tests/test_*.py tests/unit
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "(not slow and not deep) or data" tests/test_*.py tests/unit
 	$(BIN)/pytest -q -m "not slow" $(QUICK_ON_RAY)
 
-# The others on Ray but what takes long: a quarter of an hour.
+# The others on Ray, and those that go through all steps of something, but what takes long: twenty minutes.
 test-ray: install
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "deep and not slow" tests/unit
 	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs $(QUICK_ON_RAY:%=--ignore=%)
 	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
 

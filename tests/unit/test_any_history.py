@@ -28,6 +28,8 @@ from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.unlearning.work import Learning, Repartition
 
+pytestmark = pytest.mark.deep
+
 USERS = ("10", "11", "guest-7", "12", "\u00f6", "013", "13", "new user")  # the last two of each are not in the log
 ITEMS = ("20", "clinic follow-up", "21", "22", "9223372036854775808", "x")
 STEPS = ("routed", "retrained", "aggregated", "written", "published", "purged", "finished")

@@ -33,6 +33,8 @@ from ray_eraser.study.attack import (
 from ray_eraser.study.membership import AttackReport, StudyPlan, _without, attack_study, learn, unlearn, unlearn_badly
 from ray_eraser.unlearning.request import UnlearningRequest
 
+pytestmark = pytest.mark.deep
+
 # As wide as a user has pairs, so that a model can learn its pairs by heart, and with little that they have in common.
 MEMORISING = {
     "data": {

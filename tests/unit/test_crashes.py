@@ -22,6 +22,8 @@ from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.unlearning.work import Learning, Repartition
 
+pytestmark = pytest.mark.deep
+
 STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", "published", "purged", "finished")
 
 
@@ -49,7 +51,7 @@ def template(request: pytest.FixtureRequest) -> Path:
 
 def of_kinds(*cases: tuple[str, str]) -> pytest.MarkDecorator:
     """Cases of (kind of served model, which)."""
-    return pytest.mark.parametrize(("template", "which"), cases, indirect=["template"], ids=" and ".join)
+    return pytest.mark.parametrize(("template", "which"), cases, indirect=["template"])
 
 
 class Killed(BaseException):

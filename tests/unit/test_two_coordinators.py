@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import audited, files_of
 
 from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.coordinator import Coordinator
@@ -33,7 +34,8 @@ from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import Ledger
 from ray_eraser.unlearning.request import UnlearningRequest
-from tests.unit.conftest import audited, files_of
+
+pytestmark = pytest.mark.deep
 
 _here = threading.local()
 _SECONDS = 60.0
