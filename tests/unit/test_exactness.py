@@ -24,6 +24,8 @@ from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.receipt import sealed_path
 from ray_eraser.unlearning.request import UnlearningRequest
 
+pytestmark = pytest.mark.deep
+
 PARTITIONS = ("hashed", "random", "user_based", "item_based", "interaction_based")
 MODELS = {
     "als": {"solver": "als", "epochs": 2, "alpha0": 0.3},
