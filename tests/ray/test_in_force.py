@@ -116,6 +116,7 @@ def test_a_coordinator_whose_process_was_stopped_answers_nothing_when_it_goes_on
             other.process_pending()
             os.kill(process, signal.SIGCONT)
             for _ in range(30):
+                other.keep_in_force()  # as a service does; whoever is idle lets the lease run out
                 with pytest.raises((StaleEpochError, HeldError)):
                     on_ray.recommend(user, 3)
                 time.sleep(0.1)
