@@ -38,9 +38,9 @@ _GPU = 0.01
 """GPU that a task of an audit reserves: the smallest share that a deployment leaves will do."""
 
 _ABOUT_HEADS = (
-    "The head is the digest of the newest link: note it, and the deployment's name. Links that were cut off at the end are "
-    "missed only by somebody who holds one of those (--receipt), or noted a later head. Anyone who can write the ledger can "
-    "make another chain, but nobody can sign it without the key."
+    "The head is the digest of the newest link: note it, and the deployment's name. If links were cut off at the end, only "
+    "somebody who holds one of them (--receipt), or noted a later head, can notice. Anyone who can write the ledger can make "
+    "another chain, but nobody can sign it without the key."
 )
 
 

@@ -25,7 +25,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import DeploymentError, DeviceError, LedgerError, PoolError, StaleEpochError, StoreError
 from ray_eraser.force import Claim, Force
 from ray_eraser.generation import Change, remaining_dataset
-from ray_eraser.healing import damaged, heal
+from ray_eraser.healing import heal, named_files
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.intake import Desk, Intake, Submitted
 from ray_eraser.logs import named_safely
@@ -35,7 +35,7 @@ from ray_eraser.pool import ShardPool
 from ray_eraser.reading import Reading
 from ray_eraser.serving import Serving
 from ray_eraser.status import is_in
-from ray_eraser.store import Store, manifest_ref
+from ray_eraser.store import FileRef, Store, manifest_ref
 from ray_eraser.unlearning.evidence import check_start
 from ray_eraser.unlearning.idempotency import KeyHash
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow, default_ledger
@@ -428,13 +428,26 @@ class Coordinator(Reading):
     def verify(self, pause: Callable[[], None] = lambda: None) -> tuple[str, ...]:
         """As `heal`, but slowly: nothing waits for it while no file is damaged.
 
+        It holds no generation meanwhile: what is erased while it reads would stay in memory. Where another generation is
+        published, it goes on with the files of that one.
+
         Args:
             pause: called after each file that is verified.
         """
-        if self._serving.is_empty:
-            return ()
-        loaded = self._serving.loaded
-        return self.heal() if damaged(self._store, loaded.manifest, loaded.digest, pause) else ()
+        verified: set[FileRef] = set()
+        while not self._serving.is_empty:
+            manifest, digest = self._serving.loaded.manifest, self._serving.loaded.digest
+            ref = next((ref for ref in named_files(manifest, digest) if ref not in verified), None)
+            if ref is None:
+                break
+            try:
+                self._store.verify(ref)
+                verified.add(ref)
+            except StoreError:
+                if healed := self.heal():
+                    return healed
+            pause()
+        return ()
 
     def heal(self) -> tuple[str, ...]:
         """Verify every file of the published generation, and make damaged ones again: see `healing.heal`.

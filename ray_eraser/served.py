@@ -8,6 +8,7 @@ B users asked about, I' items that have a score, D width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -184,7 +185,7 @@ class Untrained(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class OfInteractions:
+class OfInteractions(ABC):
     """What models without vectors have in common: a function of the remaining interactions and the settings, and nothing else.
 
     Attributes:
@@ -196,13 +197,13 @@ class OfInteractions:
     config: ModelSettings
 
     @property
+    @abstractmethod
     def item_keys(self) -> np.ndarray:
         """See `Served`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Served`."""
-        raise NotImplementedError
 
     def same_bits(self, other: Served) -> bool:
         return isinstance(other, type(self)) and self.is_of(other.shards, other.config)

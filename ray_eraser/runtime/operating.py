@@ -72,7 +72,7 @@ class Operation:
         """The coordinator, while it is in force; else raises what it is not for."""
         if (coordinator := self._coordinator) is None:
             assert self._failure is not None
-            raise self._failure
+            raise _alone(self._failure)  # each time another: what is raised collects the frames that it passes
         return coordinator
 
     def start(self) -> None:
@@ -90,7 +90,7 @@ class Operation:
                 self._coordinator = self._make(self._config, on_step=self._stepped, claim=claim)
                 self._config = None
             except RayEraserError as error:
-                self._failure = error
+                self._failure = _alone(error)
 
     def wake(self) -> None:
         """Look at what waits."""
@@ -133,6 +133,7 @@ class Operation:
             self._wake.set()  # a crash may have left requests behind
             threading.Thread(target=self._verify, args=(coordinator,), daemon=True, name="verify").start()
             self._work(coordinator)
+            del coordinator  # one that stands by keeps nothing of what it served
 
     def _keep(self) -> None:
         """Renew the lease, whatever is being trained."""
@@ -151,7 +152,7 @@ class Operation:
         with self._opening:
             if self._coordinator is not coordinator:
                 return
-            self._failure, self._coordinator = error, None
+            self._failure, self._coordinator = _alone(error), None
         log.error("another coordinator has taken over, this one stands by", extra={"deployment": self._deployment})
         try:
             coordinator.close()
@@ -244,6 +245,11 @@ class Operation:
             pass  # not trained yet, or not in force any more
         except Exception as error:  # noqa: BLE001 - what cannot be measured now can be later
             log.warning("not measured", extra=self._said(error))
+
+
+def _alone(error: RayEraserError) -> RayEraserError:
+    """An equal error without the frames that it was raised in, whose variables are a deployment's data."""
+    return type(error)(*error.args)
 
 
 def _ray_address() -> str:

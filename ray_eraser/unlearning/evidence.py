@@ -147,8 +147,8 @@ def rolled_back(
 ) -> str | None:
     """Why the current generation cannot be the newest that this deployment had; None where nothing speaks against it.
 
-    Whoever puts files, ledger and chain back together to an earlier state is found only by somebody who holds a later receipt,
-    or noted a later head.
+    If files, ledger and chain were all put back to one earlier state, only somebody who holds a later receipt, or noted a
+    later head, can notice.
 
     Args:
         current: the generation that the ledger calls current.
