@@ -16,7 +16,6 @@ from ray_eraser.config import EraserConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.keyed import KeyedPairs, all_keys
 from ray_eraser.devices import check_same, same_as
-from ray_eraser.errors import StaleEpochError
 from ray_eraser.generation import NO_GAIN, Change, Loaded
 from ray_eraser.ids import Generation, RequestId, ShardId
 from ray_eraser.ingest import Ingested, ingest
@@ -228,8 +227,6 @@ class Builder:
             if draft.pool is not running:
                 running.abandon()
             return self._trained_and_published(draft, change, batch)
-        except StaleEpochError:
-            raise  # the processes are those of the coordinator that took over
         except Exception:
             if draft.pool is not running:
                 draft.pool.close()

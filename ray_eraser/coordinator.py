@@ -54,6 +54,9 @@ _FEW = 8
 
 MakePool = Callable[[EraserConfig], ShardPool]
 
+_BUSY_SECONDS = 1.0
+"""Between two looks at whether something is still being trained."""
+
 _MACHINE = (StaleEpochError, StoreError, LedgerError, OSError)
 """Errors that are not caused by the requests of a batch."""
 
@@ -88,8 +91,7 @@ class Coordinator(Reading):
         claim: Claim | None = None,
     ) -> None:
         self.deployment, self.storage_path = deployment, storage_path
-        self._claim = claim or Claim()
-        self._clock, self._on_step, self._make_pool = clock, on_step, make_pool
+        self._on_step, self._make_pool = on_step, make_pool
         self._store = Store(storage_path)
         if config is not None:
             self._signer = _signer_of(config.unlearning)  # before anything is made or recorded
@@ -97,12 +99,12 @@ class Coordinator(Reading):
         self._ledger = Ledger(url or default_ledger(self._store, deployment, must_exist=config is None))
         self._working = threading.RLock()  # one batch, one fit, or one healing at a time
         try:
-            self._open(config)
+            self._open(config, clock, claim or Claim())
         except BaseException:
             self._ledger.close()
             raise
 
-    def _open(self, config: EraserConfig | None) -> None:
+    def _open(self, config: EraserConfig | None, clock: Callable[[], float], claim: Claim) -> None:
         # A start that is refused leaves the coordinator that runs in force.
         agreed(self.deployment, self._store, self._ledger, config)
         given = config.unlearning if config is not None else unlearning_settings(self._ledger, config)
@@ -111,19 +113,17 @@ class Coordinator(Reading):
         check_start(self.deployment, self._ledger, self._signer)
         must_last = given.suppress_days > 0
         self._key_hash = KeyHash.of(given.key_folder, self._ledger.name, self._store.local_folder, must_last=must_last)
-        check_secret(self._ledger, self._key_hash, self._clock())
-        lease = given.lease_seconds
-        self._force = Force.claimed(self._ledger, self.deployment, lease, self._clock(), self._claim)
+        check_secret(self._ledger, self._key_hash, clock())
+        self._force = Force.claimed(self._ledger, self.deployment, given.lease_seconds, clock(), claim)
+        # From here on nobody else records a time.
+        self._clock = SteadyClock(clock, self._ledger.newest_time())
         try:
             self._open_in_force(config)
-        except BaseException:
-            with suppress(LedgerError):
-                self._force.end()
+        except BaseException as error:
+            self._let_go(with_processes=isinstance(error, StaleEpochError))
             raise
 
     def _open_in_force(self, config: EraserConfig | None) -> None:
-        # From here on nobody else records a time.
-        self._clock = SteadyClock(self._clock, self._ledger.newest_time())
         # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
         published, settings = agreed(self.deployment, self._store, self._ledger, config)
         check_start(self.deployment, self._ledger, self._signer)
@@ -228,7 +228,7 @@ class Coordinator(Reading):
             LedgerError: it cannot be recorded.
             StaleEpochError: another coordinator has taken over: ask that one.
         """
-        with self._force.answering():
+        with self._force.recording():
             return self._intake.submit(Submission(request, idempotency_key, priority))
 
     def submit_many(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[Submitted | Refusal]:
@@ -237,7 +237,7 @@ class Coordinator(Reading):
         Raises:
             as `submit`: for the first that is at fault, whose row the error names; nothing was recorded.
         """
-        with self._force.answering():
+        with self._force.recording():
             return self._intake.submit_many(submissions, partial=partial)
 
     def learn(
@@ -258,7 +258,7 @@ class Coordinator(Reading):
             RequestError: no pair is left, an id cannot be one, or the key cannot be one.
             QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
-        with self._force.answering():
+        with self._force.recording():
             return self._intake.learn(pairs, idempotency_key, take_back=take_back)
 
     def repartition(self, changes: Sequence[str] = (), idempotency_key: str | None = None) -> Submitted:
@@ -275,7 +275,7 @@ class Coordinator(Reading):
             ConfigError: a setting is unknown, out of range, or none of those that something is made with.
             RequestError, QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
-        with self._force.answering():
+        with self._force.recording():
             return self._intake.repartition(changes, idempotency_key)
 
     def retry(self, request_id: RequestId) -> None:
@@ -284,7 +284,7 @@ class Coordinator(Reading):
         Raises:
             UnknownRequestError, IllegalTransitionError: there is none of this id, or it was not set aside.
         """
-        with self._force.answering():
+        with self._force.recording():
             self._ledger.retry(request_id)
 
     # ---- carry out -----------------------------------------------------------------------------------------------------
@@ -417,13 +417,14 @@ class Coordinator(Reading):
         self._force.keep()
 
     def sweep(self) -> None:
-        """Delete what no generation names, unless something is being trained.
+        """Delete what no generation names, unless something is being trained, and what was remembered for long enough.
 
         A coordinator that was taken over while its shards trained may leave such files after all others are gone.
         """
         with self._unless_working() as is_free:
             if is_free and not self._serving.is_empty:
                 self._builder.delete(self._builder.left_over(self._published()))
+        self._ledger.drop_expired(self._clock())
 
     def verify(self, pause: Callable[[], None] = lambda: None) -> tuple[str, ...]:
         """As `heal`, but slowly: nothing waits for it while no file is damaged.
@@ -436,7 +437,9 @@ class Coordinator(Reading):
         """
         verified: set[FileRef] = set()
         while not self._serving.is_empty:
-            manifest, digest = self._serving.loaded.manifest, self._serving.loaded.digest
+            loaded = self._serving.loaded
+            manifest, digest = loaded.manifest, loaded.digest
+            del loaded
             ref = next((ref for ref in named_files(manifest, digest) if ref not in verified), None)
             if ref is None:
                 break
@@ -444,23 +447,26 @@ class Coordinator(Reading):
                 self._store.verify(ref)
                 verified.add(ref)
             except StoreError:
-                if healed := self.heal():
+                healed = self.heal()
+                if healed:
                     return healed
+                if healed is None:
+                    time.sleep(_BUSY_SECONDS)
             pause()
         return ()
 
-    def heal(self) -> tuple[str, ...]:
+    def heal(self) -> tuple[str, ...] | None:
         """Verify every file of the published generation, and make damaged ones again: see `healing.heal`.
 
         Returns:
-            What was made again, in words. Nothing is looked at while something is being trained.
+            What was made again, in words; None where something else is being trained, so that nothing was looked at.
 
         Raises:
             StoreError: a file cannot be made again.
         """
         with self._unless_working() as is_free:
-            if not is_free or self._serving.is_empty:
-                return ()
+            if not is_free:
+                return None
             loaded = self._serving.loaded
             current = partial(self._while_current, loaded.digest)
             healed = heal(self._store, loaded, self.pool, self._ledger.epoch, in_force=current)
@@ -487,10 +493,19 @@ class Coordinator(Reading):
 
     def close(self) -> None:
         """Answer no more; let go of the ledger's connections and of the pool's processes, where it owns them."""
-        with suppress(LedgerError):
-            self._force.end()
-        self.pool.close()
+        self._let_go(with_processes=True)
         self._ledger.close()
+
+    def _let_go(self, *, with_processes: bool) -> None:
+        """Be out of force, and hold no data any more: another coordinator may erase it."""
+        try:
+            with suppress(LedgerError):
+                self._force.end()
+        finally:
+            if hasattr(self, "_serving"):  # an opening may fail before
+                self._serving.drop()
+                if with_processes:
+                    self.pool.close()
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:

@@ -180,7 +180,6 @@ class Force:
             alive = [row for row in others if not _is_free(row)]
             if alive and not claim.take_over:
                 others = _awaited_end(ledger, others, alive, claim, asked_at)
-            before = claim.clock()
             if ledger.begin_epoch(at, holder.to_json(), lease_seconds, seen=others) is None:
                 continue  # another one began or renewed: looked at again
             for row in others:
@@ -188,7 +187,7 @@ class Force:
                     former.revoke()
             try:
                 if alive and claim.take_over:
-                    _awaited_end(ledger, others, alive, replace(claim, patience=float("inf")), before)
+                    _awaited_end(ledger, others, alive, replace(claim, patience=float("inf")), asked_at)
                 ledger.end_epochs([row.epoch for row in others])
                 force.check()
             except BaseException:
@@ -208,8 +207,11 @@ class Force:
             self._renew()
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Around all that computes an answer: in force when it begins, and when it is given. Raises as `check`."""
+    def recording(self) -> Iterator[None]:
+        """Around what records something in the ledger, which refuses a coordinator that is out of force. Raises as `check`.
+
+        What was recorded is answered: a coordinator that takes over meanwhile finds it there.
+        """
         self.check()
         try:
             yield
@@ -218,6 +220,12 @@ class Force:
             # has taken over and this one was closed meanwhile: then whoever asked must ask that one.
             self.check()
             raise
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around all that computes an answer: in force when it begins, and when it is given. Raises as `check`."""
+        with self.recording():
+            yield
         self.check()
 
     def keep(self) -> None:

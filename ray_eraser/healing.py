@@ -54,14 +54,13 @@ def named_files(manifest: Manifest, digest: str) -> dict[FileRef, str]:
     return names | {manifest.aggregate: "the aggregate"}
 
 
-def damaged(store: Store, manifest: Manifest, digest: str, pause: Callable[[], None] = lambda: None) -> list[FileRef]:
+def damaged(store: Store, manifest: Manifest, digest: str) -> list[FileRef]:
     """The files of a generation that are missing, cannot be read, or are not what was written.
 
     Args:
         store: has them.
         manifest: the generation.
         digest: of the manifest.
-        pause: called after every file, to leave the disk to others for a while, or to stop by an error of its own.
     """
     found = []
     for ref, name in named_files(manifest, digest).items():
@@ -70,7 +69,6 @@ def damaged(store: Store, manifest: Manifest, digest: str, pause: Callable[[], N
         except StoreError as error:
             log.warning("a stored file is damaged", extra={"file": name, "problem": error.problem})
             found.append(ref)
-        pause()
     return found
 
 
@@ -79,7 +77,6 @@ def heal(
     loaded: Loaded,
     pool: ShardPool,
     epoch: Epoch,
-    pause: Callable[[], None] = lambda: None,
     in_force: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[str, ...]:
     """Verify every file of a generation, and make damaged ones again. All that can be healed is, before an error is raised.
@@ -92,7 +89,6 @@ def heal(
         loaded: the current generation.
         pool: has its settings; trains again where vectors are damaged.
         epoch: of the coordinator.
-        pause: see `damaged`.
         in_force: entered around everything that is written or deleted here. Raises unless the generation is current, and keeps
             it current until it is left.
 
@@ -104,7 +100,7 @@ def heal(
         PoolError, StaleEpochError: as `ShardPool.train`.
     """
     names = named_files(loaded.manifest, loaded.digest)
-    broken = damaged(store, loaded.manifest, loaded.digest, pause)
+    broken = damaged(store, loaded.manifest, loaded.digest)
     problems = _healed_from_memory(store, loaded, broken, in_force)
     problems |= _trained_again(store, loaded.manifest, pool, epoch, set(broken), problems, in_force)
     healed = tuple(names[ref] for ref in broken if ref not in problems)

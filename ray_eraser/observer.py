@@ -2,7 +2,8 @@
 
 An observer writes nothing, begins no epoch and starts no process, so it disturbs nobody. It leaves out the data of every
 unfinished request, as a coordinator does, and looks at the ledger again once it has an answer. So no answer shows what a
-request, accepted before it was given, asks to be forgotten.
+request, accepted before it was given, asks to be forgotten. It keeps the generation that it read last, until it is asked again
+or closed: close it after use.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class Observer:
             raise
 
     def close(self) -> None:
+        self._view = None
         self._ledger.close()
 
     def __enter__(self) -> Self:
@@ -203,7 +205,10 @@ class Observer:
             if seen != before:
                 continue
             if failure is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # it would keep the frames that it was raised in, and the generations in them
             return answer
         raise PoolError(
             f"deployment {self.deployment!r}", f"changed {_TRIES} times while it was read: try again, or ask where it runs"

@@ -5,7 +5,6 @@ Out of force it answers none: another coordinator may have erased what this one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ray_eraser.building import Builder
@@ -41,7 +40,7 @@ class Reading:
     _serving: Serving
     _builder: Builder
     _force: Force
-    _clock: Callable[[], float]
+    _clock: SteadyClock
 
     @property
     def config(self) -> EraserConfig:
@@ -61,12 +60,14 @@ class Reading:
             return self._serving.snapshot.recommend(user_id, n)
 
     def shard_data(self) -> dict[ShardId, ShardData]:
-        """The interactions of every shard of the current generation."""
-        return dict(self._serving.loaded.shards)
+        """The interactions of every shard of the current generation, those among them that are being erased."""
+        with self._force.answering():
+            return dict(self._serving.loaded.shards)
 
     def served_model(self) -> Served:
         """The model behind the present recommendations."""
-        return self._serving.snapshot.served
+        with self._force.answering():
+            return self._serving.snapshot.served
 
     def vectors(self) -> Vectors:
         """The served vectors, for use in another system. See `Vectors`: copies do not forget.
@@ -122,7 +123,7 @@ class Reading:
             )
 
     def _notices(self) -> tuple[str, ...]:
-        behind = self._clock.behind if isinstance(self._clock, SteadyClock) else 0.0
+        behind = self._clock.behind
         return (f"the machine's clock is {behind:.0f} s behind what is recorded: set it",) if behind >= 1 else ()
 
     # ---- when ----------------------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class Serving:
     """
 
     def __init__(self, deployment: str, store: Store, pool: ShardPool, config: EraserConfig) -> None:
-        self.lock = threading.RLock()  # held to replace the served model; never held while shards train
+        # Held to replace the served model. Shards train meanwhile only where a damaged submodel must be made again first.
+        self.lock = threading.RLock()
         self.pool, self.config = pool, config
         self._deployment, self._store = deployment, store
         self._change: Change | None = None
@@ -93,6 +94,11 @@ class Serving:
             if config.model.is_trained or by_torch(config.runtime.known_device):
                 pool.forget(AggregationOrder(loaded.manifest.shards, KeyedPairs.none()))
             self.leave_out(Change.of(loaded, waiting))
+
+    def drop(self) -> None:
+        """Hold no generation any more."""
+        with self.lock:
+            self._change = self._snapshot = None
 
     def mask(self, change: Change) -> None:
         """Serve on what is served, but nothing to or about what a change erases. `leave_out` follows, and may fail."""

@@ -71,7 +71,7 @@ class Status:
         set_aside: requests for an operator to look at, and what their training failed of.
         nodes, notices: on Ray, which processes are on which node, and what an operator should know.
         gpu_bytes: on Ray with GPUs, the GPU memory that each process holds.
-        last_error: why the last run failed; empty where it did not.
+        last_error: what failed since requests were last carried out; empty where nothing did.
     """
 
     deployment: str

@@ -238,6 +238,8 @@ class Client:
         """End the processes of a deployment that has not been trained yet, whatever they do; one that has been goes on."""
         try:
             self.describe()
+        except HeldError:
+            return  # it stands by
         except DeploymentError:
             ray.kill(self._actor)  # first, or it would start the others again
             for named in ray.util.list_named_actors(all_namespaces=True):

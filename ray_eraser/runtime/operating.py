@@ -48,7 +48,7 @@ class Operation:
         on_step: as `Coordinator`.
 
     Attributes:
-        last_error: why the last run failed; empty where it did not.
+        last_error: what failed since requests were last carried out; empty where nothing did.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Operation:
         self._failure: RayEraserError | None = None
         self._opening = threading.Lock()
         self._wake, self._hurry = threading.Event(), threading.Event()
+        self._closed = False
         self.last_error = ""
 
     @property
@@ -83,7 +84,7 @@ class Operation:
     def open(self, *, take_over: bool = False) -> None:
         """Open the coordinator, unless it is open. An error is kept: Ray would pass on a constructor's as text only."""
         with self._opening:
-            if self._coordinator is not None:
+            if self._coordinator is not None or self._closed:
                 return
             try:
                 claim = Claim(take_over=take_over, place=_ray_address())
@@ -104,6 +105,7 @@ class Operation:
     def close(self) -> None:
         """Answer no more. The threads end with the process."""
         with self._opening:
+            self._closed = True
             coordinator, self._coordinator = self._coordinator, None
             self._failure = DeploymentError(self._deployment, "was stopped: start it again with deploy()")
         if coordinator is not None:
@@ -120,11 +122,12 @@ class Operation:
         threading.Thread(target=self._measure, daemon=True, name="measure").start()
         while True:
             while self._coordinator is None:
-                # It has no settings of its own to come up with, or what is there is another's: nothing that time heals.
-                if isinstance(self._failure, DeploymentError) and not isinstance(self._failure, HeldError):
+                if self._closed:
                     return
-                # The ledger's server or the store may not be up yet, or another coordinator may end.
-                self.open()
+                # The ledger's server or the store may not be up yet, or another coordinator may end. Time does not heal that
+                # there are no settings to come up with, or that what is there is another's.
+                if isinstance(self._failure, HeldError) or not isinstance(self._failure, DeploymentError):
+                    self.open()
                 if self._coordinator is None:
                     self._wake.wait(_RETRY_SECONDS)
                     self._wake.clear()
@@ -181,19 +184,23 @@ class Operation:
                     if hurried and coordinator.has_pending():
                         self._hurry.set()
                 elif time.monotonic() > swept_at + _SWEEP_SECONDS:
-                    coordinator.sweep()
                     swept_at = time.monotonic()
-            except StaleEpochError as error:
-                self._stand_by(coordinator, error)
+                    coordinator.sweep()
             except Exception as error:  # noqa: BLE001 - whatever it is, the promise stands
-                if self._coordinator is not coordinator:
-                    return  # its pool was closed meanwhile
-                self.last_error = named_safely(error)
                 if hurried:
                     self._hurry.set()
-                log.error("processing failed, it is tried again", extra={"reason": self.last_error})  # noqa: TRY400 - a traceback names users
-                # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
-                self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError | DeviceError) else 0)
+                if isinstance(error, StaleEpochError):
+                    self._stand_by(coordinator, error)
+                else:
+                    self._failed(coordinator, error)
+
+    def _failed(self, coordinator: Coordinator, error: Exception) -> None:
+        if self._coordinator is not coordinator:
+            return  # its pool was closed meanwhile
+        self.last_error = named_safely(error)
+        log.error("processing failed, it is tried again", extra={"reason": self.last_error})
+        # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
+        self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError | DeviceError) else 0)
 
     def _alarm(self, coordinator: Coordinator) -> None:
         if overdue := coordinator.overdue():

@@ -20,7 +20,7 @@ from ray_eraser.unlearning.database import EPOCHS, Database
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch, as the ledger has it.
+    """One epoch that was not ended, as the ledger has it.
 
     Attributes:
         epoch: its number.
@@ -28,7 +28,6 @@ class EpochRow:
         holder: who began it, as the holder describes itself.
         lease_seconds: how long the holder may answer after a renewal.
         beats: renewals so far.
-        ended: whether the holder said that it answers no more.
     """
 
     epoch: Epoch
@@ -36,7 +35,6 @@ class EpochRow:
     holder: str
     lease_seconds: float
     beats: int
-    ended: bool
 
 
 class Epochs(Database):
@@ -128,4 +126,4 @@ class Epochs(Database):
     @staticmethod
     def _open(connection: Connection) -> list[EpochRow]:
         rows = connection.execute(sa.select(EPOCHS).where(EPOCHS.c.ended.is_(False)).order_by(EPOCHS.c.epoch)).all()
-        return [EpochRow(Epoch(r.epoch), r.started_at, r.holder, r.lease_seconds, r.beats, r.ended) for r in rows]
+        return [EpochRow(Epoch(r.epoch), r.started_at, r.holder, r.lease_seconds, r.beats) for r in rows]

@@ -50,6 +50,13 @@ class SuppressionList(Epochs):
         with self._transaction() as connection:
             return set(connection.execute(sa.select(SUPPRESSED.c.kind).where(SUPPRESSED.c.until > at).distinct()).scalars())
 
+    def drop_expired(self, at: float) -> None:
+        """Remember what is on the list for no longer than was said."""
+        with self.in_force() as connection:
+            dropped = drop_expired(connection, at)
+        if dropped:
+            self._wipe()
+
     def suppressed_among(self, subjects: Iterable[str], at: float) -> set[str]:
         """Those of some keyed hashes that are on the list at this time."""
         found, asked = set[str](), list(subjects)
@@ -141,9 +148,9 @@ def suppress(connection: Connection, entries: Sequence[Suppressed], at: float) -
         connection.execute(SUPPRESSED.insert().values(**values))
 
 
-def drop_expired(connection: Connection, at: float) -> None:
+def drop_expired(connection: Connection, at: float) -> int:
     """Delete the subjects whose time is over, within a transaction: they are remembered no longer than promised."""
-    connection.execute(SUPPRESSED.delete().where(SUPPRESSED.c.until <= at))
+    return int(connection.execute(SUPPRESSED.delete().where(SUPPRESSED.c.until <= at)).rowcount)
 
 
 def prolong(connection: Connection, entries: Sequence[Suppressed]) -> None:

@@ -197,25 +197,6 @@ def test_files_of_others_are_left_alone(sliced):
     assert sliced.tree() == before
 
 
-# ---- verifying --------------------------------------------------------------------------------------------------------------
-
-
-def test_verifying_pauses_after_every_file_and_can_be_stopped_there(sliced):
-    refs = list(sliced.names)
-    flip(sliced.folder / refs[-1].path)
-    pauses = []
-    assert damaged(sliced.store, sliced.loaded.manifest, sliced.digest, lambda: pauses.append(1)) == [refs[-1]]
-    assert len(pauses) == len(refs)
-
-    def stop() -> None:
-        raise TimeoutError
-
-    before = sliced.tree()
-    with pytest.raises(TimeoutError):
-        sliced.heal(pause=stop)
-    assert sliced.tree() == before
-
-
 # ---- what cannot be healed --------------------------------------------------------------------------------------------------
 
 

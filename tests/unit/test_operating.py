@@ -13,7 +13,7 @@ from conftest import Deployments
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
-from ray_eraser.errors import StaleEpochError
+from ray_eraser.errors import DeploymentError, StaleEpochError
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.runtime.operating import Operation
 from ray_eraser.unlearning.request import UnlearningRequest
@@ -50,8 +50,18 @@ def test_one_that_stands_by_keeps_nothing_of_what_it_served(deployments: Deploym
     for _ in range(3):
         with pytest.raises(StaleEpochError, match="another coordinator has taken over"):
             _ = operation.coordinator
-    gc.collect()
-    assert generation() is None
+    assert generation() is None  # at once, not when Python collects its garbage
+
+
+def test_one_that_was_closed_does_not_come_into_force_again(deployments: Deployments, trained: Path) -> None:
+    deployments.copy(trained, "shop").close()
+    operation = operation_of(deployments)
+    operation.open()
+    operation.close()
+    operation.open(take_over=True)
+    with pytest.raises(DeploymentError, match="was stopped"):
+        _ = operation.coordinator
+    assert deployments.open("shop")._ledger.open_epochs()[-1].epoch == 4
 
 
 def test_verifying_holds_no_generation_and_goes_on_with_the_next_one(deployments: Deployments, trained: Path) -> None:
