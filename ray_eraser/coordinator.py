@@ -421,7 +421,7 @@ class Coordinator(Reading):
 
         A coordinator that was taken over while its shards trained may leave such files after all others are gone.
         """
-        with self._unless_working() as is_free:
+        with _held_if_free(self._working) as is_free:
             if is_free and not self._serving.is_empty:
                 self._builder.delete(self._builder.left_over(self._published()))
         self._ledger.drop_expired(self._clock())
@@ -464,7 +464,7 @@ class Coordinator(Reading):
         Raises:
             StoreError: a file cannot be made again.
         """
-        with self._unless_working() as is_free:
+        with _held_if_free(self._working) as is_free:
             if not is_free:
                 return None
             loaded = self._serving.loaded
@@ -473,16 +473,6 @@ class Coordinator(Reading):
         if healed:
             log.error("damaged files were made again", extra={"deployment": self.deployment, "files": list(healed)})
         return healed
-
-    @contextmanager
-    def _unless_working(self) -> Iterator[bool]:
-        """Whether nothing is being trained by another thread; nothing begins before this ends."""
-        is_free = self._working.acquire(blocking=False)
-        try:
-            yield is_free
-        finally:
-            if is_free:
-                self._working.release()
 
     @contextmanager
     def _while_current(self, digest: str) -> Iterator[None]:
@@ -520,6 +510,17 @@ class Coordinator(Reading):
     def _step(self, name: str, requests: Sequence[RequestRow]) -> None:
         log.info(name, extra={"deployment": self.deployment, "requests": [row.request_id for row in requests]})
         self._on_step(name)
+
+
+@contextmanager
+def _held_if_free(lock: threading.RLock) -> Iterator[bool]:
+    """Whether no other thread has the lock; if so, none gets it before this ends."""
+    is_free = lock.acquire(blocking=False)
+    try:
+        yield is_free
+    finally:
+        if is_free:
+            lock.release()
 
 
 def _signer_of(settings: UnlearningConfig) -> SigningKey | None:
