@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/demo
 QUICK_ON_RAY := tests/ray/test_deployment.py
 
-.PHONY: demo test test-ray test-long test-gpu fuzz lint soak bench bench-scale bench-gpu install clean
+.PHONY: demo test test-ray test-long test-gpu fuzz lint docs soak bench bench-scale bench-gpu install clean
 
 install: $(VENV)/installed
 
@@ -17,13 +17,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	rm -rf $(DEMO)
 	@echo "== a generated log is divided into ten shards"
-	$(BIN)/python jobs/train.py --data synthetic --storage-path $(DEMO) --ray-address local
+	$(BIN)/ray-eraser train --data synthetic --storage-path $(DEMO) --ray-address local
 	@echo "== what user 1007 is recommended"
-	$(BIN)/python jobs/recommend.py --storage-path $(DEMO) --user-id 1007 --ray-address local
+	$(BIN)/ray-eraser recommend --storage-path $(DEMO) --user-id 1007 --ray-address local
 	@echo "== user 1007 asks to be forgotten"
-	$(BIN)/python jobs/unlearn.py --storage-path $(DEMO) --user-id 1007 --ray-address local
+	$(BIN)/ray-eraser unlearn --storage-path $(DEMO) --user-id 1007 --ray-address local
 	@echo "== trained again from what remains, is every bit the same?"
-	$(BIN)/python jobs/audit.py --storage-path $(DEMO) --user-id 1007 --ray-address local
+	$(BIN)/ray-eraser audit --storage-path $(DEMO) --user-id 1007 --ray-address local
 
 # Within ten minutes; two at a time where there is no Ray; Ray brings processes of its own.
 test: install lint
@@ -58,6 +58,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in .venv/site; a warning is an error. Needs no network. To read it: python -m http.server -d .venv/site
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # About ten minutes: two thousand requests while processes are killed; exits with 1 where a promise was broken.
 soak: install

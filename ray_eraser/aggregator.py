@@ -1,6 +1,6 @@
-"""The aggregation as a part of a deployment: reads submodels from the store, writes the aggregate to it.
+"""The aggregation in a deployment: reads submodels from the store, and writes the aggregate to it.
 
-A plain class like `Shard`; on Ray it is one actor. What it keeps in memory is a cache of the files of one generation.
+A plain class like `Shard`; on Ray it is one actor. Its memory is a cache of the files of one generation.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class AggregationOrder:
     """Which shards' files to aggregate.
 
     Attributes:
-        shards: all shards' files, in order.
-        erased: pairs that must not count although a shard's file still has them (excision only).
-        excised: shards whose submodels must not count (excision only).
+        shards: the files of all shards, in order.
+        erased: pairs to ignore although a shard's file still has them (excision only).
+        excised: shards whose submodels to ignore (excision only).
     """
 
     shards: tuple[ShardRecord, ...]
@@ -46,7 +46,7 @@ class AggregationOrder:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The aggregate's file, what its bits depend on besides the data, and the seconds that it took."""
+    """The aggregate's file, the environment that its bits depend on, and the duration in seconds."""
 
     aggregate: FileRef
     environment: dict[str, str | int]
@@ -63,28 +63,28 @@ class Aggregator:
         self._users, self._items = _Numbering(), _Numbering()
         self._in_rows: dict[FileRef, Embeddings] = {}
         self._data: dict[FileRef, ShardData] = {}
-        # Excisions are stored nowhere. On the CPU they need no GPU that may be missing, out of memory or broken.
+        # An excision runs on the CPU, because a GPU may be missing, full or broken. Its bits are stored nowhere.
         self._excising = config.with_device("cpu")
         self._grams_on_host = Grams()
 
     def identity(self) -> tuple[str, str]:
-        """(storage path, fingerprint of the settings): what whoever attaches to this actor must agree with."""
+        """(storage path, fingerprint of the settings). A pool that attaches to this actor must have the same."""
         return self._store.uri, self.config.fingerprint()
 
     def described(self) -> dict[str, str]:
-        """The device that it computes on; see `devices.described`."""
+        """The device of the aggregation; see `devices.described`."""
         return described(self.config.runtime.known_device)
 
     @cached_property
     def _grams(self) -> GramBlocks:
-        """On the device. Made when it is first needed, because there may be no GPU."""
+        """The products on the device. Made on first use, because there may be no GPU."""
         return make_grams(self.config)
 
     def ready(self) -> None:
-        """Answers once the process is up and has loaded, and compiled, what it computes with.
+        """Return when the process is up and has loaded and compiled its code.
 
         Raises:
-            DeviceError: it needs a GPU, and sees none.
+            DeviceError: it needs a GPU, and finds none.
         """
         runtime, width = self.config.runtime, self.config.model.width
         environment(runtime.threads, runtime.known_device)
@@ -93,7 +93,7 @@ class Aggregator:
         row = np.array([0], np.int32)
         nobody, made_up = Embeddings.empty(width), Interactions.of(row, row)
         start = Embeddings(nobody.user_rows, nobody.users, row, np.ones((1, width), np.float32))
-        settled = self.config.settled(1.0)  # where nothing has been chosen from a log yet
+        settled = self.config.settled(1.0)  # a stand-in, because no alpha0 has been chosen from a log yet
         with computing(runtime.known_device, runtime.memory_share, "the aggregator"):
             if by_torch(runtime.known_device):
                 excise([Embeddings(row, start.items, row, start.items)], made_up, nobody, settled)
@@ -101,7 +101,7 @@ class Aggregator:
                 excise([], made_up, start, settled)
 
     def aggregate(self, order: AggregationOrder) -> Aggregated:
-        """Write the model of a generation."""
+        """Aggregate the submodels of a generation and write the result."""
         started = time.perf_counter()
         runtime = self.config.runtime
         with computing(runtime.known_device, runtime.memory_share, "the aggregation"):
@@ -112,7 +112,7 @@ class Aggregator:
         return Aggregated(written, environment(runtime.threads, runtime.known_device), time.perf_counter() - started)
 
     def excise(self, order: AggregationOrder) -> KeyedEmbeddings:
-        """The model to serve while the excised shards are trained again. Returned and never stored: it lives for seconds."""
+        """The model to serve while the excised shards train again. It is returned, and never stored: it lives for seconds."""
         submodels = zip(order.shards, self._all_submodels(order), strict=True)
         kept = [submodel for record, submodel in submodels if record.shard not in order.excised]
         nobody = Embeddings.empty(self.config.model.width)
@@ -128,30 +128,30 @@ class Aggregator:
         return excise([], interactions, start, self._excising).keyed(user_keys, item_keys)
 
     def products(self, order: AggregationOrder) -> tuple[np.ndarray, np.ndarray]:
-        """What the submodels of a generation multiply to, users and items, for `warm` of another process."""
+        """The products of a generation's submodels, users' and items', for `warm` in another process."""
         runtime = self.config.runtime
         with computing(runtime.known_device, runtime.memory_share, "the products of the submodels"):
             return products(self._all_submodels(order), self.config, self._grams)
 
     def warm(self, order: AggregationOrder, products: tuple[np.ndarray, np.ndarray] | None = None) -> None:
-        """Read a generation's submodels and multiply them, so that the next excision need not wait for either.
+        """Read and multiply a generation's submodels, so that the next excision waits for neither.
 
         Args:
             order: as for `aggregate`.
-            products: of the same order, where another process has multiplied them already.
+            products: the products for the same order, if another process has computed them.
         """
         known = [submodel for submodel in self._all_submodels(order) if len(submodel.user_rows)]
         self._grams_on_host.give(known, self.products(order) if products is None else products)
 
     def forget(self, order: AggregationOrder) -> None:
-        """Drop from memory everything that does not belong to a generation. Reads nothing."""
+        """Drop all data in memory that does not belong to a generation. Reads no file."""
         self._drop_superseded(order)
         wanted = {record.submodel for record in order.shards}
         if not wanted >= self._submodels.keys():
             self._hold({ref: submodel for ref, submodel in self._submodels.items() if ref in wanted})
 
     def _hold(self, submodels: dict[FileRef, KeyedEmbeddings]) -> None:
-        """Keep these submodels, their rows and their products, and no key of anybody whom none of them knows."""
+        """Keep these submodels, their rows and their products. Keys that none of them has are dropped."""
         self._submodels = submodels
         users = self._users.rows_of({ref: submodel.user_keys for ref, submodel in submodels.items()})
         items = self._items.rows_of({ref: submodel.item_keys for ref, submodel in submodels.items()})
@@ -163,7 +163,7 @@ class Aggregator:
             self._grams.keep(self._in_rows.values())
 
     def _all_submodels(self, order: AggregationOrder) -> list[Embeddings]:
-        """In rows of this process, which stand for the keys of `_users` and `_items`."""
+        """The submodels in this process's rows, which number the keys of `_users` and `_items`."""
         self._drop_superseded(order)
         wanted = [record.submodel for record in order.shards]
         if wanted != list(self._submodels):
@@ -171,7 +171,10 @@ class Aggregator:
         return [self._in_rows[ref] for ref in wanted]
 
     def _drop_superseded(self, order: AggregationOrder) -> None:
-        """Drop cached interactions of other generations: one that reads none would keep erased pairs."""
+        """Drop cached interactions of other generations.
+
+        An aggregation that reads no interactions would otherwise keep erased pairs in memory.
+        """
         files = {record.interactions for record in order.shards}
         self._data = {file: data for file, data in self._data.items() if file in files}
 
@@ -181,14 +184,14 @@ class Aggregator:
         return [self._data[file] for file in files]
 
     def _interactions(self, order: AggregationOrder) -> Interactions:
-        """All that are learned from, in the rows of `_all_submodels`: a submodel has all ids that it learned from."""
+        """All training interactions, in the rows of `_all_submodels`. A submodel has every id that it learned from."""
         return trained_pairs(self._shards(order), self._users.keys, self._items.keys)
 
 
 class _Numbering:
-    """Rows for the ids of one kind that some models know, in the order of keys and without gaps.
+    """Row numbers for the ids of one kind in some models, in the order of keys and without gaps.
 
-    A new generation changes few models. The rows of the others are shifted instead of looked up again.
+    A new generation changes few models. The rows of the other models are shifted instead of looked up again.
     """
 
     def __init__(self) -> None:
@@ -196,7 +199,7 @@ class _Numbering:
         self._rows: dict[FileRef, np.ndarray] = {}
 
     def rows_of(self, keys_of: Mapping[FileRef, np.ndarray]) -> dict[FileRef, np.ndarray]:
-        """(n,) int32 rows of every model's ids, given their ascending keys; `keys` are then those of these models."""
+        """(n,) int32 rows of every model's ids, given their ascending keys. Afterwards `keys` has the keys of these models."""
         rows = {ref: self._rows[ref] for ref in keys_of if ref in self._rows}
         new = {ref: keys for ref, keys in keys_of.items() if ref not in rows}
         places = {ref: places_of(keys, self.keys) for ref, keys in new.items()}
@@ -223,8 +226,8 @@ def aggregate_of(submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardDat
     """The aggregate of all shards' submodels, as a deployment stores it.
 
     Args:
-        submodels: every shard's, in order.
-        shards: what they learned from; looked at where `needs_interactions` says so.
+        submodels: one for each shard, in order.
+        shards: their interactions; used only if `needs_interactions`.
         config: as for `aggregation.aggregate`.
     """
     user_keys = all_keys([submodel.user_keys for submodel in submodels])
@@ -235,7 +238,7 @@ def aggregate_of(submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardDat
 
 
 def folded_in(model: KeyedEmbeddings, shards: Sequence[ShardData], config: EraserConfig) -> KeyedEmbeddings:
-    """A stored aggregate as it is served: with the users of these shards folded in, where the settings say so."""
+    """A stored aggregate as it is served: with the shards' users folded in, if the settings ask for it."""
     if not config.aggregation.foldin:
         return model
     user_keys, item_keys = all_keys([data.user_keys for data in shards]), all_keys([data.item_keys for data in shards])
@@ -244,7 +247,7 @@ def folded_in(model: KeyedEmbeddings, shards: Sequence[ShardData], config: Erase
 
 
 def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: EraserConfig) -> bytes:
-    """What the file of the aggregate should contain, computed from the stored submodels: for the audit."""
+    """Compute, for the audit, the expected content of the aggregate's file from the stored submodels."""
     store = Store(store_uri)
     data = [store.read_shard_data(record.interactions) for record in shards] if needs_interactions(config) else []
     submodels = [store.read_embeddings(record.submodel) for record in shards]
@@ -253,5 +256,5 @@ def rebuild_aggregate(store_uri: str, shards: Sequence[ShardRecord], config: Era
 
 
 def _cached(cache: dict[FileRef, _T], wanted: Sequence[FileRef], read: Callable[[FileRef], _T]) -> dict[FileRef, _T]:
-    """A cache of exactly the wanted files: what is superseded leaves the memory at once."""
+    """A cache of exactly the wanted files, so that superseded data leaves the memory at once."""
     return {ref: cache[ref] if ref in cache else read(ref) for ref in wanted}

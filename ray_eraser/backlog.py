@@ -1,4 +1,4 @@
-"""Requests that are accepted but not carried out, as a pure value. `Change` (generation.py) applies a batch of them."""
+"""Requests that are accepted but not carried out yet, as a pure value. `Change` (generation.py) applies a batch of them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Backlog:
 
     @classmethod
     def of_learnings(cls, ledger: Ledger) -> Backlog:
-        """The requests that `to_come` needs. Other requests can be thousands, and slow to read.
+        """The requests that `to_come` needs. There may be thousands of other requests, which are slow to read.
 
-        A later erasure removes its pairs from a waiting learning, but not from one that is in training. So if a learning is in
-        training, the requests after it are needed as well.
+        Accepting an erasure removes its pairs from a waiting learning, but not from one in training. So if a learning is in
+        training, the requests after it are needed too.
         """
         rows = ledger.unfinished(kind=Learning.kind)
         return cls.read(ledger) if any(row.state is RequestState.ROUTED for row in rows) else cls(tuple(rows))
 
     def left_to_learn(self) -> dict[RequestId, Learning]:
-        """Every learning without the pairs that later requests erase."""
+        """Every learning, without the pairs that later requests erase."""
         left = {}
         for position, row in enumerate(self.rows):
             if isinstance(row.work, Learning):
@@ -50,7 +50,7 @@ class Backlog:
         return left
 
     def to_come(self) -> frozenset[tuple[str, str]]:
-        """The pairs that wait to be learned or are in training, without those that a later request erases."""
+        """The pairs that wait for training or are in training, except pairs that a later request erases."""
         return frozenset(pair for left in self.left_to_learn().values() for pair in left.named)
 
     def amended_by(self, requests: Iterable[UnlearningRequest]) -> dict[RequestId, Learning]:
@@ -63,7 +63,7 @@ class Backlog:
         return [row for row in rows if row.generation is not None] or rows
 
     def next_batch(self) -> list[RequestRow]:
-        """The excised requests to train for next. Requests whose training failed before go separately."""
+        """The excised requests to train for next. Requests whose training failed before are in batches of their own."""
         parties: dict[int | None, list[RequestRow]] = {}
         for row in self.rows:
             if row.state is RequestState.EXCISED:
@@ -72,7 +72,7 @@ class Backlog:
         return next((batch for batch in batches if batch), [])
 
     def _in_order(self, party: Sequence[RequestRow]) -> list[RequestRow]:
-        """Hold back learnings that overlap an earlier erasure outside the party. It would erase pairs that came after it."""
+        """Hold back learnings that overlap an earlier erasure outside the party: it would erase the newer pairs too."""
         names, earlier, batch = {row.request_id for row in party}, list[UnlearningRequest](), []
         for row in self.rows:
             if row.request_id not in names:
@@ -96,7 +96,7 @@ def _amended(learnings: Iterable[RequestRow], requests: Iterable[UnlearningReque
 
 
 def _are_about(requests: Iterable[UnlearningRequest]) -> Callable[[str, str], bool]:
-    """A test whether any of the requests covers a pair."""
+    """A predicate on (user, item): whether any of the requests covers the pair."""
     asked = list(requests)
     users = {request.user_id for request in asked}
     items = {request.item_id for request in asked}

@@ -1,4 +1,4 @@
-"""Builds a generation: drafts it, trains its shards, aggregates, writes the manifest and publishes it in the ledger."""
+"""Builds a generation: drafts it, trains its shards, aggregates them, writes the manifest and publishes it in the ledger."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from ray_eraser.aggregator import Aggregated, AggregationOrder
 from ray_eraser.compute import Compute
 from ray_eraser.config import EraserConfig
+from ray_eraser.data.account import Account
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.keyed import KeyedPairs, all_keys
 from ray_eraser.devices import check_same, same_as
@@ -36,10 +37,10 @@ from ray_eraser.unlearning.request import UnlearningRequest
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[str, Sequence[RequestRow]], None]
-"""Called after every durable step, with its name and its requests."""
+"""Called after every durable step with the step's name and requests."""
 
 PoolFor = Callable[[EraserConfig], ShardPool]
-"""Returns the pool whose shards have the given settings."""
+"""Returns a pool whose shards have the given settings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,15 @@ class Draft:
 
     Attributes:
         config: its settings.
-        chosen: the names of the settings that were chosen from the log.
+        chosen: names of the settings that were chosen from the log.
         pool: the shards with these settings.
-        integers: `user` and `item`, if their ids are given back as integers.
+        integers: `user` and `item`, if their ids are returned as integers.
         users, items: the files of its vocabularies.
-        orders: one for each shard that must train.
+        orders: one order for each shard that must train.
         kept: the files of the other shards.
         notes: entries for the ledger, written with the publication.
+        account: the rows of the log, counted, for the report of a fit. It counts data that may be erased later, so it is not
+            stored.
     """
 
     config: EraserConfig
@@ -66,6 +69,7 @@ class Draft:
     orders: Mapping[ShardId, ShardOrder]
     kept: Mapping[ShardId, ShardRecord] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class FitReport:
         n_users, n_items: users and items with a stored interaction.
         n_interactions: interactions that the shards train on.
         held_out: interactions stored for validation only.
+        held_for_test: interactions of the test set, which are stored nowhere.
+        rows_read, merged, left_out: rows of the log; rows that repeat an interaction; and rows that were left out, by reason.
+        notices: remarks on how the log was read. They name no id.
         n_shards, shard_sizes, balance, shards_per_user, partition: how the interactions are divided.
         guarantee, chosen: the level that receipts will claim, and the settings that were chosen from the log.
         alpha0: the weight of unobserved pairs; None if no stored file depends on it.
@@ -89,6 +96,11 @@ class FitReport:
     n_items: int
     n_interactions: int
     held_out: int
+    held_for_test: int
+    rows_read: int
+    merged: int
+    left_out: dict[str, int]
+    notices: tuple[str, ...]
     n_shards: int
     shard_sizes: list[int]
     balance: float
@@ -100,8 +112,8 @@ class FitReport:
     seconds: dict[str, float]
 
     @classmethod
-    def of(cls, loaded: Loaded, seconds: Mapping[str, float]) -> FitReport:
-        """Report a fitted generation and the duration of its stages."""
+    def of(cls, loaded: Loaded, seconds: Mapping[str, float], account: Account) -> FitReport:
+        """Describe a fitted generation, the duration of its stages, and the rows of its log."""
         manifest, shards = loaded.manifest, list(loaded.shards.values())
         config, sizes = manifest.config, np.array([len(data.train) for data in shards])
         trained = [data.user_keys[data.train.user_rows()] for data in shards]
@@ -112,6 +124,11 @@ class FitReport:
             n_items=len(loaded.items),
             n_interactions=int(sizes.sum()),
             held_out=sum(len(data.valid) for data in shards),
+            held_for_test=account.held_for_test,
+            rows_read=account.rows_read,
+            merged=account.merged,
+            left_out=dict(account.left_out),
+            notices=account.notices,
             n_shards=config.partition.n_shards,
             shard_sizes=sizes.tolist(),
             balance=round(balance_of(sizes), 4),
@@ -126,13 +143,13 @@ class FitReport:
 
 @dataclass(frozen=True, eq=False)
 class HeadStart:
-    """A draft that was made before its requests became a batch; empty if there was none."""
+    """A draft made before its requests became a batch; empty if there was none."""
 
     rows: Sequence[RequestRow] = ()
     made: tuple[Change, Draft] | None = None
 
     def of(self, batch: Sequence[RequestRow]) -> tuple[Change, Draft] | None:
-        """The change and draft, if the batch has exactly these requests."""
+        """The change and the draft, if the batch has exactly these requests."""
         return self.made if [row.request_id for row in batch] == [row.request_id for row in self.rows] else None
 
 
@@ -141,9 +158,9 @@ class Builder:
 
     Args:
         store, ledger: the deployment's.
-        clock: seconds since 1970.
+        clock: gives seconds since 1970.
         on_step: see `OnStep`.
-        signer: signs which generation is current.
+        signer: signs the statement of which generation is current.
     """
 
     def __init__(
@@ -169,29 +186,31 @@ class Builder:
         partition: Partition | None = None,
         held: Partition | None = None,
     ) -> Draft:
-        """Key, divide and write a log; every shard will train. See `prepare`."""
+        """Draft a first generation: key, divide and write a log; every shard will train. See `prepare`."""
         self.report("partition", 0, 1)
         ready = prepare(dataset, config, compute, partition, held)
         learned, config = ready.log, ready.config
         users, items = self._store.write_vocabulary(learned.users), self._store.write_vocabulary(learned.items)
         files = [self._store.write_shard_data(ShardId(shard), data) for shard, data in enumerate(ready.shards)]
         orders = self._first_orders(files)
-        return Draft(config, ready.chosen, pool_for(config), _integers(learned), users, items, orders)
+        pool, integers = pool_for(config), _integers(learned)
+        return Draft(config, ready.chosen, pool, integers, users, items, orders, account=dataset.account())
 
     def from_log(self, source: str, config: EraserConfig, compute: Compute, pool_for: PoolFor) -> Draft:
-        """As `from_dataset`, for a log that no process holds as a whole. See `ingest`."""
+        """As `from_dataset`, for a log that no single process loads as a whole. See `ingest`."""
         self.report("partition", 0, 3)
         parts = ingest(source, self._store, config, compute, lambda done: self.report("partition", done, 3))
         looked_at = partial(parts.of_users, store_uri=self._store.uri, compute=compute)
         config, chosen = settle(config, looked_at, parts.n_trained, parts.users.keys, parts.items.keys, compute)
         orders = self._first_orders(parts.shards)
-        return Draft(config, chosen, pool_for(config), _integers(parts), parts.user_refs, parts.item_refs, orders)
+        pool, integers = pool_for(config), _integers(parts)
+        return Draft(config, chosen, pool, integers, parts.user_refs, parts.item_refs, orders, account=parts.account)
 
     def _first_orders(self, files: Sequence[FileRef]) -> dict[ShardId, ShardOrder]:
         return {ShardId(shard): ShardOrder(self._epoch, file) for shard, file in enumerate(files)}
 
     def draft_of_change(self, change: Change, config: EraserConfig, pool: ShardPool) -> Draft:
-        """Write the vocabularies after a change; the shards that it touches will train."""
+        """Draft the generation after a change: write its vocabularies; the shards that it touches will train."""
         before = change.before
         manifest = before.manifest
         orders = {}
@@ -219,9 +238,9 @@ class Builder:
 
         Args:
             draft: the generation.
-            change: from the generation before; None for a fit.
-            batch: the requests that it carries out.
-            running: the serving pool. If training fails, a pool that was made for the draft is closed.
+            change: the change from the previous generation; None for a fit.
+            batch: the requests that the generation carries out.
+            running: the serving pool. If training fails and the draft has a pool of its own, that pool is closed.
         """
         try:
             if draft.pool is not running:
@@ -283,10 +302,10 @@ class Builder:
         return draft.pool.train(draft.orders, on_done)
 
     def _superseded(self, manifest: Manifest, digest: str) -> tuple[str, ...]:
-        """Files to delete once a generation is published: those of the generation before, and leftovers of failed attempts.
+        """Files to delete after a generation is published: files of the previous generation, and leftovers of failed attempts.
 
-        Leftovers may hold data that is erased now. The list is made before publishing, while no other coordinator can write.
-        A later purge deletes only what is on it.
+        Leftovers may hold data that this generation erases. The list is made before publishing, while no other coordinator can
+        write. A later purge deletes only the listed files.
         """
         kept = files_of(manifest, digest)
         return tuple(path for path in self._store.files() if path not in kept)
@@ -303,14 +322,14 @@ class Builder:
     def ahead(
         self, rows: Sequence[RequestRow], planned: Callable[[Sequence[RequestRow]], tuple[Change, Draft]], pool: ShardPool
     ) -> Iterator[HeadStart]:
-        """Within, a shard trains alongside the excision, if its order is known in advance.
+        """Let a shard train during the block, alongside the excision, if its order is known in advance.
 
-        This is no durable step. It writes files that no manifest names, and writes the same files if it is repeated.
+        This is not a durable step. It writes files that no manifest names, and a repetition writes the same files.
 
         Args:
             rows: the requests of the next batch; empty if they are not known.
             planned: drafts a batch.
-            pool: trains.
+            pool: trains the shard.
         """
         start = HeadStart()
         try:
@@ -333,10 +352,10 @@ class Builder:
         return [path for path in self._store.files() if path not in wanted]
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Delete files, but for those of the published generation: names come back with their content.
+        """Delete files, except files of the published generation: equal content gets the same name again.
 
         Raises:
-            StaleEpochError: another coordinator is in force. A file may be one of its by now.
+            StaleEpochError: another coordinator is in force, and its generation may need the file.
         """
         kept: tuple[str, set[str]] = ("", set())
         for path in paths:
@@ -349,7 +368,7 @@ class Builder:
 
 
 def _integers(log: Dataset | Ingested) -> tuple[str, ...]:
-    """`user` and `item`, if their ids are given back as integers."""
+    """`user` and `item`, if their ids are returned as integers."""
     return tuple(vocabulary.kind for vocabulary in (log.users, log.items) if vocabulary.integers)
 
 
@@ -361,7 +380,7 @@ def files_of(manifest: Manifest, digest: str) -> set[str]:
 def _receipts(
     batch: Sequence[RequestRow], change: Change, before: Loaded, after: Manifest, published: GenerationRow
 ) -> dict[RequestId, Receipt]:
-    """The unfinished receipts of the requests that ask for an erasure."""
+    """Unfinished receipts for the requests that ask for an erasure."""
     return {
         row.request_id: _receipt(row, row.work, change.erasures[row.request_id], before, after, published)
         for row in batch
@@ -377,7 +396,7 @@ def _receipt(
     after: Manifest,
     published: GenerationRow,
 ) -> Receipt:
-    """A receipt without its end times and its place in the chain, which follow when the request is finished."""
+    """A receipt without its end times and its place in the chain. Both are added when the request finishes."""
     assert row.salt is not None and row.excised_at is not None  # noqa: PT018 - one fact: it is unfinished
     old, new = before.manifest.shards, dict(enumerate(after.shards))  # a new partition may have fewer
     changes = tuple(ShardChange.between(old[shard], new.get(shard)) for shard in sorted(owned))

@@ -1,4 +1,4 @@
-"""A clock whose times never go back: those of a chain of receipts must be in order, whatever the machine's clock does."""
+"""A clock that never goes back. The times in a chain of receipts must be in order even if the machine's clock is reset."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 _STILL_SECONDS = 60.0
-"""By how much the machine's clock may be behind while ours stands still. Further behind ours goes on: deadlines are counted
-with it, and would never come."""
+"""The largest lag of the machine's clock, in seconds, for which this clock stands still. With a larger lag it keeps running, so
+that deadlines still arrive."""
 
 
 class SteadyClock:
     """Seconds since 1970 that never decrease.
 
-    While the machine's clock is at most a minute behind the newest time given, that time is given again. Further behind, the
-    seconds that pass are added to it.
+    While the machine's clock is at most a minute behind the newest time returned, that time is returned again. While it is
+    further behind, the elapsed seconds are added to the newest time.
 
     Args:
-        clock: the machine's, in seconds since 1970.
-        at_least: no time before this is given, such as the newest that a ledger has.
-        passing: seconds on a clock that nobody sets.
+        clock: the machine's clock, in seconds since 1970.
+        at_least: the earliest time to return, such as the newest time in a ledger.
+        passing: a monotonic clock in seconds.
 
     Attributes:
-        behind: by how many seconds the machine's clock was behind when it was last read; 0 if it was not.
+        behind: the seconds by which the machine's clock was behind at the last reading; 0 if it was not behind.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SteadyClock:
             else:
                 self._newest = max(self._newest, now)
             self._read_at = read_at
-            if behind and not self.behind:  # once each time, not at every reading
+            if behind and not self.behind:  # warn once per lag, not at every reading
                 log.warning("the machine's clock is behind", extra={"seconds": round(behind, 3)})
             self.behind = behind
             return self._newest

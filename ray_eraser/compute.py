@@ -1,4 +1,4 @@
-"""Where pure functions run: in this process or on a cluster, those who call need not know."""
+"""Run pure functions in this process or on a cluster. Callers need not know which."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Compute(Protocol):
     """A place where pure functions run."""
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-        """Results of pure functions of stored files, each called in some process; in the order of `calls`."""
+        """Call pure functions of stored files, each in some process, and return their results in the order of `calls`."""
         ...
 
 
 class InThisProcess:
-    """A place that is there always: one call after the other."""
+    """Run all calls in this process, one after the other."""
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return [call() for call in calls]

@@ -12,26 +12,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ray_eraser.backlog import Backlog
 from ray_eraser.building import Builder, Draft, FitReport, noted_with
 from ray_eraser.clock import SteadyClock
-from ray_eraser.config import DAY, EraserConfig, UnlearningConfig
+from ray_eraser.config import EraserConfig, UnlearningConfig
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.frames import Frame, Pairs
+from ray_eraser.data.given import dataset_of
 from ray_eraser.errors import DeploymentError, DeviceError, LedgerError, PoolError, StaleEpochError, StoreError
 from ray_eraser.force import Claim, Force
 from ray_eraser.generation import Change, remaining_dataset
 from ray_eraser.healing import heal, named_files
-from ray_eraser.ids import RawId, RequestId
+from ray_eraser.ids import RequestId
 from ray_eraser.intake import Desk, Intake, Submitted
 from ray_eraser.logs import named_safely
 from ray_eraser.opening import agreed, as_run_here, noted_here, recorded, refuse_foreign, settings_with, unlearning_settings
 from ray_eraser.partition import Partition
-from ray_eraser.pool import ShardPool
+from ray_eraser.pool import LocalShardPool, ShardPool
 from ray_eraser.reading import Reading
 from ray_eraser.serving import Serving
 from ray_eraser.status import is_in
@@ -41,8 +44,9 @@ from ray_eraser.unlearning.idempotency import KeyHash
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, RequestRow, default_ledger
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
+from ray_eraser.unlearning.request_files import requests_of
 from ray_eraser.unlearning.signing import SigningKey, load_signing_key
-from ray_eraser.unlearning.suppression import Suppressed, check_secret, note_secret, subjects_of
+from ray_eraser.unlearning.suppression import check_secret, note_secret
 from ray_eraser.unlearning.work import Repartition
 
 __all__ = ["Coordinator", "FitReport", "MakePool", "Submitted"]
@@ -104,6 +108,24 @@ class Coordinator(Reading):
             self._ledger.close()
             raise
 
+    @classmethod
+    def local(cls, path: str | Path, config: EraserConfig | None = None, *, deployment: str = "default") -> Coordinator:
+        """A coordinator that computes in this process, without Ray.
+
+        Args:
+            path: where everything that it keeps is.
+            config: for a new deployment; for an existing one None, or the same settings again.
+            deployment: its name.
+
+        Raises:
+            DeploymentError, HeldError: as the class.
+
+        Example:
+            >>> shop = Coordinator.local("shop", EraserConfig())  # doctest: +SKIP
+            >>> shop.fit(read_dataset("log.csv", shop.config.data, shop.config.seed))  # doctest: +SKIP
+        """
+        return cls(deployment, str(path), partial(LocalShardPool, str(path)), config)
+
     def _open(self, config: EraserConfig | None, clock: Callable[[], float], claim: Claim) -> None:
         # A start that is refused leaves the coordinator that runs in force.
         agreed(self.deployment, self._store, self._ledger, config)
@@ -148,17 +170,19 @@ class Coordinator(Reading):
 
     # ---- learn ---------------------------------------------------------------------------------------------------------
 
-    def fit(self, dataset: Dataset, partition: Partition | None = None, held: Partition | None = None) -> FitReport:
+    def fit(self, log: Dataset | Pairs, partition: Partition | None = None, held: Partition | None = None) -> FitReport:
         """Divide the interactions, train every shard, aggregate, publish generation 1.
 
         Args:
-            dataset: what to learn from; its test set is left alone.
-            partition: of `dataset.train`, where it is to be the same as another time; None makes one as configured.
-            held: of `dataset.valid`, likewise.
+            log: a `Dataset`, whose test set is left alone; a data frame or (user id, item id) pairs, read as a file is.
+            partition: of `log.train`, to repeat an earlier partition; None makes one as configured.
+            held: of `log.valid`, likewise.
 
         Raises:
+            InputError: a data frame lacks a column, or a value cannot be an id.
             DeploymentError: something is deployed here already.
         """
+        dataset = dataset_of(log, self.config.data, self.config.seed)
         make = self._builder.from_dataset
         return self._fit(lambda: make(dataset, self._settled(), self.pool, self._pool_for, partition, held))
 
@@ -199,7 +223,7 @@ class Coordinator(Reading):
                 "aggregation": aggregated.seconds,
                 "total": done - started,
             }
-            return FitReport.of(self._serving.loaded, seconds)
+            return FitReport.of(self._serving.loaded, seconds, draft.account)
 
     def _settled(self) -> EraserConfig:
         """The settings, with the device that `runtime.device=auto` comes to."""
@@ -222,8 +246,8 @@ class Coordinator(Reading):
             priority: above 0: is not to wait for others, whatever the plan.
 
         Raises:
-            UnknownIdError: an id is not here (any more).
-            RequestError: a pair is not among the data, or the key belongs to another request.
+            UnknownIdError: nothing of the user or the item is here.
+            RequestError: none of the pairs is here, or the key belongs to another request.
             QueueFullError: too many requests wait.
             LedgerError: it cannot be recorded.
             StaleEpochError: another coordinator has taken over: ask that one.
@@ -231,18 +255,16 @@ class Coordinator(Reading):
         with self._force.recording():
             return self._intake.submit(Submission(request, idempotency_key, priority))
 
-    def submit_many(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[Submitted | Refusal]:
-        """Accept many requests: all or, with `partial`, all that can be accepted; in their order.
+    def submit_many(self, submissions: Iterable[Submission] | Frame, *, partial: bool = False) -> list[Submitted | Refusal]:
+        """Accept many requests, or the rows of a data frame (`request_files.read_frame`): all, or the sound ones with `partial`.
 
-        Raises:
-            as `submit`: for the first that is at fault, whose row the error names; nothing was recorded.
+        The answers have the order of the requests. Raises as `submit`, for the first request at fault, and names its row.
         """
+        asked = requests_of(submissions, partial=partial)
         with self._force.recording():
-            return self._intake.submit_many(submissions, partial=partial)
+            return asked.in_order(self._intake.submit_many(asked.submissions, partial=partial))
 
-    def learn(
-        self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None = None, *, take_back: bool = False
-    ) -> Submitted:
+    def learn(self, pairs: Pairs, idempotency_key: str | None = None, *, take_back: bool = False) -> Submitted:
         """Accept (user id, item id) pairs to learn from; `process_pending` trains the shards that they go to.
 
         Each pair goes where a fit on all interactions would put it, for training or validation; for learned partitions see
@@ -250,7 +272,7 @@ class Coordinator(Reading):
         the pairs can be erased like all others.
 
         Args:
-            pairs: (user id, item id) each.
+            pairs: (user id, item id) each, or a data frame.
             idempotency_key: as `submit`.
             take_back: learn also what was erased and is not to be learned again (`unlearning.suppress_days`).
 
@@ -320,15 +342,10 @@ class Coordinator(Reading):
             drafts = [row.receipt for row in rows if row.receipt is not None]
             receipts = [replace(receipt, restored_at=restored_at, purged_at=purged_at) for receipt in drafts]
             done = [row.request_id for row in rows if row.receipt is None]
-            receipts = self._ledger.finish(receipts, self._signer, done, self._suppressed(rows, purged_at))
+            suppressed = self._intake.suppressed((row.work for row in rows), purged_at)
+            receipts = self._ledger.finish(receipts, self._signer, done, suppressed)
             self._step("finished", batch)
             return receipts
-
-    def _suppressed(self, rows: Sequence[RequestRow], at: float) -> list[Suppressed]:
-        """What a batch puts on the list of what must not be learned again."""
-        days = self.settings.suppress_days
-        erased = [row.work for row in rows if isinstance(row.work, UnlearningRequest)]
-        return subjects_of(erased, self._key_hash.subject, at + days * DAY) if days else []
 
     def _known_ahead(self) -> Sequence[RequestRow]:
         """The requests of the next batch, if they are known before the excision: few requests, all of them new."""

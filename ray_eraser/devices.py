@@ -1,7 +1,7 @@
-"""Where vectors are computed: by compiled loops on the CPU, or by PyTorch on a GPU.
+"""The device that computes vectors: the CPU with compiled loops, or a GPU with PyTorch.
 
-The device is a part of what bits depend on, as thread counts are. All shards of a generation and its aggregate are computed on
-one kind, which is recorded with the generation (docs/decisions/0029).
+Like thread counts, the device affects the bits. All shards of a generation and its aggregate are computed on one kind of
+device, which is recorded with the generation (docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["cpu", "torch-cpu", "cuda"]
-"""`cpu`: compiled loops. `cuda`: PyTorch on a GPU. `torch-cpu`: the code for the GPU on the CPU, for rehearsals and tests."""
+"""`cpu`: compiled loops. `cuda`: PyTorch on a GPU. `torch-cpu`: the GPU code on the CPU, for rehearsals and tests."""
 
 _CUBLAS_WORKSPACES = (":4096:8", ":16:8")
-"""The first is ours. Without a fixed workspace cuBLAS may add in another order from one run to the next."""
+"""The accepted settings; the first is the default. Without a fixed workspace, the order in which cuBLAS adds may vary."""
 
 _Described = TypeVar("_Described", bound=Mapping[str, Any])
 
 
 _DESCRIBED = ("device", "capability", "multiprocessors", "cuda", "cublas_workspace")
-"""The names that `described` gives."""
+"""The keys that `described` returns."""
 
 
 def by_torch(device: Device) -> bool:
-    """Whether the device computes with PyTorch's kernels."""
+    """Whether the device uses PyTorch's kernels."""
     return device != "cpu"
 
 
 def torch_device(device: Device) -> torch.device:
-    """PyTorch's name of a device; for `cuda`, that of the first GPU that this process sees.
+    """The PyTorch device; for `cuda`, the first GPU that this process sees.
 
     Raises:
-        DeviceError: this process sees no GPU, or is set to compute on it without repeatable bits.
+        DeviceError: this process sees no GPU, or its cuBLAS setting does not give repeatable bits.
     """
     import torch
 
     if device != "cuda":
         return torch.device("cpu")
-    # cuBLAS reads it when CUDA starts in a process.
+    # cuBLAS reads this variable when CUDA starts in a process.
     if (found := os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACES[0])) not in _CUBLAS_WORKSPACES:
         ways = " or ".join(_CUBLAS_WORKSPACES)
-        raise DeviceError("cuda", f"CUBLAS_WORKSPACE_CONFIG is {found!r}, with which bits are not repeated: set {ways}")
+        raise DeviceError("cuda", f"CUBLAS_WORKSPACE_CONFIG is {found!r}, which does not give repeatable bits: set {ways}")
     if not torch.cuda.is_available():
         raise DeviceError(
             "cuda", "this process sees no GPU: check runtime.gpus_per_shard and the driver, or set runtime.device=cpu"
@@ -58,7 +58,7 @@ def torch_device(device: Device) -> torch.device:
 
 
 def described(device: Device) -> dict[str, str]:
-    """What bits depend on besides the processor: the kind of device, and of a GPU its name, capability and libraries.
+    """The device as far as bits depend on it: its kind, and for a GPU its name, capability and libraries.
 
     Raises:
         DeviceError: as for `torch_device`.
@@ -79,12 +79,12 @@ def described(device: Device) -> dict[str, str]:
 
 
 def named(environment: Mapping[str, str | int]) -> str:
-    """A device as sentences name it, given what `described` says of it."""
+    """The name of a device for use in sentences, given the result of `described`."""
     name = str(environment.get("device", "cpu"))
     if name == "cpu":
         return "the CPU"
     if name == "torch-cpu":
-        return "the CPU, by the GPU's code"
+        return "the CPU with the GPU code"
     return f"{name} (compute capability {environment.get('capability')}, CUDA {environment.get('cuda')})"
 
 
@@ -93,49 +93,49 @@ def check_same(trained_on: Mapping[str, str | int], here: Mapping[str, str | int
 
     Args:
         trained_on: the recorded environment; see `determinism.environment`.
-        here: the environment here, or what `described` gives.
+        here: the environment of this process, or the result of `described`.
 
     Raises:
-        DeviceError: the device, its capability or its libraries differ. Names both.
+        DeviceError: the device, its capability or its libraries differ. The error names both devices.
     """
     if any(trained_on.get(name) != here.get(name) for name in _DESCRIBED):
         raise DeviceError(
             named(trained_on),
-            f"the deployment was trained on it, and here is {named(here)}: run this where such a device is, or move the "
-            "deployment with repartition.py --set runtime.device=cpu or cuda",
+            f"the deployment was trained on it, but this process has {named(here)}: run it on the same device, or move the "
+            "deployment with ray-eraser repartition --set runtime.device=cpu or cuda",
         )
 
 
 def same_as(trained_on: Mapping[str, str | int], ask: Callable[[], _Described]) -> _Described:
-    """What is found here, which must be the device that a deployment was trained on.
+    """Return the environment of this process if it is the one that a deployment was trained on.
 
     Args:
         trained_on: as for `check_same`.
-        ask: finds it.
+        ask: finds the environment.
 
     Raises:
-        DeviceError: it is another device, or there is none. Names both.
+        DeviceError: the device is another one, or there is none. The error names both devices.
     """
     try:
         here = ask()
     except DeviceError as error:
-        raise DeviceError(named(trained_on), f"the deployment was trained on it, and {error.problem}") from error
+        raise DeviceError(named(trained_on), f"the deployment was trained on it, but {error.problem}") from error
     check_same(trained_on, here)
     return here
 
 
 @contextmanager
 def computing(device: Device, memory_share: float, what: str) -> Iterator[None]:
-    """Run the body within a share of the GPU's memory; afterwards overwrite and give back what it freed.
+    """Run the body within a share of the GPU's memory. Afterwards, overwrite the freed memory and return it to the driver.
 
     Args:
-        device: nothing happens on a CPU.
-        memory_share: of the GPU's memory, above 0, at most 1.
-        what: the computation, as errors name it.
+        device: the device; on a CPU, only the body runs.
+        memory_share: the share of the GPU's memory, above 0 and at most 1.
+        what: the name of the computation in error messages.
 
     Raises:
         DeviceError: as for `torch_device`, or the GPU failed.
-        DeviceMemoryError: the share does not suffice.
+        DeviceMemoryError: the computation needs more memory than its share.
     """
     if device != "cuda":
         yield
@@ -148,25 +148,25 @@ def computing(device: Device, memory_share: float, what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # The frames of the failed computation hold its tensors, which could not be overwritten.
+        # The frames of the failed computation keep its tensors alive, so that they could not be overwritten.
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, torch.OutOfMemoryError):
             raise DeviceMemoryError(what) from None
-        if type(error).__name__ == "AcceleratorError":  # this process can compute nothing on the GPU any more
-            raise DeviceError(device, f"{what} failed ({str(error).splitlines()[0]}): look at the GPU's health") from None
+        if type(error).__name__ == "AcceleratorError":  # the process can no longer use the GPU
+            raise DeviceError(device, f"{what} failed ({str(error).splitlines()[0]}): check the GPU's health") from None
         raise
     finally:
         give_back_memory(device)
 
 
 def held_memory() -> int:
-    """Bytes of GPU memory that PyTorch holds in this process; 0 where it never used a GPU. Imports and starts nothing."""
+    """Bytes of GPU memory that PyTorch holds in this process; 0 if it never used a GPU. Does not import torch or start CUDA."""
     torch = sys.modules.get("torch")
     return int(torch.cuda.memory_reserved()) if torch is not None and torch.cuda.is_initialized() else 0
 
 
 def peak_memory(device: Device) -> int:
-    """Bytes of GPU memory that this process has held at most since `computing` began; 0 on a CPU."""
+    """The peak of GPU memory in bytes that this process has held since `computing` began; 0 on a CPU."""
     if device != "cuda":
         return 0
     import torch
@@ -177,8 +177,8 @@ def peak_memory(device: Device) -> int:
 def give_back_memory(device: Device) -> None:
     """Overwrite the blocks that PyTorch's allocator caches, and return them to the driver.
 
-    Freed blocks keep their content: vectors and interactions of erased users among it. Memory that other libraries of CUDA
-    allocate for themselves is not reached: see docs/decisions/0012.
+    Freed blocks keep their content, which may include vectors and interactions of erased users. Memory that other CUDA
+    libraries allocate for themselves is not overwritten: see docs/decisions/0012.
     """
     if device != "cuda":
         return
@@ -188,7 +188,7 @@ def give_back_memory(device: Device) -> None:
     if not cuda.is_initialized():
         return
     cuda.synchronize()
-    # cuBLAS has its workspaces from the same allocator. Nothing public frees them.
+    # cuBLAS takes its workspaces from the same allocator, and no public function frees them.
     clear_workspaces = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)  # noqa: SLF001
     clear_workspaces()
     for segment in cuda.memory_snapshot():
@@ -200,7 +200,7 @@ def give_back_memory(device: Device) -> None:
 
 
 class _Block:
-    """Bytes on the GPU, by their address: nothing is allocated to overwrite them."""
+    """Bytes on the GPU by address, so that they can be overwritten without an allocation."""
 
     def __init__(self, address: int, size: int) -> None:
         self.__cuda_array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}

@@ -1,6 +1,6 @@
-"""Looks at a deployment as an operator should now and then: who can read what, whether it lasts, and whether it is in time.
+"""Checks the operation of a deployment: access to its files and ports, durability, free space, deadlines.
 
-Every check is a function of what was looked at; nothing is changed, and nothing names a user or an item.
+Every check is a function of observed facts. No check changes anything, and no result names a user or an item.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from ray_eraser.store import FileRef, Manifest, Store
 MOUNTS, PROC = Path("/proc/mounts"), Path("/proc")
 
 _PASSES = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-"""File systems in memory: the machine's power takes them along."""
+"""File systems in memory, whose content is lost at a restart."""
 _REMOTE = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "fuse.sshfs", "afs"}
 )
-"""File systems over a network, where SQLite's log in shared memory does not work."""
+"""Network file systems, where SQLite's write-ahead log does not work because it needs shared memory."""
 _LEAST_FREE = 1 << 30
 _SPARE = 2.0
-"""A new partition writes everything once more before the old is deleted, and so does a copy."""
+"""Free space wanted, as a multiple of the stored bytes: a repartition writes everything again before it deletes the old files,
+and a copy needs as much."""
 _CLOCK_SECONDS = 60.0
 _EXCISION_SECONDS = 60.0
-"""A request that takes longer than this to leave what is served is not merely waiting for its turn."""
+"""If a request's data is still served after this time, the request is stuck and not merely queued."""
 _FEW = 3
-"""So many of a kind are named in a warning."""
+"""The most items of one kind that a warning names."""
 
 _RAY_PROCESSES = {
     "gcs_server": "GCS",
@@ -50,23 +51,23 @@ _RAY_PROCESSES = {
     "ray.util.client.server": "Ray Client server",
     "ray::": "workers",
 }
-"""Names of Ray's processes, by a part of their command line; the first that fits counts."""
+"""Names of Ray's processes by a part of their command line. The first match counts."""
 _LISTENS = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
 
 class Outcome(StrEnum):
-    """What came of one check."""
+    """The outcome of one check."""
 
     OK = "OK"
     WARN = "WARN"
     UNCHECKED = "-"
-    """It cannot be said from here; the detail says why."""
+    """Not decidable from here; the detail says why."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One check: what was looked at, what came of it, what was seen, and the way out."""
+    """The result of one check: its name, its outcome, what was found, and what to do."""
 
     check: str
     outcome: Outcome
@@ -79,13 +80,13 @@ class Advice:
 
 @dataclass(frozen=True)
 class RayFacts:
-    """What was seen of a Ray that runs.
+    """Facts about a running Ray.
 
     Attributes:
-        dashboard: host:port where its dashboard listens; empty where it has none.
-        asks_for_token: whether who has no token is turned away; None where that could not be tried.
+        dashboard: host:port of its dashboard; empty if it has none.
+        asks_for_token: whether it rejects requests without a token; None if this could not be tried.
         sends_token: whether this process has a token and sends it.
-        gpus: of all its nodes; None where that could not be asked.
+        gpus: number of GPUs of all its nodes; None if unknown.
     """
 
     dashboard: str
@@ -95,45 +96,47 @@ class RayFacts:
 
 
 def check_ray(facts: RayFacts | None) -> Iterator[Advice]:
-    """Whether others can make Ray do what they want. None: no Ray runs here."""
+    """Check whether other people can run code on Ray. `facts` is None if no Ray is running here."""
     dashboard, token = "Ray's dashboard", "Ray's auth token"
     if facts is None:
-        yield Advice(dashboard, Outcome.UNCHECKED, "no Ray answers: give --ray-address, and the token that it asks for")
-        yield Advice(token, Outcome.UNCHECKED, "likewise")
+        yield Advice(dashboard, Outcome.UNCHECKED, "no Ray answers: give --ray-address, and Ray's token if it asks for one")
+        yield Advice(token, Outcome.UNCHECKED, "no Ray answers")
         return
     if not facts.dashboard:
         yield Advice(dashboard, Outcome.OK, "there is none")
     elif _is_loopback(facts.dashboard.rpartition(":")[0]):
-        yield Advice(dashboard, Outcome.OK, f"listens at {facts.dashboard}, for this machine alone")
+        yield Advice(dashboard, Outcome.OK, f"listens at {facts.dashboard}, reachable from this machine only")
     else:
         yield Advice(
             dashboard,
             Outcome.WARN,
-            f"listens at {facts.dashboard}: whoever reaches it runs what they want",
-            "ray start --dashboard-host 127.0.0.1, and reach it by an SSH tunnel",
+            f"listens at {facts.dashboard}: anyone who can reach it can run any code",
+            "start Ray with --dashboard-host 127.0.0.1, and use an SSH tunnel",
         )
     asks = facts.sends_token if facts.asks_for_token is None else facts.asks_for_token
     if asks:
         yield Advice(
-            token, Outcome.OK, "is asked for" if facts.asks_for_token else "is sent; there is no dashboard to try without"
+            token,
+            Outcome.OK,
+            "is required" if facts.asks_for_token else "is sent; without a dashboard it is unknown whether Ray requires it",
         )
     else:
         yield Advice(
             token,
             Outcome.WARN,
-            "is not asked for: whoever reaches Ray runs what they want",
-            "ray get-auth-token --generate, RAY_AUTH_MODE=token on every node, and start Ray anew",
+            "is not required: anyone who can reach Ray can run any code",
+            "run `ray get-auth-token --generate`, set RAY_AUTH_MODE=token on every node, and restart Ray",
         )
 
 
 @dataclass(frozen=True, order=True)
 class Listener:
-    """A port that a process of Ray listens at.
+    """A port that a process of Ray listens on.
 
     Attributes:
-        process: its name for people.
-        host: the address that it is bound to.
-        port: the number.
+        process: readable name of the process.
+        host: the address that the port is bound to.
+        port: port number.
     """
 
     process: str
@@ -142,7 +145,7 @@ class Listener:
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines can reach it, as far as this machine decides."""
+        """Whether other machines can reach the port, unless a firewall stops them."""
         return not ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
@@ -150,14 +153,14 @@ class Listener:
 
 
 def listeners(proc: Path = PROC) -> list[Listener]:
-    """The ports of Ray's processes on this machine, as far as this user can look at them."""
+    """The ports of Ray's processes on this machine. Other users' processes may be missing."""
     sockets: dict[str, tuple[str, int]] = {}
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
             sockets |= _listening((proc / "net" / table).read_text("utf-8"))
     found = set()
     for process in proc.glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # the process has ended, or belongs to another user
             if name := _ray_name((process / "cmdline").read_bytes()):
                 targets = [str(link.readlink()) for link in (process / "fd").iterdir()]
                 found |= {Listener(name, *sockets[target]) for target in targets if target in sockets}
@@ -170,13 +173,13 @@ def _ray_name(command: bytes) -> str | None:
 
 
 def _listening(table: str) -> dict[str, tuple[str, int]]:
-    """Address and port of every listening socket, by the name that its file descriptor links to, from /proc/net/tcp or tcp6."""
+    """Address and port of every listening socket in /proc/net/tcp or tcp6, by the link target of its file descriptor."""
     found = {}
     for line in table.splitlines()[1:]:
         fields = line.split()
         if fields[3] == _LISTENS:
             host, port = fields[1].split(":")
-            # The kernel prints an address in words of four bytes, each as a number of this machine.
+            # The kernel prints an address as four-byte words, each a hexadecimal number in this machine's byte order.
             words = (int(host[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(host), 8))
             address = ipaddress.ip_address(b"".join(words))
             inner = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
@@ -185,32 +188,32 @@ def _listening(table: str) -> dict[str, tuple[str, int]]:
 
 
 def check_ports(found: Sequence[Listener], *, behind_firewall: bool = False) -> Advice:
-    """Whether other machines can reach the ports of Ray.
+    """Check whether other machines can reach Ray's ports.
 
     Args:
         found: see `listeners`.
-        behind_firewall: the operator says that only the cluster's nodes reach them.
+        behind_firewall: the operator states that only the cluster's nodes can reach the ports.
     """
     what, reachable = "Ray's ports", [listener for listener in found if listener.is_open]
     if not found:
-        return Advice(what, Outcome.UNCHECKED, "no process of Ray that this user can look at listens on this machine")
+        return Advice(what, Outcome.UNCHECKED, "this user sees no process of Ray that listens on this machine")
     if not reachable:
-        return Advice(what, Outcome.OK, f"all {len(found)} listen for this machine alone")
+        return Advice(what, Outcome.OK, f"all {len(found)} are reachable from this machine only")
     others = f" and {len(reachable) - _FEW} more" if len(reachable) > _FEW else ""
-    seen = f"listen for other machines: {', '.join(map(str, _telling(reachable)[:_FEW]))}{others}"
+    seen = f"other machines can connect: {', '.join(map(str, _telling(reachable)[:_FEW]))}{others}"
     if behind_firewall:
-        return Advice(what, Outcome.OK, f"{seen}; a firewall closes them, as --behind-firewall says")
+        return Advice(what, Outcome.OK, f"{seen}; a firewall protects them, as --behind-firewall states")
     return Advice(
         what,
         Outcome.WARN,
         seen,
-        "let a firewall close them to all but the cluster's nodes, and give --behind-firewall; or, for a Ray of one node, set "
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for it and for every program that uses it, and all listen at 127.0.0.1",
+        "let a firewall admit only the cluster's nodes, and give --behind-firewall; for a Ray of one node, set "
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for Ray and for every program that uses it, so that all ports are at 127.0.0.1",
     )
 
 
 def _telling(found: Iterable[Listener]) -> list[Listener]:
-    """One port of each process first, so that a warning that names few names different ones."""
+    """Sort one port of each process to the front, so that a warning names ports of different processes."""
     order = list(_RAY_PROCESSES.values())
     ranked = sorted(found, key=lambda listener: (order.index(listener.process), listener.port))
     first = list({listener.process: listener for listener in reversed(ranked)}.values())[::-1]
@@ -218,34 +221,34 @@ def _telling(found: Iterable[Listener]) -> list[Listener]:
 
 
 def check_files(files: Mapping[str, Path]) -> Iterator[Advice]:
-    """Whether secrets are their owner's alone; files by what they are."""
+    """Check whether only the owner can read secret files, given by what they hold."""
     for what, file in files.items():
         if not file.exists():
-            yield Advice(what, Outcome.UNCHECKED, f"{file} is not here")
+            yield Advice(what, Outcome.UNCHECKED, f"{file} does not exist")
         elif file.stat().st_mode & 0o077:
-            yield Advice(what, Outcome.WARN, f"{file} can be read by others", f"chmod 600 {file}, and replace what it holds")
+            yield Advice(what, Outcome.WARN, f"others can read {file}", f"chmod 600 {file}, and replace the secret in it")
         else:
-            yield Advice(what, Outcome.OK, f"{file} is its owner's alone")
+            yield Advice(what, Outcome.OK, f"only the owner can read {file}")
 
 
 def check_storage_private(folder: Path) -> Advice:
-    """Whether others can enter the folder of what users did."""
+    """Check whether other people can enter the folder with the users' interactions."""
     what = "storage path"
     if is_open_to_others(folder):
-        return Advice(what, Outcome.WARN, f"{folder} can be read by others: it says who did what", f"chmod 700 {folder}")
-    return Advice(what, Outcome.OK, f"{folder} is its owner's alone")
+        return Advice(what, Outcome.WARN, f"others can read {folder}, which holds users' interactions", f"chmod 700 {folder}")
+    return Advice(what, Outcome.OK, f"only the owner can read {folder}")
 
 
 def check_private(what: str, files: Sequence[Path]) -> Advice:
-    """Whether files are their owner's alone: each by its own mode, or because a folder above it is closed to others.
+    """Check whether only the owner can read files, by their own modes or because a folder above them is private.
 
     Args:
-        what: they are, for people.
-        files: those that exist.
+        what: readable name of the files.
+        files: the existing files.
     """
     readable = [file for file in files if _is_open_if_there(file)]
     if not readable:
-        return Advice(what, Outcome.OK, f"nobody but the owner reads any of the {len(files)} files")
+        return Advice(what, Outcome.OK, f"only the owner can read the {len(files)} files")
     seen = f"others can read or change {len(readable)} of {len(files)} files, such as {readable[0]}"
     folders = sorted({str(file.parent) for file in readable})
     return Advice(what, Outcome.WARN, seen, f"chmod go-rwx {' '.join(f'{folder}/*' for folder in folders[:_FEW])}")
@@ -254,15 +257,14 @@ def check_private(what: str, files: Sequence[Path]) -> Advice:
 def _is_open_if_there(file: Path) -> bool:
     try:
         return is_open_to_others(file)
-    except FileNotFoundError:  # a deployment that runs deletes superseded files
+    except FileNotFoundError:  # a running deployment deletes superseded files
         return False
 
 
 def is_open_to_others(path: Path) -> bool:
-    """Whether the group or everybody can read, enter or change what is at a path.
+    """Whether the group or everyone can read or enter a folder, or read or change a file.
 
-    A folder counts if they can read or enter it, a file if they can read or change it. It also takes that they can enter all
-    folders above.
+    They must also be able to enter every folder above it.
     """
     path = path.resolve()
     mode = path.stat().st_mode
@@ -275,12 +277,12 @@ def is_open_to_others(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class FilesSeen:
-    """What was seen of the files of a generation.
+    """Facts about the files of a generation.
 
     Attributes:
-        n_files: how many it has.
-        n_read: how many were read as a whole.
-        missing, damaged: names of those that are not there, or are not what was written.
+        n_files: number of files.
+        n_read: number of files that were read completely.
+        missing, damaged: names of the files that are missing, or do not match their digests.
     """
 
     n_files: int
@@ -292,14 +294,14 @@ class FilesSeen:
 def look_at_files(
     store: Store, manifest: Manifest, digest: str, seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
 ) -> FilesSeen:
-    """Look whether all files of a generation are there, and read some.
+    """Check whether all files of a generation exist, and read some of them.
 
     Args:
         store: has them.
         manifest: the generation.
         digest: of the manifest.
-        seconds: after how many no other file is read. The order is another one each time, so that all have their turn.
-        clock: seconds.
+        seconds: no further file is read after this time. The order is random, so every file gets its turn.
+        clock: gives seconds.
     """
     names, there = named_files(manifest, digest), set(store.files())
     present = [ref for ref in names if ref.path in there]
@@ -323,29 +325,29 @@ def _is_damaged(store: Store, ref: FileRef) -> bool:
 
 
 def check_generation(seen: FilesSeen | StoreError | None) -> Advice:
-    """Whether the files that the deployment stands on are there, and are what was written.
+    """Check whether the files of the current generation exist and are undamaged.
 
     Args:
-        seen: see `look_at_files`; an error where the manifest, which names all others, cannot be used; None where nothing is
+        seen: see `look_at_files`; an error if the manifest, which names all other files, cannot be used; None if nothing is
             published yet.
     """
     what = "files of the generation"
     if seen is None:
         return Advice(what, Outcome.UNCHECKED, "nothing is published yet")
     way_out = (
-        "a deployment that runs makes damaged files again by itself; if it cannot, restore the storage path from a copy, or "
-        "run repartition.py"
+        "a running deployment makes damaged files again by itself; if it cannot, restore the storage path from a copy, or "
+        "run ray-eraser repartition"
     )
     if isinstance(seen, StoreError):
-        return Advice(what, Outcome.WARN, "the manifest is damaged, and no other file was looked at", way_out)
+        return Advice(what, Outcome.WARN, "the manifest is damaged, so no other file was checked", way_out)
     if seen.missing or seen.damaged:
         faults = [_named("missing", seen.missing), _named("damaged", seen.damaged)]
         found = f"of {seen.n_files} files {' and '.join(fault for fault in faults if fault)}"
         return Advice(what, Outcome.WARN, found, way_out)
     if not seen.n_read:
-        return Advice(what, Outcome.OK, f"all {seen.n_files} are there; --verify SECONDS reads them too")
+        return Advice(what, Outcome.OK, f"all {seen.n_files} exist; --verify SECONDS also reads them")
     read = "all were read" if seen.n_read == seen.n_files else f"{seen.n_read} of them were read in the time given"
-    return Advice(what, Outcome.OK, f"all {seen.n_files} are there; {read}, and are what was written")
+    return Advice(what, Outcome.OK, f"all {seen.n_files} exist; {read} and are undamaged")
 
 
 def _named(fault: str, names: Sequence[str]) -> str:
@@ -356,28 +358,28 @@ def _named(fault: str, names: Sequence[str]) -> str:
 
 
 def check_lasting(what: str, path: Path, mounts: str, *, database: bool) -> Advice:
-    """Whether what is at a path is there tomorrow, and whether a SQLite database can be there at all.
+    """Check whether a path's file system is durable, and whether SQLite can work on it.
 
     Args:
-        what: is at the path, for people.
-        path: its place.
+        what: readable name of the path's content.
+        path: the path.
         mounts: the text of /proc/mounts.
-        database: whether it is SQLite.
+        database: whether the content is a SQLite database.
     """
     kind = file_system(path.resolve(), mounts)
     if kind is None:
-        return Advice(what, Outcome.UNCHECKED, f"it is not known which file system {path} is on")
+        return Advice(what, Outcome.UNCHECKED, f"the file system of {path} is unknown")
     if kind in _PASSES:
         way_out = "move it to a disk: stop the deployment, copy the storage path, start from the copy"
-        return Advice(what, Outcome.WARN, f"{path} is on {kind}, in memory: a restart loses what was promised", way_out)
+        return Advice(what, Outcome.WARN, f"{path} is on {kind}, in memory: a restart loses accepted requests", way_out)
     if database and kind in _REMOTE:
-        way_out = "unlearning.ledger = a PostgreSQL URL, or a storage path on a local disk"
-        return Advice(what, Outcome.WARN, f"{path} is SQLite on {kind}, where its locks cannot be relied on", way_out)
+        way_out = "set unlearning.ledger to a PostgreSQL URL, or use a storage path on a local disk"
+        return Advice(what, Outcome.WARN, f"{path} is SQLite on {kind}, where its locks are unreliable", way_out)
     return Advice(what, Outcome.OK, f"{path} is on {kind}")
 
 
 def file_system(path: Path, mounts: str) -> str | None:
-    """The kind of file system that a path is on, from the text of /proc/mounts; of two at one place the later counts."""
+    """The kind of a path's file system, from the text of /proc/mounts. Of two mounts at one place, the later counts."""
     found, deepest = None, -1
     for line in mounts.splitlines():
         fields = line.split(" ")
@@ -390,37 +392,37 @@ def file_system(path: Path, mounts: str) -> str | None:
 
 
 def check_space(folder: Path, used: int, free: int | None = None) -> Advice:
-    """Whether there is room to write all that is stored once more.
+    """Check whether there is room to write all stored files again.
 
     Args:
-        folder: where it is.
-        used: bytes that are stored.
-        free: bytes that are free; None looks.
+        folder: the storage path.
+        used: stored bytes.
+        free: free bytes; None asks the file system.
     """
     free = shutil.disk_usage(folder).free if free is None else free
     wanted = max(_LEAST_FREE, int(_SPARE * used))
     if free < wanted:
-        seen = f"{_size(free)} free, {_size(used)} stored: an erasure or a new partition may not find room"
-        return Advice("disk space", Outcome.WARN, seen, f"have {_size(wanted)} free")
+        seen = f"{_size(free)} free, {_size(used)} stored: an erasure or a repartition may run out of space"
+        return Advice("disk space", Outcome.WARN, seen, f"keep {_size(wanted)} free")
     return Advice("disk space", Outcome.OK, f"{_size(free)} free, {_size(used)} stored")
 
 
 def check_clock(now: float, newest: float | None) -> Advice:
-    """Whether the clock is behind the newest time that the ledger has: deadlines are counted with it."""
+    """Check whether the clock is behind the newest time in the ledger. Deadlines are counted with this clock."""
     if newest is None:
         return Advice("clock", Outcome.UNCHECKED, "the ledger has no times yet")
     if newest > now + _CLOCK_SECONDS:
         seen = f"is {newest - now:.0f} s behind the ledger's newest time"
-        return Advice("clock", Outcome.WARN, seen, "have it set by NTP: deadlines and receipts are counted with it")
+        return Advice("clock", Outcome.WARN, seen, "set it by NTP: deadlines and the times in receipts depend on it")
     return Advice("clock", Outcome.OK, "is not behind the ledger's newest time")
 
 
 def check_device(trained_on: Mapping[str, str | int] | None, gpus: float | None) -> Advice:
-    """Whether the device that the deployment was trained on is there.
+    """Check whether the device that the deployment was trained on is available.
 
     Args:
-        trained_on: the environment that the generation records; None where nothing is published.
-        gpus: GPUs of the Ray that answers; None where none does.
+        trained_on: the environment that the generation records; None if nothing is published.
+        gpus: number of GPUs of the Ray that answers; None if none answers.
     """
     what = "device"
     if trained_on is None:
@@ -431,37 +433,37 @@ def check_device(trained_on: Mapping[str, str | int] | None, gpus: float | None)
     if gpus is None:
         return Advice(what, Outcome.UNCHECKED, f"{seen}, and no Ray answers")
     if not gpus:
-        way_out = "add a node with such a GPU, or repartition.py --set runtime.device=cpu"
+        way_out = "add a node with such a GPU, or ray-eraser repartition --set runtime.device=cpu"
         return Advice(what, Outcome.WARN, f"{seen}, and Ray has no GPU: no erasure can be completed", way_out)
     return Advice(what, Outcome.OK, f"{seen}; Ray has {gpus:g} GPUs")
 
 
 def check_requests(overdue: int, set_aside: Sequence[str], deadline_days: float) -> Iterator[Advice]:
-    """Whether every request is being carried out in the time that the law gives."""
+    """Check whether every request meets its legal deadline, and whether any was set aside."""
     if overdue:
         seen = f"{overdue} requests wait longer than unlearning.deadline_days={deadline_days:g}"
-        yield Advice("deadlines", Outcome.WARN, seen, "start the deployment; Client.process_now() carries out all that waits")
+        yield Advice("deadlines", Outcome.WARN, seen, "start the deployment; Client.process_now() runs all waiting requests")
     else:
         yield Advice("deadlines", Outcome.OK, f"no request waits longer than {deadline_days:g} days")
     if set_aside:
-        seen = f"{len(set_aside)} requests were set aside, their training failed: {', '.join(set_aside[:3])}"
-        yield Advice("set aside", Outcome.WARN, seen, "see Client.reason(id), mend it, then Client.retry(id)")
+        seen = f"{len(set_aside)} requests were set aside because their training failed: {', '.join(set_aside[:3])}"
+        yield Advice("set aside", Outcome.WARN, seen, "fix the cause in Client.reason(id), then call Client.retry(id)")
     else:
         yield Advice("set aside", Outcome.OK, "no request was set aside")
 
 
 def check_excisions(received_at: Sequence[float], now: float) -> Advice:
-    """Whether accepted erasures have left what is served.
+    """Check whether the data of accepted erasures is no longer served.
 
     Args:
-        received_at: when each erasure came that is recorded, and is not known to have left what is served.
-        now: the time.
+        received_at: when each recorded erasure came whose data may still be served.
+        now: the current time.
     """
     late = [at for at in received_at if now - at > _EXCISION_SECONDS]
     if not late:
-        return Advice("excisions", Outcome.OK, "no accepted erasure waits to leave what is served")
-    seen = f"{len(late)} accepted erasures have not left what is served, the oldest for {now - min(late):.0f} s"
-    way_out = "start the deployment; if it runs, see in the coordinator's log why it cannot leave the data out"
+        return Advice("excisions", Outcome.OK, "the data of no accepted erasure is still served")
+    seen = f"the data of {len(late)} accepted erasures is still served, the oldest for {now - min(late):.0f} s"
+    way_out = "start the deployment; if it is running, the coordinator's log says why the data is still served"
     return Advice("excisions", Outcome.WARN, seen, way_out)
 
 

@@ -1,4 +1,4 @@
-"""User and item vectors, of a submodel or of an aggregate.
+"""User and item vectors of a submodel or an aggregate.
 
 U' and I' are the users and items that the model covers, D the width.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Vectors of the users and items that a model knows, in rows; everyone else is absent, not random and not zero.
+    """Vectors of the users and items that a model knows, by row. Other users and items are absent, not random and not zero.
 
-    Tables are compact: a shard of a large log knows a small part of it. Scores are inner products. Rows are places in whatever
-    numbering the computation uses; between processes and in files there are keys instead (`KeyedEmbeddings`).
+    Tables are compact, because a shard knows only a small part of a large log. Scores are inner products. Row numbers belong to
+    the numbering of the current computation; files and messages between processes use keys instead (`KeyedEmbeddings`).
 
     Attributes:
         user_rows: (U',) int32, ascending rows of the users covered.
@@ -35,16 +35,20 @@ class Embeddings:
 
     @classmethod
     def empty(cls, width: int) -> Embeddings:
-        """A model that knows nobody: what an empty shard trains to."""
+        """A model without users and items, which is the submodel of an empty shard."""
         none, nothing = np.empty(0, np.int32), np.empty((0, width), np.float32)
         return cls(none, nothing, none, nothing)
 
     def keyed(self, user_keys: np.ndarray, item_keys: np.ndarray) -> KeyedEmbeddings:
-        """The same with keys instead of rows, given the ascending keys of all rows."""
+        """Replace rows by keys, given the ascending keys of all rows."""
         return KeyedEmbeddings(user_keys[self.user_rows], self.users, item_keys[self.item_rows], self.items)
 
     def scores(self, rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(mask (U,) of the users covered, their scores (n, I') float32), for users by ascending rows."""
+        """Score all items for users given by ascending rows.
+
+        Returns:
+            Mask (U,) of the users that the model knows, and the scores of these users, (n, I') float32.
+        """
         known = np.isin(rows_U, self.user_rows)
         return known, self.users[np.searchsorted(self.user_rows, rows_U[known])] @ self.items.T
 
@@ -59,7 +63,7 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class KeyedEmbeddings:
-    """The same in the order of the ids' keys, as it is stored: a function of the ids and the vectors alone.
+    """Embeddings in the order of the ids' keys, as they are stored. They depend only on the ids and the vectors.
 
     Attributes:
         user_keys: (U',) uint64, ascending.
@@ -83,13 +87,13 @@ class KeyedEmbeddings:
         return cls(none, nothing, none, nothing)
 
     def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Embeddings:
-        """The same in rows of ascending keys; users and items that are not among them are left out."""
+        """Replace keys by rows, given the ascending keys of all rows. Users and items with other keys are left out."""
         user_rows, users = _in_rows(self.user_keys, self.users, user_keys)
         item_rows, items = _in_rows(self.item_keys, self.items, item_keys)
         return Embeddings(user_rows, users, item_rows, items)
 
     def vector_of_user(self, key: int) -> np.ndarray | None:
-        """A user's vector, (D,); None where the user is absent."""
+        """The vector of a user, (D,); None if the user is absent."""
         place = int(np.searchsorted(self.user_keys, np.uint64(key)))
         known = place < len(self.user_keys) and int(self.user_keys[place]) == key
         return self.users[place] if known else None

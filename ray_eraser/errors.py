@@ -1,29 +1,30 @@
 """Every error that this package raises on purpose, in one tree.
 
-An error's arguments are its fields, so it survives pickling and crosses process borders whole. Its text names the thing, the
-value and the way out, in one line. What was handed in is shown shortened: an id may be a megabyte long.
+An error's arguments are its fields, so an error survives pickling between processes. Its text is one line that names the
+thing, the value and the way out. Values from the caller are shortened, because an id may be a megabyte long.
 """
 
 from __future__ import annotations
 
 _LONGEST_LINE = 1000
+_A = {"user": "a user", "item": "an item"}
 
 
 def shortened(value: object, limit: int = 60) -> str:
-    """A value as the text of an error names it: as Python writes it, on one line, without its middle where it is long."""
+    """The `repr` of a value for an error's text, on one line. A long one loses its middle."""
     if not isinstance(value, str):
         try:
             return _without_middle(repr(value), limit)
-        except ValueError:  # an integer of thousands of digits, alone or within
+        except ValueError:  # an integer of thousands of digits, alone or inside a container
             return f"a {type(value).__name__} too long to show"
     if len(value) <= limit:
         return repr(value)
-    # Cut first: of a long text, only what is shown is escaped.
+    # Cut first, so that only the part shown is escaped.
     return f"{_without_middle(value, limit)!r} ({len(value)} characters)"
 
 
 def one_line(text: str, limit: int = _LONGEST_LINE) -> str:
-    """Text with what is not printable escaped, and without its middle where it is long: both ends of an error's text matter."""
+    """Text with unprintable characters escaped. A long text loses its middle, because both ends of an error matter."""
     cut = _without_middle(text, limit)
     return cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
@@ -35,23 +36,39 @@ def _without_middle(text: str, limit: int) -> str:
 
 
 class RayEraserError(Exception):
-    """The root: catch this to catch everything that the package raises on purpose."""
+    """The root of the tree. Catch it to catch every error that the package raises on purpose."""
+
+    @property
+    def safe(self) -> str:
+        """The text without values that may be ids, for logs and other outputs that are kept."""
+        return str(self)
 
 
 class InputError(RayEraserError):
-    """Something that was handed in cannot be used. Nothing was changed."""
+    """The caller's input cannot be used. Nothing was changed."""
 
 
 class DataFileError(InputError):
-    """A data file cannot be read as an interaction log."""
+    """A data file cannot be read as an interaction log.
 
-    def __init__(self, path: str, problem: str, line: int | None = None) -> None:
-        super().__init__(path, problem, line)
-        self.path, self.problem, self.line = path, problem, line
+    `names_nobody`: whether the problem quotes nothing from the file except column names.
+    """
+
+    def __init__(self, path: str, problem: str, line: int | None = None, names_nobody: bool = False) -> None:
+        super().__init__(path, problem, line, names_nobody)
+        self.path, self.problem, self.line, self.names_nobody = path, problem, line, names_nobody
 
     def __str__(self) -> str:
-        where = self.path if self.line is None else f"{self.path}, line {self.line}"
-        return one_line(f"{where}: {self.problem}")
+        return one_line(f"{self._where}: {self.problem}")
+
+    @property
+    def safe(self) -> str:
+        hidden = "cannot be used; the reason may quote ids: read the file where the output is not kept to see it"
+        return str(self) if self.names_nobody else one_line(f"{self._where}: {hidden}")
+
+    @property
+    def _where(self) -> str:
+        return self.path if self.line is None else f"{self.path}, line {self.line}"
 
 
 class ConfigError(InputError):
@@ -66,7 +83,7 @@ class ConfigError(InputError):
 
 
 class ExtensionError(InputError):
-    """A model, partition or aggregator of another package cannot be used as it is."""
+    """A model, partition or aggregator from another package cannot be used."""
 
     def __init__(self, group: str, kind: str, problem: str) -> None:
         super().__init__(group, kind, problem)
@@ -77,7 +94,7 @@ class ExtensionError(InputError):
 
 
 class InvalidIdError(InputError):
-    """Something that was given as a user or an item cannot be an id."""
+    """A value given as a user or an item cannot be an id."""
 
     def __init__(self, kind: str, problem: str) -> None:
         super().__init__(kind, problem)
@@ -86,20 +103,35 @@ class InvalidIdError(InputError):
     def __str__(self) -> str:
         return one_line(f"the {self.kind} id {self.problem}")
 
+    @property
+    def safe(self) -> str:
+        return f"a value cannot be the id of {_A[self.kind]}" if self.kind in _A else "a value cannot be an id"
+
 
 class UnknownIdError(InputError):
-    """A raw id that the vocabulary does not hold: it never did, or it was erased."""
+    """A raw id that is not in the vocabulary: it was never there, or it was erased.
 
-    def __init__(self, kind: str, raw_id: str) -> None:
-        super().__init__(kind, raw_id)
-        self.kind, self.raw_id = kind, raw_id
+    `similar` are other spellings of the id that are in the vocabulary.
+    """
+
+    def __init__(self, kind: str, raw_id: str, similar: tuple[str, ...] = ()) -> None:
+        super().__init__(kind, raw_id, similar)
+        self.kind, self.raw_id, self.similar = kind, raw_id, similar
 
     def __str__(self) -> str:
+        if self.similar:
+            few = " or ".join(map(shortened, self.similar[:3]))
+            return f"no {self.kind} {shortened(self.raw_id)} here: did you mean {few}, which is here?"
         return f"no {self.kind} {shortened(self.raw_id)} here: it was never learned from, or it has been erased"
+
+    @property
+    def safe(self) -> str:
+        why = "another spelling of its id is here" if self.similar else "it was never learned from, or it has been erased"
+        return f"no such {self.kind} here: {why}"
 
 
 class RequestError(InputError):
-    """An unlearning request that cannot be accepted. Nothing was changed."""
+    """An unlearning request cannot be accepted. Nothing was changed."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -108,19 +140,23 @@ class RequestError(InputError):
     def __str__(self) -> str:
         return one_line(f"unlearning request refused: {self.problem}")
 
+    @property
+    def safe(self) -> str:
+        return "an unlearning request was refused; the reason may quote ids: repeat it where the output is not kept to see it"
+
 
 class QueueFullError(InputError):
-    """More requests would wait than `unlearning.max_pending` allows. Nothing was recorded."""
+    """More requests would be waiting than `unlearning.max_pending` allows. Nothing was recorded."""
 
     def __init__(self, waiting: int, offered: int, limit: int, retry_seconds: float = 0.0) -> None:
         super().__init__(waiting, offered, limit, retry_seconds)
         self.waiting, self.offered, self.limit, self.retry_seconds = waiting, offered, limit, retry_seconds
 
     def __str__(self) -> str:
-        when = f"in about {self.retry_seconds:g} s" if self.retry_seconds else "once some are done"
+        when = f"in about {self.retry_seconds:g} s" if self.retry_seconds else "when some are finished"
         return (
-            f"{self.waiting} requests wait and {self.offered} more would be over the {self.limit} of unlearning.max_pending, "
-            f"nothing was recorded: try again {when}"
+            f"{self.waiting} requests are waiting, and {self.offered} more would exceed "
+            f"unlearning.max_pending={self.limit}; nothing was recorded: try again {when}"
         )
 
 
@@ -138,7 +174,7 @@ class UnknownRequestError(InputError):
 
 
 class DeploymentError(InputError):
-    """A deployment is missing, exists already, or was made with another configuration."""
+    """A deployment is missing, exists already, or has another configuration."""
 
     def __init__(self, deployment: str, problem: str) -> None:
         super().__init__(deployment, problem)
@@ -149,17 +185,20 @@ class DeploymentError(InputError):
 
 
 class HeldError(DeploymentError):
-    """Another coordinator runs this deployment, and was not to be taken over."""
+    """Another coordinator is running this deployment, and the caller did not ask to take over."""
 
     def __init__(self, deployment: str, holder: str) -> None:
         super().__init__(deployment, holder)
 
     def __str__(self) -> str:
-        return f"{self.problem} runs already and goes on: ask that one, stop it, or take over (take_over)"
+        return (
+            f"{self.problem} is running already: use it, stop it with ray-eraser stop, or take over "
+            "(--take-over, take_over=True in Python)"
+        )
 
 
 class StoreError(RayEraserError):
-    """A stored file is missing, unreadable, or not what its digest says."""
+    """A stored file is missing, is unreadable, or does not match its digest."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(path, problem)
@@ -170,8 +209,10 @@ class StoreError(RayEraserError):
 
 
 class LedgerError(RayEraserError):
-    """The ledger's database failed. Where its answer to a commit was lost, whether it recorded something is not known: a
-    submission is then best repeated under the same idempotency key.
+    """The ledger's database failed.
+
+    If the answer to a commit was lost, nobody knows whether the change was recorded. Then repeat the submission under the same
+    idempotency key.
     """
 
     def __init__(self, problem: str, outcome: str = "nothing was recorded") -> None:
@@ -179,11 +220,11 @@ class LedgerError(RayEraserError):
         self.problem, self.outcome = problem, outcome
 
     def __str__(self) -> str:
-        return f"the ledger failed ({self.problem}), {self.outcome}: check its disk or server, and try again"
+        return f"the ledger failed ({self.problem}), and {self.outcome}: check its disk or server, then try again"
 
 
 class StaleEpochError(RayEraserError):
-    """A coordinator that has been replaced still gives orders; a shard or the ledger refused one."""
+    """A replaced coordinator gave an order, and a shard or the ledger refused it."""
 
     def __init__(self, who: str, seen: int, offered: int) -> None:
         super().__init__(who, seen, offered)
@@ -191,13 +232,13 @@ class StaleEpochError(RayEraserError):
 
     def __str__(self) -> str:
         return (
-            f"{self.who} obeys epoch {self.seen} and refuses epoch {self.offered}: "
-            "another coordinator has taken over, stop this one"
+            f"another coordinator has taken over: {self.who} obeys epoch {self.seen} and refuses epoch {self.offered} "
+            "(every start of a coordinator begins an epoch); stop this one"
         )
 
 
 class TrainingError(RayEraserError):
-    """A submodel came out of training as nonsense. Nothing of it was stored."""
+    """Training produced a submodel that cannot be used. Nothing of it was stored."""
 
     def __init__(self, shard_id: int, problem: str) -> None:
         super().__init__(shard_id, problem)
@@ -219,7 +260,7 @@ class DeviceError(RayEraserError):
 
 
 class DeviceMemoryError(RayEraserError):
-    """A GPU's memory, or the share of it that a process may take, is used up. Nothing was stored."""
+    """A process ran out of GPU memory, or of the share that it may use. Nothing was stored."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -232,15 +273,19 @@ class DeviceMemoryError(RayEraserError):
         )
 
 
+_STATES = {"excised": " (no longer served, ready for training)", "routed": " (in training)"}
+
+
 class IllegalTransitionError(RayEraserError):
-    """A request was moved to a state that does not follow its present one."""
+    """A request cannot move from its state to the one asked for."""
 
     def __init__(self, request_id: str, state: str, wanted: str) -> None:
         super().__init__(request_id, state, wanted)
         self.request_id, self.state, self.wanted = request_id, state, wanted
 
     def __str__(self) -> str:
-        return f"request {self.request_id} is {self.state} and cannot become {self.wanted}"
+        wanted = f"{self.wanted}{_STATES.get(self.wanted, '')}"
+        return f"request {self.request_id} is {self.state} and cannot become {wanted}: see ray-eraser status"
 
 
 class PoolError(RayEraserError):
@@ -255,33 +300,36 @@ class PoolError(RayEraserError):
 
 
 class UnexpectedError(RayEraserError):
-    """Something that is no error of ours was raised in a shard's process: a bug, or data that a model cannot take."""
+    """Another package's error in a process of the deployment: a bug, or data that a model cannot take."""
 
     def __init__(self, who: str, kind: str) -> None:
         super().__init__(who, kind)
         self.who, self.kind = who, kind
 
     def __str__(self) -> str:
-        return f"{self.who}: failed with {self.kind}, which is a bug here or in an extension: see Ray's logs, and report it"
+        return f"{self.who}: failed with {self.kind}, a bug in ray_eraser or in an extension: see Ray's logs, and report it"
 
 
 class SetAsideError(RayEraserError):
-    """A request's retraining failed again and again; its data stay out of what is served, others go on."""
+    """The retraining for a request failed too often. Its data stays out of the served model; other requests proceed."""
 
     def __init__(self, request_id: str, reason: str) -> None:
         super().__init__(request_id, reason)
         self.request_id, self.reason = request_id, reason
 
     def __str__(self) -> str:
-        return f"request {self.request_id} was set aside ({self.reason}): mend what it failed of, then have it retried"
+        return (
+            f"request {self.request_id} was set aside because its retraining failed ({self.reason}): fix the cause, then run "
+            f"ray-eraser status --retry {self.request_id}"
+        )
 
 
 class WaitTimeoutError(RayEraserError):
-    """Something that was waited for did not happen within the time given."""
+    """An event did not happen within the time given."""
 
     def __init__(self, what: str, seconds: float) -> None:
         super().__init__(what, seconds)
         self.what, self.seconds = what, seconds
 
     def __str__(self) -> str:
-        return f"{self.what} did not happen within {self.seconds:g} s: it may still; ask for its status or wait longer"
+        return f"{self.what} did not happen within {self.seconds:g} s: it may still happen; check its status, or wait longer"

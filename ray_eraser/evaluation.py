@@ -71,6 +71,28 @@ class InRows:
         return known, scores[:, self._places >= 0]
 
 
+@dataclass(frozen=True, eq=False)
+class Popularity:
+    """The baseline that every model must beat: the items with the most interactions, for every user.
+
+    Attributes:
+        item_rows: (I',) int32, ascending rows of the items that have an interaction.
+        counts: (I',) int64, how many interactions each has.
+    """
+
+    item_rows: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, train: Interactions) -> Popularity:
+        """Count the training interactions of every item."""
+        item_rows, counts = np.unique(train.items, return_counts=True)
+        return cls(item_rows.astype(np.int32), counts)
+
+    def scores(self, rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones(len(rows_U), bool), np.tile(self.counts.astype(np.float32), (len(rows_U), 1))
+
+
 def evaluate(model: Scorer, train: Interactions, test: Interactions, cutoffs: Sequence[int] = (10, 20, 50)) -> dict[str, float]:
     """`recall@N` and `ndcg@N`, means over the users that have test items, and `n_users`, their number.
 
@@ -143,7 +165,7 @@ def wanted_from(held_out: KeyedPairs, shards: Sequence[ShardData]) -> Wanted:
 def evaluate_deployment(
     model: Rowed, shards: Sequence[ShardData], wanted: KeyedPairs, cutoffs: Sequence[int] = (10, 20, 50)
 ) -> dict[str, float]:
-    """`evaluate` by keys.
+    """`evaluate` by keys. The figures of `Popularity`, measured alike, have names that begin with `popularity_`.
 
     Args:
         model: as it is served.
@@ -154,4 +176,8 @@ def evaluate_deployment(
     user_keys = all_keys([data.user_keys for data in shards])
     item_keys = all_keys([np.unique(wanted.items), *(data.item_keys for data in shards)])
     train = trained_pairs(shards, user_keys, item_keys)
-    return evaluate(model.in_rows(user_keys, item_keys), train, wanted.in_rows(user_keys, item_keys), cutoffs)
+    test = wanted.in_rows(user_keys, item_keys)
+    popular = evaluate(Popularity.of(train), train, test, cutoffs)
+    return evaluate(model.in_rows(user_keys, item_keys), train, test, cutoffs) | {
+        f"popularity_{name}": value for name, value in popular.items() if name != "n_users"
+    }

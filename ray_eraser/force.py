@@ -1,8 +1,8 @@
 """Whether a coordinator is in force: whether it may answer, write and delete.
 
-In force is who holds the newest epoch of the ledger and a lease that has not run out. The ledger refuses writes of others by
-itself. Reads go by the lease alone: within it no other coordinator serves. Clocks of two machines are never compared, only the
-rates at which they go (docs/decisions/0031).
+A coordinator is in force while it holds the ledger's newest epoch and an unexpired lease. The ledger itself refuses the writes
+of other coordinators. Reads depend on the lease alone: while it lasts, no other coordinator serves. The clocks of two machines
+are never compared, only their rates (docs/decisions/0031).
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from ray_eraser.unlearning.epochs import EpochRow, Epochs
 log = logging.getLogger(__name__)
 
 _SLOWEST = 1.1
-"""By how much the clock of another machine may go slower than ours, as a factor."""
+"""The factor by which another machine's clock may run slower than this one's."""
 _LOOK_SECONDS = 0.2
 
 
 def since_boot() -> float:
-    """Seconds on a clock that nobody sets, and that goes on while the machine or the process is suspended."""
+    """Seconds on a clock that is never set and keeps running while the machine or the process is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds an epoch: for people, and to see whether it can still be alive.
+    """The process that holds an epoch, described for people and for the check whether it is still alive.
 
     Attributes:
-        deployment: its name.
-        host: the machine's name.
-        machine: this start of this machine, and the processes that it sees.
-        process: number of the process; `started`: when the kernel started it. Together they are never used twice.
-        token: tells coordinators of one process apart.
-        place: where it can be asked; the address of a Ray, if it runs on one.
+        deployment: name of the deployment.
+        host: name of the machine.
+        machine: identifies the boot of the machine and the PID namespace; empty if unknown.
+        process, started: PID, and when the kernel started the process. The two together are never reused.
+        token: tells the coordinators of one process apart.
+        place: address of the Ray cluster that the holder runs on, if any.
     """
 
     deployment: str
@@ -77,7 +77,7 @@ class Holder:
         return json.dumps(asdict(self))
 
     def is_gone(self) -> bool:
-        """Whether this is surely a process that has ended. False where nobody here can tell."""
+        """Whether the process has certainly ended. False if this machine cannot tell."""
         if not self.machine or self.machine != _machine():
             return False
         started = _started(self.process)
@@ -89,14 +89,14 @@ class Holder:
 
 
 def _machine() -> str:
-    """Empty where processes of this machine cannot be looked at."""
+    """The boot id and the PID namespace; empty if `/proc` is not available."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + str(Path("/proc/self/ns/pid").readlink())
     return ""
 
 
 def _started(process: int) -> str | None:
-    """When a process was started, in ticks since the boot; None if it is not there, or has ended and waits for its parent."""
+    """Start time of a process in clock ticks since boot; None if the process is absent or a zombie."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -105,7 +105,7 @@ def _started(process: int) -> str | None:
 
 
 def _is_anothers(process: int) -> bool:
-    """Whether a process of another user is there, which `/proc` may hide."""
+    """Whether the PID belongs to another user's process, which `/proc` may hide."""
     try:
         os.kill(process, 0)
     except PermissionError:
@@ -120,12 +120,12 @@ class Claim:
     """How a coordinator comes into force.
 
     Attributes:
-        take_over: also where another's lease has not run out. It is waited for before anything is served.
-        patience: how long to wait for another one to end, in seconds.
-        holder: who begins the epoch; None: this process.
+        take_over: take over even if another coordinator's lease has not run out. Serving starts only after it has.
+        patience: how long to wait for another coordinator to end, in seconds.
+        holder: the holder of the new epoch; None for this process.
         place: see `Holder`.
-        clock: seconds, as `since_boot`.
-        sleep: waits some seconds.
+        clock: gives seconds, as `since_boot` does.
+        sleep: waits for the given seconds.
     """
 
     take_over: bool = False
@@ -137,17 +137,17 @@ class Claim:
 
 
 _here: weakref.WeakValueDictionary[str, Force] = weakref.WeakValueDictionary()
-"""By token, what is in force in this process: another object of the process needs no lease to run out."""
+"""The `Force` objects of this process, by token. Within one process, a successor revokes the lease and need not wait for it."""
 
 
 class Force:
-    """The lease of one coordinator. Until the first renewal it does not hold.
+    """The lease of one coordinator. It starts with the first renewal.
 
     Args:
-        ledger: begins the coordinator's epoch before the first renewal.
-        holder: who it is.
+        ledger: the deployment's; it begins the coordinator's epoch before the first renewal.
+        holder: identifies the coordinator.
         lease_seconds: how long a renewal lasts.
-        clock: seconds, as `since_boot`.
+        clock: gives seconds, as `since_boot` does.
     """
 
     def __init__(self, ledger: Epochs, holder: Holder, lease_seconds: float, clock: Callable[[], float]) -> None:
@@ -158,21 +158,21 @@ class Force:
 
     @classmethod
     def claimed(cls, ledger: Epochs, deployment: str, lease_seconds: float, at: float, claim: Claim) -> Force:
-        """Begin an epoch, once no other coordinator can answer any more.
+        """Begin an epoch as soon as no other coordinator can answer.
 
         Args:
             ledger: the deployment's.
             deployment: its name.
             lease_seconds: length of the lease.
             at: seconds since 1970.
-            claim: what to do where another one holds the deployment.
+            claim: what to do if another coordinator holds the deployment.
 
         Raises:
-            HeldError: another one does, and it was not to be taken over.
-            StaleEpochError: another one has begun an epoch after this one.
+            HeldError: another coordinator holds it, and `claim` does not take over.
+            StaleEpochError: another coordinator has begun a later epoch.
         """
         holder = claim.holder or Holder.here(deployment, claim.place)
-        # Known here before its epoch is: another object of this process that supersedes it must find it.
+        # Register it before its epoch exists: a successor in this process must be able to find and revoke it.
         force = cls(ledger, holder, lease_seconds, claim.clock)
         asked_at = claim.clock()
         while True:
@@ -181,7 +181,7 @@ class Force:
             if alive and not claim.take_over:
                 others = _awaited_end(ledger, others, alive, claim, asked_at)
             if ledger.begin_epoch(at, holder.to_json(), lease_seconds, seen=others) is None:
-                continue  # another one began or renewed: looked at again
+                continue  # another coordinator has begun or renewed since the look: look again
             for row in others:
                 if (former := _here.get(Holder.from_json(row.holder).token)) is not None:
                     former.revoke()
@@ -192,44 +192,45 @@ class Force:
                 force.check()
             except BaseException:
                 with suppress(LedgerError):
-                    force.end()  # so that nobody waits for its lease
+                    force.end()  # otherwise others would wait for its lease
                 raise
             return force
 
     def check(self) -> None:
-        """Return only while in force. Within the lease this takes no time; else it is renewed.
+        """Return only while in force. During the lease this is immediate; after it, the lease is renewed.
 
         Raises:
             StaleEpochError: another coordinator has taken over.
-            LedgerError: the ledger does not answer, and the lease has run out.
+            LedgerError: the lease has run out, and the ledger does not answer.
         """
         if self._clock() >= self._until:
             self._renew()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Around what records something in the ledger, which refuses a coordinator that is out of force. Raises as `check`.
+        """Guard a block that records in the ledger. Raises as `check` on entry.
 
-        What was recorded is answered: a coordinator that takes over meanwhile finds it there.
+        A recorded change is answered even after a takeover, because the new coordinator finds the record. The ledger refuses
+        to record for a coordinator that is out of force.
         """
         self.check()
         try:
             yield
         except RayEraserError:
-            # A refusal is for good, so this is an answer as well. What else failed may have failed because another coordinator
-            # has taken over and this one was closed meanwhile: then whoever asked must ask that one.
+            # A refusal is an answer too. Other errors may come from a takeover that closed this coordinator meanwhile. In that
+            # case `check` raises, and the caller learns that it must ask the new coordinator.
             self.check()
             raise
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Around all that computes an answer: in force when it begins, and when it is given. Raises as `check`."""
+        """Guard a block that computes an answer: in force at its start and at its end. Raises as `check`."""
         with self.recording():
             yield
         self.check()
 
     def keep(self) -> None:
-        """Renew the lease where a third of it has gone. To be called often. Raises as `check`."""
+        """Renew the lease if a third of it has passed. Call this often. Raises as `check`."""
         if self._clock() >= self._until - self._lease * 2 / 3:
             self._renew()
 
@@ -242,19 +243,19 @@ class Force:
             self._until = before + self._lease
 
     def end(self) -> None:
-        """Answer no more, and say so in the ledger."""
-        with self._renewing:  # a renewal between the two would outlast the end
+        """Stop answering, and record the end of the epoch in the ledger."""
+        with self._renewing:  # a renewal between the two assignments would outlast the end
             self._until, self._ended = float("-inf"), True
         self._ledger.end_epochs([self._ledger.epoch])
 
     def revoke(self) -> None:
-        """Let the lease run out now. Who was taken over hears of it from the ledger, which renews no lease of an old epoch."""
+        """Expire the lease now. The next renewal fails, because the ledger renews no lease of an old epoch."""
         with self._renewing:
             self._until = float("-inf")
 
 
 def _is_free(row: EpochRow) -> bool:
-    """Whether the holder of an epoch needs no waiting for: its process has ended, or it is an object of this process."""
+    """Whether nobody needs to wait for an epoch's holder: its process has ended, or it is this process."""
     holder = Holder.from_json(row.holder)
     is_own = holder.machine == _machine() and holder.process == os.getpid() and holder.started == _started(os.getpid())
     return bool(holder.machine) and (is_own or holder.is_gone())
@@ -263,26 +264,26 @@ def _is_free(row: EpochRow) -> bool:
 def _awaited_end(
     ledger: Epochs, others: Sequence[EpochRow], alive: Sequence[EpochRow], claim: Claim, since: float
 ) -> list[EpochRow]:
-    """Wait until the living holders have ended, or have not renewed their leases for as long as these are.
+    """Wait until every living holder has ended, or has not renewed its lease for the length of the lease.
 
     Args:
         ledger: has their epochs.
         others: the open epochs.
-        alive: those of them to wait for.
-        claim: for how long, at most, one that renews is waited for.
-        since: since when, by `claim.clock`.
+        alive: the epochs among `others` to wait for.
+        claim: limits how long to wait for a holder that renews.
+        since: start of the wait, by `claim.clock`.
 
     Returns:
-        The epochs that are still open, as they were all this time.
+        The epochs that are still open and have not changed since.
 
     Raises:
-        HeldError: one renews its lease, and `claim.patience` seconds have gone.
+        HeldError: a holder renewed its lease, and `claim.patience` seconds have passed.
     """
     known = {row.epoch: row for row in others}
     quiet_since = {row.epoch: claim.clock() for row in alive}
     while True:
         still_open = {row.epoch: row for row in ledger.open_epochs() if row.epoch in known}
-        now = claim.clock()  # after the look, which may take long: a renewal that it finds came before this
+        now = claim.clock()  # read after the query, which may be slow: a renewal that the query finds came before `now`
         for epoch in quiet_since.keys() & still_open.keys():
             row = still_open[epoch]
             if row.beats != known[epoch].beats:

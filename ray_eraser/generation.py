@@ -1,6 +1,6 @@
-"""A generation in memory, and the change that a batch of requests makes to it: interactions lost and gained, by shard.
+"""A generation in memory, and the change that a batch of requests makes to it: interactions lost and gained by shard.
 
-Pure: reads the store and writes nothing.
+Reads the store, and writes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Loaded:
 
     @classmethod
     def read(cls, store: Store, published: GenerationRow, before: Loaded | None = None) -> Loaded:
-        """Load everything but the submodels. Parts that the generation before shares are reused."""
+        """Load everything except the submodels, reusing the parts shared with the previous generation."""
         manifest = store.read_manifest(published.digest)
         parts: dict[FileRef, Part] = {}
         data: dict[FileRef, ShardData] = {}
@@ -79,14 +79,14 @@ NO_GAIN = Gain(KeyedPairs.none(), KeyedPairs.none())
 class Change:
     """The effect of a batch on a generation. Erasures apply first, then learnings.
 
-    This equals the order of asking, because accepting an erasure removes its pairs from the learnings that wait.
+    The result is the same as in the order of asking, because accepting an erasure removes its pairs from waiting learnings.
 
     Attributes:
         before: the generation.
-        erasures: by request, in the order of asking, the interactions that each shard owns of it. A pair that several name
-            counts for the first of them.
-        learnings: (user id, item id) pairs to learn from, by request.
-        rest: what is left of every shard's interactions.
+        erasures: for every request, in the order of asking, the interactions that each shard loses to it. A pair in several
+            requests counts for the first.
+        learnings: (user id, item id) pairs to learn, by request.
+        rest: the remaining interactions of every shard.
     """
 
     before: Loaded
@@ -105,7 +105,7 @@ class Change:
     def with_(self, rows: Iterable[RequestRow]) -> Change:
         """Add requests. Ids that the generation does not have are ignored.
 
-        A repeated erasure is ignored; a repeated learning replaces its earlier version.
+        A repeated erasure is ignored, and a repeated learning replaces its earlier version.
         """
         erasures, learnings, rest = dict(self.erasures), dict(self.learnings), dict(self.rest)
         for row in rows:
@@ -119,24 +119,24 @@ class Change:
 
     @cached_property
     def erased(self) -> dict[ShardId, KeyedPairs]:
-        """The pairs that each shard loses; only shards that lose any."""
+        """The pairs that each shard loses. Shards that lose none are left out."""
         return together(self.erasures.values())
 
     @cached_property
     def left_users(self) -> Vocabulary:
-        """Users with a remaining interaction, before learnings."""
+        """Users with a remaining interaction, before the learnings."""
         gone = [pairs.users for pairs in self.erased.values()]
         return self.before.users.without(_orphans(gone, [data.user_keys for data in self.rest.values()]))
 
     @cached_property
     def left_items(self) -> Vocabulary:
-        """Items with a remaining interaction, before learnings."""
+        """Items with a remaining interaction, before the learnings."""
         gone = [pairs.items for pairs in self.erased.values()]
         return self.before.items.without(_orphans(gone, [data.item_keys for data in self.rest.values()]))
 
     @cached_property
     def _learned(self) -> dict[tuple[int, int], tuple[str, str]]:
-        """New pairs by their keys: neither stored already nor held out for a test."""
+        """New pairs by their keys: pairs that are neither stored already nor in the test set."""
         asked = dict.fromkeys(pair for pairs in self.learnings.values() for pair in pairs)
         users, items = self.before.users, self.before.items
         named = {(users.key_of(user), items.key_of(item)): (user, item) for user, item in asked}
@@ -159,7 +159,7 @@ class Change:
 
     @cached_property
     def added(self) -> dict[ShardId, Gain]:
-        """The pairs that each shard gains; only shards that gain any. Each pair goes where a fit would have put it."""
+        """The pairs that each shard gains. Each pair goes where a fit would put it. Shards that gain none are left out."""
         if not self._learned:
             return {}
         config = self.before.manifest.config
@@ -184,7 +184,7 @@ class Change:
 
 
 def _orphans(gone: Iterable[np.ndarray], left: Iterable[np.ndarray]) -> np.ndarray:
-    """Keys that lost an interaction and have none left."""
+    """Keys that lost interactions and have none left."""
     keys = np.unique(np.concatenate([np.empty(0, np.uint64), *gone]))
     for present in left:
         keys = keys[places_of(keys, present) < 0]
@@ -192,9 +192,9 @@ def _orphans(gone: Iterable[np.ndarray], left: Iterable[np.ndarray]) -> np.ndarr
 
 
 def remaining_dataset(change: Change, config: EraserConfig) -> Dataset:
-    """The remaining interactions after a change, as a new log for a fit with the given settings.
+    """The remaining interactions after a change, as a log for a new fit with the given settings.
 
-    The validation set stays, unless these settings split differently. Then the log is split again.
+    The validation set stays the same. If the settings split differently, the log is split again.
     """
     users, items = change.users, change.items
     parts = [data.in_rows_of(users.keys, items.keys) for data in change.after.values()]
@@ -207,6 +207,6 @@ def remaining_dataset(change: Change, config: EraserConfig) -> Dataset:
 
 
 def _held_by(config: EraserConfig) -> tuple[float, ...]:
-    """The settings that decide the split. Without shares the log's own split counts, and the seed plays no part."""
+    """The settings that decide the split. Without shares, the log's own split counts and the seed has no effect."""
     shares = config.data.test_share, config.data.valid_share
     return (*shares, config.seed if any(shares) else 0)

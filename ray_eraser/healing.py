@@ -1,9 +1,9 @@
-"""Finds stored files of a generation that are damaged or missing, and makes them again.
+"""Finds damaged or missing files of a generation, and makes them again.
 
 Ids, interactions, the aggregate and the manifest are written again from memory. Submodels and checkpoints are trained again on
-the stored interactions, as an audit does. Every file must come to the digest that the generation records, so healing cannot
-change what is stored. Names in logs and results have no digest: with the rest of the data, the digest of an older file could
-reveal what was erased since.
+the stored interactions, as an audit does. Every file must match the digest that the generation records, so healing cannot
+change the stored content. Logs and results name files without their digests. Anyone with the rest of the data could use the
+digest of an older file to find out which data was erased since.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ray_eraser.store import (
 
 log = logging.getLogger(__name__)
 
-_WAY_OUT = "restore the storage path from a copy, or run repartition.py, which makes every file again"
+_WAY_OUT = "restore the storage path from a copy, or run ray-eraser repartition, which makes every file again"
 
 
 def named_files(manifest: Manifest, digest: str) -> dict[FileRef, str]:
-    """Every file of a generation, with its name for people: its kind, and its shard or part.
+    """Every file of a generation with a readable name: its kind, and its shard or part.
 
     Args:
         manifest: the generation.
@@ -55,7 +55,7 @@ def named_files(manifest: Manifest, digest: str) -> dict[FileRef, str]:
 
 
 def damaged(store: Store, manifest: Manifest, digest: str) -> list[FileRef]:
-    """The files of a generation that are missing, cannot be read, or are not what was written.
+    """The files of a generation that are missing, cannot be read, or do not match their digests.
 
     Args:
         store: has them.
@@ -79,18 +79,17 @@ def heal(
     epoch: Epoch,
     in_force: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[str, ...]:
-    """Verify every file of a generation, and make damaged ones again. All that can be healed is, before an error is raised.
+    """Verify every file of a generation, and make damaged files again. Heals as many files as it can before it raises.
 
-    A superseded generation must not be healed: its files hold what was erased. The caller keeps the generation current
-    meanwhile.
+    Never heal a superseded generation, because its files hold erased data. The caller keeps the generation current meanwhile.
 
     Args:
         store: has the files.
         loaded: the current generation.
-        pool: has its settings; trains again where vectors are damaged.
+        pool: has the generation's settings; trains again if vectors are damaged.
         epoch: of the coordinator.
-        in_force: entered around everything that is written or deleted here. Raises unless the generation is current, and keeps
-            it current until it is left.
+        in_force: entered around every write and delete. It raises unless the generation is current, and keeps it current until
+            it exits.
 
     Returns:
         The names of the healed files; see `named_files`.
@@ -113,7 +112,7 @@ def heal(
 
 
 def _in_memory(loaded: Loaded) -> dict[FileRef, Callable[[], bytes]]:
-    """The files that a generation in memory has the content of; each is made when it is asked for."""
+    """The files whose content a generation has in memory. A file's bytes are made when its function is called."""
     manifest = loaded.manifest
     contents: dict[FileRef, Callable[[], bytes]] = {manifest_ref(loaded.digest): manifest.to_json}
     for refs, vocabulary in ((manifest.users, loaded.users), (manifest.items, loaded.items)):
@@ -126,21 +125,21 @@ def _in_memory(loaded: Loaded) -> dict[FileRef, Callable[[], bytes]]:
 
 
 def _part_number(ref: FileRef) -> int:
-    """The number of the part of a vocabulary that a file has."""
+    """The number of the vocabulary part that a file holds."""
     return int(ref.path.split("-")[1])
 
 
 def _healed_from_memory(
     store: Store, loaded: Loaded, broken: Collection[FileRef], in_force: Callable[[], AbstractContextManager[object]]
 ) -> dict[FileRef, str]:
-    """Write what memory has. Returns why a file could not be healed, for every such file."""
+    """Write the files whose content is in memory. Returns the reason for every file that could not be healed."""
     contents, problems = _in_memory(loaded), {}
     for ref in broken:
         if ref not in contents:
             continue
         content = contents[ref]()
         if hashlib.sha256(content).hexdigest() != ref.digest:
-            problems[ref] = "what is in memory has another digest, as after an upgrade"
+            problems[ref] = "the content in memory has another digest, as after an upgrade"
             continue
         with in_force():
             store.restore(ref, content)
@@ -156,14 +155,14 @@ def _trained_again(
     problems: Mapping[FileRef, str],
     in_force: Callable[[], AbstractContextManager[object]],
 ) -> dict[FileRef, str]:
-    """Train the shards whose vectors are damaged. Returns why a file could not be healed, for every such file.
+    """Train the shards whose vectors are damaged. Returns the reason for every file that could not be healed.
 
-    `broken` are all damaged files, `problems` those of them that could not be healed from memory.
+    `broken` are all damaged files; `problems` are the files among them that could not be healed from memory.
     """
     wanted = {record.shard: [ref for ref in _vectors_of(record) if ref in broken] for record in manifest.shards}
     records = [record for record in manifest.shards if wanted[record.shard]]
     found = {
-        ref: "the interactions that it is trained on are damaged as well"
+        ref: "its shard's interactions are damaged too"
         for record in records
         if record.interactions in problems
         for ref in wanted[record.shard]
@@ -182,7 +181,7 @@ def _trained_again(
         return found | {ref: str(error) for shard in orders for ref in wanted[shard]}
     written = {shard: _vectors_of(answer.record) for shard, answer in answers.items()}
     _drop_strays(store, manifest, written, in_force)
-    another = "training again gives another file, as on another processor or with other versions of libraries"
+    another = "training again gives another file, as on another processor or with other library versions"
     return found | {ref: another for shard, refs in written.items() for ref in wanted[shard] if ref not in refs}
 
 
@@ -191,7 +190,7 @@ def _vectors_of(record: ShardRecord) -> tuple[FileRef, ...]:
 
 
 def _intact(record: ShardRecord, broken: Collection[FileRef]) -> tuple[FileRef, ...]:
-    """The checkpoints that training can go on from: all before the first damaged one."""
+    """The checkpoints that training can resume from: all before the first damaged one."""
     return tuple(takewhile(lambda ref: ref not in broken, record.checkpoints))
 
 
@@ -201,8 +200,8 @@ def _drop_strays(
     written: Mapping[ShardId, Collection[FileRef]],
     in_force: Callable[[], AbstractContextManager[object]],
 ) -> None:
-    """Delete what training wrote and the generation does not name."""
+    """Delete the files that training wrote and the generation does not name."""
     known = set(manifest.files())
-    with in_force():  # even where there are none: what was trained for a superseded generation must not count as healed
+    with in_force():  # even without strays: files trained for a superseded generation must not count as healed
         for ref in (ref for refs in written.values() for ref in refs if ref not in known):
             store.delete(ref.path)

@@ -1,13 +1,13 @@
-"""A big log on its way into the shards, with no process ever holding all of it. For partitions that are not learned.
+"""Read a big log into the shards without holding all of it in one process. For partitions that are not learned.
 
-Three passes of pure functions of files, which run wherever a `Compute` has them run:
+A `Compute` runs three passes of pure functions of files:
 
-1. `list_ids`, a fragment of the log: its distinct ids and their keys. Merged, they give every id a row in the order of keys.
-2. `scatter`, a fragment: ids become rows, test and validation sets are held out, and each pair goes to its shard.
-3. `unite`, a shard: its pieces of all fragments become its file, as the store has it, in rows of its own.
+1. `list_ids` lists the distinct ids of a fragment and their keys. Merged, they give every id a row in the order of keys.
+2. `scatter` reads a fragment again: ids become rows, test and validation sets are held out, and each pair goes to its shard.
+3. `unite` turns a shard's pieces of all fragments into its file, as the store has it, in rows of its own.
 
-A pair's set and its shard depend on the keyed hashes of its two ids alone. So pairs that stand in several fragments meet in one
-set of one shard, and all files are the same, bit for bit, as if the log had been read and divided at once.
+The shard of a pair depends on the keyed hashes of its two ids alone, and so does its set, unless its time decides. So the
+copies of a pair in several fragments meet in one shard. All files are the same, bit for bit, as if the log was read at once.
 
 K shards, U users, I items, n pairs.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -25,8 +26,10 @@ import pyarrow.parquet as pq
 
 from ray_eraser import seeds
 from ray_eraser.compute import Compute
-from ray_eraser.config import EraserConfig
-from ray_eraser.data.columns import check_something_left, check_trainable, rated
+from ray_eraser.config import DataConfig, EraserConfig
+from ray_eraser.data.account import Account
+from ray_eraser.data.columns import Log, check_something_left, check_trainable, rated
+from ray_eraser.data.folders import found
 from ray_eraser.data.fragments import Fragment, KeyedIds, fragments_of, keyed_ids, merged_ids, read_fragment, rows_of
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData
@@ -34,7 +37,7 @@ from ray_eraser.data.splits import hold_out_set
 from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import ConfigError, RayEraserError
 from ray_eraser.ids import ShardId
-from ray_eraser.partition import divide, place
+from ray_eraser.partition import divide
 from ray_eraser.store import FileRef, Store
 
 _T = TypeVar("_T")
@@ -45,13 +48,14 @@ _AT_A_TIME = 64
 
 @dataclass(frozen=True, eq=False)
 class Ingested:
-    """What a log has become.
+    """The result of reading a log.
 
     Attributes:
-        users, items: the vocabularies of all that is kept.
+        users, items: the vocabularies of the stored interactions.
         user_refs, item_refs: their files.
         shards: the file of every shard's interactions, in order.
         n_trained: number of training interactions.
+        account: the rows of the log, counted.
     """
 
     users: Vocabulary
@@ -60,9 +64,10 @@ class Ingested:
     item_refs: tuple[FileRef, ...]
     shards: tuple[FileRef, ...]
     n_trained: int
+    account: Account
 
     def of_users(self, rows: np.ndarray, store_uri: str, compute: Compute) -> Interactions:
-        """What is learned from of these users, in rows of the vocabularies, gathered from all shards; `rows` few."""
+        """The training interactions of a few users, gathered from all shards, in rows of the vocabularies."""
         keys = self.users.keys[rows]
         found = KeyedPairs.union(compute.run([partial(_of_users, store_uri, file, keys) for file in self.shards]))
         return found.in_rows(self.users.keys, self.items.keys)
@@ -77,15 +82,15 @@ def ingest(
 ) -> Ingested:
     """Number, hold out and divide the log at `source`, and write its vocabularies and shards to the store.
 
-    What is held out for the test is not kept. On the way there are pieces in the store, which hold all of the log; they are
-    gone when this returns or raises.
+    The test set is not kept. Meanwhile, pieces in the store hold all of the log. They are deleted when this function returns or
+    raises.
 
     Args:
-        source: see `fragments_of`; a path that is the same wherever the compute runs.
-        store: where everything goes.
+        source: see `fragments_of`; the path must be the same for every process of the compute.
+        store: for the files.
         config: `data`, `partition` and `seed` count.
-        compute: where the passes run.
-        on_pass: hears how many of the three passes are done.
+        compute: runs the passes.
+        on_pass: called with the number of passes that are done, of three.
 
     Raises:
         DataFileError: as `read_dataset`.
@@ -100,8 +105,8 @@ def ingest(
     fragments = fragments_of(source)
     try:
         counts = _all(compute, [partial(list_ids, part, n, store.uri, config) for n, part in enumerate(fragments)])
-        n_rows, n_below = sum(count.rows for count in counts), sum(count.below for count in counts)
-        check_something_left(source, config.data, n_rows, n_below, max(count.highest for count in counts))
+        account = _account(source, [count.account for count in counts])
+        check_something_left(source, config.data, account, max(count.highest for count in counts))
         # Users first: the ids of one kind are gone before those of the other come.
         users = _numbered("user", len(fragments), store, config)
         items = _numbered("item", len(fragments), store, config)
@@ -113,11 +118,8 @@ def ingest(
         on_pass(3)
     finally:
         store.drop_pieces()
-    # Ids that only the test set has are not stored.
-    users, items = (
-        vocabulary.only(vocabulary.keys[np.unpackbits(bits, count=len(vocabulary)) > 0])
-        for vocabulary, bits in zip((users, items), (present_users, present_items), strict=True)
-    )
+    users, items = _present(users, present_users), _present(items, present_items)
+    merged = account.rows_read - account.n_left_out - sum(one.size + one.held + one.test for one in shards)
     return Ingested(
         users,
         items,
@@ -125,7 +127,18 @@ def ingest(
         store.write_vocabulary(items),
         tuple(one.file for one in shards),
         sum(one.size for one in shards),
+        replace(account, merged=merged, held_for_test=sum(one.test for one in shards)),
     )
+
+
+def _present(vocabulary: Vocabulary, bits: np.ndarray) -> Vocabulary:
+    """The ids whose bit is set. Ids that only the test set has are not stored."""
+    return vocabulary.only(vocabulary.keys[np.unpackbits(bits, count=len(vocabulary)) > 0])
+
+
+def _account(source: str, parts: Sequence[Account]) -> Account:
+    """The account of all fragments, with the notices that `read_dataset` has."""
+    return Account.together(parts).noting(*found(Path(source).expanduser(), DataConfig()).notices)
 
 
 def _united(
@@ -145,7 +158,7 @@ def _united(
 
 
 def _all(compute: Compute, calls: Sequence[Callable[[], _T]]) -> list[_T]:
-    """The results of all calls. The first error is raised when all have ended: none writes a piece after they were dropped."""
+    """The results of all calls. The first error is raised after all have ended, so no call writes a piece later."""
     answers = compute.run([partial(_answer, call) for call in calls])
     for answer in answers:
         if isinstance(answer, RayEraserError):
@@ -161,22 +174,21 @@ def _answer(call: Callable[[], _T]) -> _T | RayEraserError:
 
 
 def _either(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Bits that one of two has; what one of them is too short for, it has not."""
+    """The bits that are set in one of two arrays, which may differ in length."""
     longer, shorter = (some, others) if len(some) > len(others) else (others, some)
     both = longer.copy()
     both[: len(shorter)] |= shorter
     return both
 
 
-# ---- first pass: who is there ---------------------------------------------------------------------------------------------
+# ---- first pass: all ids --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a fragment: its rows, how many of them are rated too low, and the highest rating."""
+    """The rows of a fragment, counted, and their highest rating."""
 
-    rows: int
-    below: int
+    account: Account
     highest: float
 
 
@@ -184,11 +196,11 @@ def list_ids(fragment: Fragment, number: int, store_uri: str, config: EraserConf
     """Write the distinct ids of a fragment as the pieces `user-<number>` and `item-<number>`."""
     store = Store(store_uri)
     log = read_fragment(fragment, config.data)
-    kept, n_below = rated(log, config.data)
+    kept = rated(log, config.data)
     secret = seeds.secret(config.seed, "ids")
     for kind, column in (("user", kept.users), ("item", kept.items)):
         _write_ids(store, f"{kind}-{number}", keyed_ids(column, secret))
-    return Counts(len(log), n_below, 0.0 if log.ratings is None else float(log.ratings.max(initial=0.0)))
+    return Counts(kept.account(), 0.0 if log.ratings is None else float(log.ratings.max(initial=0.0)))
 
 
 def _numbered(kind: str, n_fragments: int, store: Store, config: EraserConfig) -> Vocabulary:
@@ -200,7 +212,7 @@ def _numbered(kind: str, n_fragments: int, store: Store, config: EraserConfig) -
 
 
 def _write_ids(store: Store, name: str, ids: KeyedIds) -> None:
-    # Nearly every value is another: a dictionary of them only takes time.
+    # Nearly every value is different, so a dictionary would only take time.
     sink = pa.BufferOutputStream()
     table = pa.table({"key": ids.keys, "id": ids.ids}, metadata={"integers": str(ids.integers)})
     pq.write_table(table, sink, use_dictionary=False, compression="zstd")
@@ -220,26 +232,34 @@ def _read_keys(store: Store, kind: str) -> np.ndarray:
         return np.frombuffer(piece.read(), np.uint64)
 
 
-# ---- second pass: where they belong ---------------------------------------------------------------------------------------
+# ---- second pass: pairs to shards -----------------------------------------------------------------------------------------
 
 
 def scatter(fragment: Fragment, number: int, store_uri: str, config: EraserConfig) -> None:
-    """Write a fragment's pairs as the piece `pairs-<number>`: for every shard what is learned from, then what is held out.
+    """Write a fragment's pairs as the piece `pairs-<number>`: for every shard its training, validation and test pairs.
 
-    An Arrow file, of which a shard can read its two batches alone. Each has the codes of `Interactions`, ascending.
+    The piece is an Arrow file, so a shard can read its own three batches alone. Each has ascending codes of `Interactions`. The
+    test pairs are only counted.
     """
     store = Store(store_uri)
-    kept, _ = rated(read_fragment(fragment, config.data), config.data)
+    kept = rated(read_fragment(fragment, config.data), config.data)
     user_keys, item_keys, secret = _read_keys(store, "user"), _read_keys(store, "item"), seeds.secret(config.seed, "ids")
-    pairs = Interactions.of(rows_of(kept.users, user_keys, secret, fragment), rows_of(kept.items, item_keys, secret, fragment))
-    train, _ = hold_out_set("test", pairs, user_keys, item_keys, config.data, config.seed)
+
+    def in_rows(log: Log) -> Interactions:
+        return Interactions.of(rows_of(log.users, user_keys, secret, fragment), rows_of(log.items, item_keys, secret, fragment))
+
+    if config.data.test_from is None or kept.times is None:
+        train, test = hold_out_set("test", in_rows(kept), user_keys, item_keys, config.data, config.seed)
+    else:
+        is_test = kept.times.from_(config.data.test_from)
+        train, test = in_rows(kept.where(~is_test)), in_rows(kept.where(is_test))
     train, valid = hold_out_set("valid", train, user_keys, item_keys, config.data, config.seed)
-    partition = divide(train, user_keys, item_keys, config.partition, config.seed)
-    held = place(valid, train, partition, user_keys, item_keys, config.partition, config.seed)
-    K = config.partition.n_shards
+    # A kind of partition that is not learned places every pair by its keys alone.
+    sets = [(part, divide(part, user_keys, item_keys, config.partition, config.seed).owners) for part in (train, valid, test)]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _PAIRS) as file:
-        for batches in zip(_by_shard(train, partition.owners, K), _by_shard(valid, held, K), strict=True):
+        by_shard = [_by_shard(part, owners, config.partition.n_shards) for part, owners in sets]
+        for batches in zip(*by_shard, strict=True):
             for codes in batches:
                 file.write_batch(pa.record_batch([codes], schema=_PAIRS))
     store.write_piece(f"pairs-{number}", sink.getvalue().to_pybytes())
@@ -254,21 +274,25 @@ def _by_shard(pairs: Interactions, owners: np.ndarray, n_shards: int) -> Iterabl
     return np.split(codes, np.cumsum(np.bincount(owners, minlength=n_shards))[:-1])
 
 
-# ---- third pass: together -------------------------------------------------------------------------------------------------
+# ---- third pass: shards ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class United:
-    """Of a shard: its file, and how many interactions it learns from.
+    """A shard's file, and the number of interactions of each set.
 
     Attributes:
         file: of its interactions.
-        size: how many it learns from.
+        size: number of training interactions.
+        held: number of validation interactions.
+        test: number of test interactions that would be the shard's; they are stored nowhere.
         users, items: a bit for each row, whether the shard has an interaction of it.
     """
 
     file: FileRef
     size: int
+    held: int
+    test: int
     users: np.ndarray
     items: np.ndarray
 
@@ -276,20 +300,21 @@ class United:
 def unite(shard: ShardId, n_fragments: int, store_uri: str) -> United:
     """Write a shard's interactions from its pieces; pairs that several fragments have are merged."""
     store = Store(store_uri)
-    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    parts: tuple[list[np.ndarray], ...] = ([], [], [])
     for number in range(n_fragments):
         with store.open_piece(f"pairs-{number}") as piece:
             file = pa.ipc.open_file(piece)
-            for codes, batch in zip(parts, (2 * shard, 2 * shard + 1), strict=True):
+            for codes, batch in zip(parts, range(3 * shard, 3 * shard + 3), strict=True):
                 codes.append(file.get_batch(batch).column("code").to_numpy())
-    train, valid = (Interactions.of_codes(np.concatenate(codes)) for codes in parts)
+    train, valid, test = (Interactions.of_codes(np.concatenate(codes)) for codes in parts)
+    test = test.without(train).without(valid)  # by time, a pair can be in several sets; it stays in the first
     written = store.write_shard_data(shard, ShardData.of(train, valid, _read_keys(store, "user"), _read_keys(store, "item")))
     users, items = (np.concatenate([getattr(part, side) for part in (train, valid)]) for side in ("users", "items"))
-    return United(written, len(train), _bits(users), _bits(items))
+    return United(written, len(train), len(valid), len(test), _bits(users), _bits(items))
 
 
 def _bits(rows: np.ndarray) -> np.ndarray:
-    """A bit for each row up to the highest, whether it is among these."""
+    """A bit for each row up to the highest of these, set for these rows."""
     present = np.zeros(int(rows.max(initial=-1)) + 1, bool)
     present[rows] = True
     return np.packbits(present)

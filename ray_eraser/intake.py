@@ -6,27 +6,28 @@ import logging
 import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from ray_eraser.backlog import Backlog
 from ray_eraser.building import OnStep
 from ray_eraser.config import DAY, UnlearningConfig
+from ray_eraser.data.frames import Pairs, pairs_of
 from ray_eraser.data.keyed import KeyedPairs
 from ray_eraser.data.splits import set_of
-from ray_eraser.errors import InputError, QueueFullError, RequestError, StoreError, shortened
-from ray_eraser.ids import RawId, RequestId
+from ray_eraser.errors import InputError, QueueFullError, RequestError, StoreError
+from ray_eraser.ids import RequestId
 from ray_eraser.logs import named_safely
+from ray_eraser.notebook import html_table
 from ray_eraser.opening import settings_with
 from ray_eraser.serving import Serving
 from ray_eraser.unlearning.idempotency import KeyHash
 from ray_eraser.unlearning.ledger import Entry, Ledger, RequestRow
+from ray_eraser.unlearning.present import Present
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
 from ray_eraser.unlearning.suppression import Sifted, Suppressed, sifted, subjects_of
-from ray_eraser.unlearning.work import Learning, Repartition
+from ray_eraser.unlearning.work import Learning, Repartition, Work
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,16 @@ class Submitted:
     """The answer to a submission.
 
     Attributes:
-        request_id, state: its name, and where it stands.
+        request_id: the request's name.
+        state: the request's state.
         salt: lets the asker prove later what the receipt is about.
-        here_again: this is a repeated submission of an erasure that is finished, and something of it was learned again
-            since. It is not erased again: that takes a new key.
-        suppressed: of a learning, how many pairs are on the list of what must not be learned again. They were left out, or
-            were taken back by `take_back`. See `unlearning.suppress_days`.
+        here_again: this submission repeats an erasure that is finished, and some of its data was learned again since then. The
+            data is not erased again: submit it with a new key.
+        suppressed: of a learning, the number of pairs that must not be learned again. They were left out, or `take_back` took
+            them back. See `unlearning.suppress_days`.
+        pairs_absent: of a request for pairs, the number of distinct pairs that are not stored: never learned, held out for the
+            test, or erased already. They were passed over. 0 for other requests; None for a repeated submission of pairs,
+            because the first answer gave the count.
     """
 
     request_id: RequestId
@@ -54,6 +59,19 @@ class Submitted:
     salt: str | None
     here_again: bool = False
     suppressed: int = 0
+    pairs_absent: int | None = 0
+
+    def _repr_html_(self) -> str:
+        # Without the salt: notebooks are shared, and the salt shows which request a receipt is about.
+        return html_table(
+            f"Request {self.request_id}",
+            {
+                "state": self.state,
+                "pairs passed over": self.pairs_absent or None,
+                "pairs not learned again": self.suppressed or None,
+                "here again": "yes: submit it with a new key" if self.here_again else None,
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -116,11 +134,11 @@ class Intake:
             for number, answer in enumerate(in_order)
         ]
 
-    def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> dict[int, RequestRow | InputError]:
+    def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> dict[int, _Accepted | InputError]:
         """Check all submissions against one reading of the state, then record them in one transaction.
 
-        Returns, by position, the recorded row (now or earlier, under the same key) or the error. Unless `partial`, one error
-        keeps all new submissions from being recorded, and these have no entry.
+        Returns, by position, the recorded request (now or earlier, under the same key) or the error. Unless `partial`, one
+        error keeps all new submissions from being recorded, and the new submissions have no entry.
         """
         hash_of = self._desk.key_hash
         hashes = [hash_of(submission.idempotency_key) for submission in submissions]
@@ -128,78 +146,50 @@ class Intake:
         asked = [submission.request for submission in submissions]
         known = self._ledger.recorded_among(list(zip(hashes, bound, strict=True)))
         backlog = Backlog.of_learnings(self._ledger)
-        to_come = _ToCome(backlog)
+        present = self._present(backlog)
         by_key: dict[str, UnlearningRequest] = {}
-        answers: dict[int, RequestRow | InputError] = {}
+        answers: dict[int, _Accepted | InputError] = {}
+        absent: dict[int, int] = {}
+        nothing_here: dict[int, UnlearningRequest] = {}
         for number, (found, hashed, request) in enumerate(zip(known, hashes, asked, strict=True)):
             if isinstance(found, RequestError):
                 answers[number] = found
             elif hashed is not None and by_key.get(hashed, request) != request:
                 answers[number] = RequestError("the idempotency key belongs to another request: choose a new key")
-            elif found is None and (problem := self._problem(request, to_come)):
-                answers[number] = problem
+            elif found is not None:
+                answers[number] = _Accepted(found, None if request.pairs else 0)
+            elif (n_absent := present.absent(request)) is None:
+                nothing_here[number] = request
             else:
-                if hashed is not None:
-                    by_key[hashed] = request
-                if found is not None:
-                    answers[number] = found
-        new = [number for number in range(len(asked)) if number not in answers]
+                absent[number] = n_absent
+            if hashed is not None and (number in absent or isinstance(answers.get(number), _Accepted)):
+                by_key[hashed] = request
+        answers |= present.refusals(nothing_here)
+        new = list(absent)
         if partial or not any(isinstance(answer, InputError) for answer in answers.values()):
             entries = [
                 Entry(_new_name(), asked[n], secrets.token_hex(32), hashes[n], bound[n], submissions[n].priority) for n in new
             ]
             fresh = [asked[n] for n in new]
-            rows = self._record(entries, backlog.amended_by(fresh), suppressed=self._suppressed(fresh))
-            answers |= zip(new, rows, strict=True)
+            rows = self._record(entries, backlog.amended_by(fresh), suppressed=self.suppressed(fresh, self._desk.clock()))
+            answers |= {number: _Accepted(row, absent[number]) for number, row in zip(new, rows, strict=True)}
         return answers
 
-    def _is_here_again(self, row: RequestRow, request: UnlearningRequest, to_come: _ToCome) -> bool:
-        """Whether something of a finished erasure was learned again since: the same key does not erase it twice."""
-        if row.state is not RequestState.ERASED:
-            return False
-        parts = [UnlearningRequest(pairs=(pair,)) for pair in request.named_pairs] or [request]
-        return any(self._problem(part, to_come) is None for part in parts)
-
-    def _problem(self, request: UnlearningRequest, to_come: _ToCome) -> InputError | None:
-        """The error that a new request deserves; None if it can be accepted."""
-        try:
-            self._check(request, to_come)
-        except InputError as error:
-            return error
-        return None
-
-    def _check(self, request: UnlearningRequest, to_come: _ToCome) -> None:
-        """Refuse a request about an id or a pair that is neither stored nor waiting to be learned.
-
-        Raises:
-            UnknownIdError, RequestError: see `Coordinator.submit`.
-        """
+    def _present(self, backlog: Backlog) -> Present:
+        """The data that requests may name now, given the learnings that wait."""
         snapshot = self._serving.snapshot
-        if request.user_id is not None and request.user_id not in to_come.users:
-            snapshot.users.key(request.user_id)
-        if request.item_id is not None and request.item_id not in to_come.items:
-            snapshot.items.key(request.item_id)
-        if request.pairs is not None:
-            here = [pair for pair in request.named_pairs if pair not in to_come.pairs]
-            keys = KeyedPairs.of([(snapshot.users.key(user), snapshot.items.key(item)) for user, item in here])
-            absent = np.flatnonzero(~snapshot.has(keys))
-            if len(absent):
-                raise RequestError(
-                    f"{len(absent)} of {len(request.pairs)} pairs are not among the data or are being erased already, "
-                    f"the first is {shortened(here[absent[0]])}: leave them out"
-                )
+        return Present(snapshot.users, snapshot.items, snapshot.shards, backlog.to_come())
 
     # ---- learn and re-partition ----------------------------------------------------------------------------------------
 
-    def learn(self, pairs: Sequence[tuple[RawId, RawId]], idempotency_key: str | None, *, take_back: bool = False) -> Submitted:
+    def learn(self, pairs: Pairs, idempotency_key: str | None, *, take_back: bool = False) -> Submitted:
         """Accept pairs to learn from. See `Coordinator.learn`."""
-        if not len(pairs):
-            raise RequestError("pairs is empty: name at least one (user id, item id)")
+        given = UnlearningRequest(pairs=pairs_of(pairs)).named_pairs
         desk = self._desk
         key_hash = desk.key_hash(idempotency_key)
         with self._serving.lock:
             self.excise()  # so that a pair under erasure counts as absent, and can be learned again
-            named = Learning(tuple(dict.fromkeys(Learning(tuple(pairs)).named)))
+            named = Learning(tuple(dict.fromkeys(given)))
             bound = desk.key_hash.bound(idempotency_key, named, *(["take back"] if take_back else []))
             row = self._ledger.recorded(key_hash, bound)
             listed = sifted(named.named, self._ledger, desk.key_hash.subject, desk.clock())
@@ -208,7 +198,7 @@ class Intake:
                 entry = Entry(_new_name(), Learning(new), None, key_hash, bound)
                 (row,) = self._record([entry], {}, lifted=listed.subjects if take_back else ())
         self.excise()
-        return replace(self._submitted([row])[0], suppressed=len(listed.refused))
+        return replace(self._submitted([_Accepted(row)])[0], suppressed=len(listed.refused))
 
     @staticmethod
     def _allowed(listed: Sifted) -> tuple[Pair, ...]:
@@ -220,7 +210,7 @@ class Intake:
         if not listed.allowed:
             raise RequestError(
                 f"all of the {len(listed.refused)} pairs were erased and must not be learned again (unlearning.suppress_days): "
-                "leave them out, or learn them all the same (take_back, learn.py --take-back)"
+                "leave them out, or learn them all the same (take_back, ray-eraser learn --take-back)"
             )
         return listed.allowed
 
@@ -257,7 +247,7 @@ class Intake:
                 settings_with(self._ledger, config, [change for work in [*waiting, asked] for change in work.changes])
                 (row,) = self._record([Entry(_new_name(), asked, None, key_hash, bound)], {})
         self.excise()
-        return self._submitted([row])[0]
+        return self._submitted([_Accepted(row)])[0]
 
     # ---- record and excise ---------------------------------------------------------------------------------------------
 
@@ -280,10 +270,11 @@ class Intake:
         desk.on_step("received", rows)
         return rows
 
-    def _suppressed(self, requests: Sequence[UnlearningRequest]) -> list[Suppressed]:
-        """What erasures put on the list of what must not be learned again, from their acceptance on."""
+    def suppressed(self, works: Iterable[Work | None], at: float) -> list[Suppressed]:
+        """The users, items and pairs that erasures among some requests keep from being learned again, counted from `at`."""
         days = self._desk.settings.suppress_days
-        return subjects_of(requests, self._desk.key_hash.subject, self._desk.clock() + days * DAY) if days else []
+        erased = [work for work in works if isinstance(work, UnlearningRequest)]
+        return subjects_of(erased, self._desk.key_hash.subject, at + days * DAY) if days else []
 
     def excise(self) -> None:
         """Remove the data of accepted requests from the served model; then record that.
@@ -333,22 +324,36 @@ class Intake:
         with self._arrivals:
             self._arrivals.wait_for(lambda: not self._arriving, _ARRIVAL_SECONDS)
 
-    def _submitted(self, rows: Sequence[RequestRow], asked: Sequence[UnlearningRequest] = ()) -> list[Submitted]:
+    def _submitted(self, accepted: Sequence[_Accepted], asked: Sequence[UnlearningRequest] = ()) -> list[Submitted]:
+        rows = [each.row for each in accepted]
         states = self._ledger.states([row.request_id for row in rows])
         again = set[RequestId]()
         if asked and any(row.state is RequestState.ERASED for row in rows):
-            to_come = _ToCome(Backlog.of_learnings(self._ledger))
-            again = {row.request_id for row, of in zip(rows, asked, strict=True) if self._is_here_again(row, of, to_come)}
-        return [Submitted(row.request_id, states[row.request_id], row.salt, row.request_id in again) for row in rows]
+            # Some data of a finished erasure may have been learned again. The same key does not erase it twice.
+            present = self._present(Backlog.of_learnings(self._ledger))
+            again = {
+                row.request_id
+                for row, request in zip(rows, asked, strict=True)
+                if row.state is RequestState.ERASED and present.absent(request) is not None
+            }
+        return [
+            Submitted(
+                row.request_id,
+                states[row.request_id],
+                row.salt,
+                here_again=row.request_id in again,
+                pairs_absent=each.pairs_absent,
+            )
+            for each, row in zip(accepted, rows, strict=True)
+        ]
 
 
-class _ToCome:
-    """The pairs that wait to be learned, with sets of their ids."""
+@dataclass(frozen=True)
+class _Accepted:
+    """A recorded request, and how many of its pairs were absent; None if it was recorded earlier, under the same key."""
 
-    def __init__(self, backlog: Backlog) -> None:
-        self.pairs = backlog.to_come()
-        self.users = frozenset(user for user, _ in self.pairs)
-        self.items = frozenset(item for _, item in self.pairs)
+    row: RequestRow
+    pairs_absent: int | None = 0
 
 
 def _new_name() -> RequestId:

@@ -1,7 +1,7 @@
-"""Logs that programs read: one JSON object a line, and no user id in any.
+"""Machine-readable logs: one JSON object per line, without user ids.
 
-What is logged are events with fields in the project's words: `deployment`, `requests`, `shard`, `pairs`, `seconds`. Who logs
-names no user and no item. Of errors only what cannot name one is written: see `named_safely`.
+Log records are events with fields in the project's words: `deployment`, `requests`, `shard`, `pairs`, `seconds`. No record
+names a user or an item. Of an error, only text that cannot name one is written: see `named_safely`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import logging
 import time
 from collections.abc import Mapping
 
-from ray_eraser.errors import DataFileError, InvalidIdError, RayEraserError, RequestError, UnknownIdError
+from ray_eraser.errors import RayEraserError
 
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_MAY_NAME_SOMEBODY = (UnknownIdError, InvalidIdError, RequestError, DataFileError)
 
 
 class JsonFormatter(logging.Formatter):
-    """`time` (UTC), `level`, `logger`, `event`, and the fields of the record; of an exception its type, never its text.
+    """Format a record with `time` (UTC), `level`, `logger`, `event` and its fields. Exceptions appear by type, never by text.
 
     Args:
-        always: fields of every line, such as the process that writes it.
+        always: fields to add to every line, such as the name of the process.
     """
 
     def __init__(self, always: Mapping[str, object] | None = None) -> None:
@@ -39,12 +38,12 @@ class JsonFormatter(logging.Formatter):
         }
         fields |= {name: value for name, value in vars(record).items() if name not in _USUAL and name[0] != "_"}
         if record.exc_info and record.exc_info[0] is not None:
-            fields["error"] = record.exc_info[0].__name__  # a traceback may quote what was handed in
+            fields["error"] = record.exc_info[0].__name__  # only the type, because a traceback may quote user input
         return json.dumps(fields, default=str)
 
 
 def write_json(name: str = "ray_eraser", level: int = logging.INFO, **always: object) -> None:
-    """Have a logger and those below it write JSON on stderr, and nothing else; "" is the root of all."""
+    """Make a logger and its children write JSON to stderr, and nothing else. "" is the root logger."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(always))
     logger = logging.getLogger(name or None)
@@ -54,6 +53,5 @@ def write_json(name: str = "ray_eraser", level: int = logging.INFO, **always: ob
 
 
 def named_safely(error: Exception) -> str:
-    """What an error says, where it cannot name a user or an item; else its type."""
-    names_nobody = isinstance(error, RayEraserError) and not isinstance(error, _MAY_NAME_SOMEBODY)
-    return str(error) if names_nobody else type(error).__name__
+    """The text of an error without values that may be ids; of an error of another package, the name of its type."""
+    return error.safe if isinstance(error, RayEraserError) else type(error).__name__

@@ -9,7 +9,7 @@ or closed: close it after use.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +19,24 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 
 from ray_eraser.aggregator import AggregationOrder
+from ray_eraser.backlog import Backlog
 from ray_eraser.config import EraserConfig, UnlearningConfig
 from ray_eraser.data.keyed import KeyedPairs, ShardData
-from ray_eraser.errors import DeploymentError, PoolError, RayEraserError
+from ray_eraser.errors import DeploymentError, InputError, PoolError, RayEraserError, UnknownIdError
 from ray_eraser.force import Holder
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.ids import Generation, RawId, RequestId, ShardId
 from ray_eraser.opening import refuse_foreign, unlearning_settings
 from ray_eraser.pool import LocalShardPool
-from ray_eraser.recommend import Snapshot
+from ray_eraser.recommend import Scored, Snapshot
 from ray_eraser.served import Served, served_by
 from ray_eraser.serving import vectors_of
 from ray_eraser.status import Status, is_in, pending, stored_status
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger, default_ledger
+from ray_eraser.unlearning.present import Present
 from ray_eraser.unlearning.receipt import Receipt
-from ray_eraser.unlearning.request import RequestState
+from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.vectors import Vectors
 
 _T = TypeVar("_T")
@@ -111,6 +113,7 @@ class Observer:
         self.deployment, self._clock = deployment, clock
         self._store = Store(storage_path)
         self._ledger = existing_ledger(self._store, deployment, ledger_url)
+        self._loaded: Loaded | None = None
         self._view: tuple[Seen, View] | None = None
         try:
             refuse_foreign(deployment, self._store, self._ledger)
@@ -119,7 +122,7 @@ class Observer:
             raise
 
     def close(self) -> None:
-        self._view = None
+        self._loaded = self._view = None
         self._ledger.close()
 
     def __enter__(self) -> Self:
@@ -131,8 +134,34 @@ class Observer:
     # ---- what is served --------------------------------------------------------------------------------------------------
 
     def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
-        """See `Snapshot.recommend`."""
-        return self.answer(lambda view: view.snapshot.recommend(user_id, n))
+        """See `Snapshot.recommend`. The error for an unknown user names other spellings of the id that are here."""
+        return [item_id for item_id, _ in self.recommend_scored(user_id, n)]
+
+    def recommend_scored(self, user_id: RawId, n: int = 10) -> list[Scored]:
+        """See `Snapshot.recommend_scored`. Raises as `recommend`."""
+
+        def listed(view: View) -> list[Scored]:
+            try:
+                return view.snapshot.recommend_scored(user_id, n)
+            except UnknownIdError:
+                raise view.snapshot.users.unknown(user_id) from None
+
+        return self.answer(listed)
+
+    def recommend_many(self, user_ids: Sequence[RawId], n: int = 10) -> list[list[Scored] | None]:
+        """See `Snapshot.recommend_many`."""
+        return self.answer(lambda view: view.snapshot.recommend_many(user_ids, n))
+
+    def similar_items(self, item_id: RawId, n: int = 10) -> list[Scored]:
+        """See `Snapshot.similar_items`. The error for an unknown item names other spellings of the id that are here."""
+
+        def listed(view: View) -> list[Scored]:
+            try:
+                return view.snapshot.similar_items(item_id, n)
+            except UnknownIdError:
+                raise view.snapshot.items.unknown(item_id) from None
+
+        return self.answer(listed)
 
     def vectors(self) -> Vectors:
         """The vectors that a coordinator would serve. See `Vectors`: copies do not forget.
@@ -158,11 +187,32 @@ class Observer:
         """
         return self._steadily(lambda seen: compute(self._viewed(seen)))
 
+    def refusals(self, requests: Sequence[UnlearningRequest]) -> dict[int, InputError]:
+        """The errors, by position, for those of some requests of which nothing is here. Computes no model.
+
+        A coordinator refuses these requests, unless it finished one of them earlier under its idempotency key.
+
+        Raises:
+            DeploymentError, PoolError: as `answer`.
+        """
+
+        def refused(seen: Seen) -> dict[int, InputError]:
+            change = self._change(seen)
+            to_come = Backlog.of_learnings(self._ledger).to_come()
+            present = Present(change.left_users, change.left_items, list(change.rest.values()), to_come)
+            return present.refusals(dict(enumerate(requests)))
+
+        return self._steadily(refused)
+
     # ---- where it stands -------------------------------------------------------------------------------------------------
 
     def describe(self) -> Status:
         """Where the deployment stands. Raises as `answer`."""
-        return self._steadily(lambda _: stored_status(self.deployment, self._store, self._ledger, self._clock()))
+
+        def described(seen: Seen) -> Status:
+            return stored_status(self.deployment, self._store, self._ledger, self._clock(), self._read(seen))
+
+        return self._steadily(described)
 
     def erasures(self, limit: int = 100, *, finished: bool = False) -> list[dict[str, Any]]:
         """See `status.pending`."""
@@ -220,20 +270,29 @@ class Observer:
         published = self._ledger.current()
         if published is None:
             raise DeploymentError(
-                self.deployment, f"training at {self._store.uri} was never finished: run train.py with another path"
+                self.deployment, f"training at {self._store.uri} was never finished: run ray-eraser train with another path"
             )
         unfinished = frozenset(row.request_id for row in waiting if not is_in(row, published.number))
         return Seen(published.digest, unfinished, published)
 
+    def _read(self, seen: Seen) -> Loaded:
+        former = self._loaded
+        if former is not None and former.digest == seen.published.digest:
+            return former
+        self._loaded = self._view = None  # a superseded generation leaves the memory even if reading the next one fails
+        self._loaded = loaded = Loaded.read(self._store, seen.published, former)
+        return loaded
+
+    def _change(self, seen: Seen) -> Change:
+        """The published generation, and the change that unfinished requests make to it."""
+        loaded = self._read(seen)
+        return Change.of(loaded, [row for row in self._ledger.unfinished() if not is_in(row, loaded.number)])
+
     def _viewed(self, seen: Seen) -> View:
         if self._view is not None and self._view[0] == seen:
             return self._view[1]
-        former = self._view[1].change.before if self._view is not None else None
-        self._view = None  # what is superseded leaves the memory, whatever fails
-        loaded = former if former is not None and former.digest == seen.published.digest else None
-        loaded = loaded or Loaded.read(self._store, seen.published, former)
-        rows = [row for row in self._ledger.unfinished() if not is_in(row, loaded.number)]
-        view = viewed(self._store, Change.of(loaded, rows))
+        self._view = None  # a superseded view leaves the memory even if reading the next one fails
+        view = viewed(self._store, self._change(seen))
         self._view = (seen, view)
         return view
 

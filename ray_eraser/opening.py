@@ -1,4 +1,4 @@
-"""The settings of a deployment: those recorded in its store and ledger, and those that apply on this machine only."""
+"""The settings of a deployment: some are recorded in its store and ledger, others apply on this machine only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_eraser.config import RUN_HERE, EraserConfig, RuntimeConfig, UnlearningConfig, changed, config_from
-from ray_eraser.errors import ConfigError, DeploymentError
+from ray_eraser.errors import ConfigError, DeploymentError, StoreError
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 
@@ -15,10 +15,10 @@ from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 def agreed(
     deployment: str, store: Store, ledger: Ledger, config: EraserConfig | None
 ) -> tuple[GenerationRow | None, EraserConfig]:
-    """The published generation, or None, and the settings: its own, or the given ones.
+    """The published generation, or None, and the settings: the generation's own, or the given ones.
 
     Raises:
-        DeploymentError: nothing is deployed there and no config is given, or what is there is another ledger's, or was made
+        DeploymentError: nothing is deployed there and no config is given, or the files belong to another ledger, or were made
             with other settings.
     """
     refuse_foreign(deployment, store, ledger)
@@ -27,29 +27,35 @@ def agreed(
         if config is None:
             raise DeploymentError(deployment, f"nothing is deployed at {store.uri}: train first")
         return None, config
-    trained = store.read_manifest(published.digest).config
+    try:
+        trained = store.read_manifest(published.digest).config
+    except StoreError:
+        if ledger.current() == published:
+            raise
+        # A coordinator that is still in force published another generation, and deleted this one.
+        return agreed(deployment, store, ledger, config)
     if config is not None and not config.agrees_with(trained):
-        raise DeploymentError(deployment, f"{store.uri} was trained with other settings: use them, or another path")
+        raise DeploymentError(deployment, f"{store.uri} was trained with other settings: use those, or choose another path")
     return published, trained if config is None else as_run_here(trained, config.runtime)
 
 
 def refuse_foreign(deployment: str, store: Store, ledger: Ledger) -> None:
-    """Refuse a storage path of another ledger, whose files would be deleted as leftovers."""
+    """Refuse the storage path of another ledger, whose files would be deleted as leftovers."""
     if store.owner() not in (None, ledger.name):
-        raise DeploymentError(deployment, f"{store.uri} belongs to another ledger: give that one, or choose another path")
+        raise DeploymentError(deployment, f"{store.uri} belongs to another ledger: give that ledger, or choose another path")
 
 
 def unlearning_settings(ledger: Ledger, config: EraserConfig | None) -> UnlearningConfig:
-    """The `unlearning` settings: the given ones, or else the last ones. They change no bit."""
+    """The `unlearning` settings: the given ones, or else the last noted ones. They affect no bit of a generation."""
     if config is not None:
-        # The URL may hold a password, and is needed to read this note anyway.
+        # Without the URL: it may hold a password, and a reader of this note has it already.
         ledger.note("unlearning", config.unlearning.model_copy(update={"ledger": ""}).model_dump_json())
         return config.unlearning
     return UnlearningConfig.model_validate_json(ledger.noted("unlearning", UnlearningConfig().model_dump_json()))
 
 
 def noted_here(ledger: Ledger, config: EraserConfig, *, given: bool) -> EraserConfig:
-    """Settings with the local runtime settings (`RUN_HERE`): record the given ones, or else restore the last ones."""
+    """Settings with the local runtime settings (`RUN_HERE`): note the given ones, or else restore the last noted ones."""
     if given:
         ledger.note("run here", config.runtime.model_dump_json(include=set(RUN_HERE)))
         return config
@@ -64,18 +70,18 @@ def as_run_here(config: EraserConfig, here: Mapping[str, Any] | RuntimeConfig) -
 
 
 def recorded(config: EraserConfig) -> EraserConfig:
-    """The settings that a generation records. Local ones change no bit, and a URL may hold a password."""
+    """The settings that a generation records. Local settings affect no bit, and a URL may hold a password."""
     usual = {name: getattr(EraserConfig().runtime, name) for name in RUN_HERE}
     runtime = config.runtime.model_copy(update=usual)
     return config.model_copy(update={"runtime": runtime, "unlearning": EraserConfig().unlearning})
 
 
 def asked_settings(ledger: Ledger, config: EraserConfig, notes: Mapping[str, str] | None = None) -> EraserConfig:
-    """The settings that the deployment was given. Settings left to `auto` are open in them.
+    """The settings as the user gave them: `auto` stays `auto`.
 
     Args:
-        ledger: where they are noted.
-        config: the present settings, for a deployment that noted none.
+        ledger: has a note of them.
+        config: the current settings, for a deployment without such a note.
         notes: entries that the ledger is about to get.
     """
     given = (notes or {}).get("settings") or ledger.noted("settings", recorded(config).model_dump_json())
@@ -83,11 +89,11 @@ def asked_settings(ledger: Ledger, config: EraserConfig, notes: Mapping[str, str
 
 
 def settings_with(ledger: Ledger, config: EraserConfig, changes: Sequence[str]) -> EraserConfig:
-    """The settings that the deployment was given, with changes. Settings left to `auto` are open again.
+    """The settings as the user gave them, with changes. Settings left to `auto` are chosen again.
 
     Args:
-        ledger: where they are noted.
-        config: the present settings.
+        ledger: has a note of them.
+        config: the current settings.
         changes: `section.key=value` each.
 
     Raises:
@@ -96,5 +102,5 @@ def settings_with(ledger: Ledger, config: EraserConfig, changes: Sequence[str]) 
     for change in changes:
         name = change.partition("=")[0].strip()
         if name.startswith("unlearning.") or name.removeprefix("runtime.") in RUN_HERE:
-            raise ConfigError(name, "changes nothing of what is made: give it when the deployment is opened")
+            raise ConfigError(name, "affects no stored file: give it when you open the deployment")
     return as_run_here(changed(asked_settings(ledger, config), changes), config.runtime)

@@ -1,4 +1,4 @@
-"""Where shards live and work. One protocol, two pools: this process, and Ray (runtime/pool.py). Both give the same bits."""
+"""Where shards live and work: one protocol with two pools, this process and Ray (runtime/pool.py). Both give the same bits."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ OnDone = Callable[[Trained], None]
 class ShardPool(Compute, Protocol):
     """The shards of a deployment and its aggregator.
 
-    Raises, from every method: `PoolError` where a process died for good, was unreachable or took longer than
-    `runtime.timeout_seconds`; otherwise the error that the shard itself raised.
+    Every method raises `PoolError` if a process died for good, was unreachable or took longer than `runtime.timeout_seconds`;
+    otherwise the error that the shard itself raised.
     """
 
     def warm(self) -> None:
-        """Bring up every shard and the aggregator, so that the first request does not wait for processes to start."""
+        """Start every shard and the aggregator, so that the first request does not wait for processes."""
         ...
 
     def train(self, orders: Mapping[ShardId, ShardOrder], on_done: OnDone) -> dict[ShardId, Trained]:
-        """Let shards carry out their orders, as many at a time as there are slots; `on_done` hears of each."""
+        """Let shards carry out their orders, as many at a time as there are slots. Calls `on_done` for each finished shard."""
         ...
 
     def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:
-        """Let a shard start on an order that `train` will give next, and do not wait for it; where it is one shard alone.
+        """Start on the order that `train` will give next, without waiting. Only a single order is started.
 
-        At most once before `train` or `abandon`.
+        Called at most once before `train` or `abandon`.
         """
         ...
 
     def abandon(self) -> None:
-        """Wait for the end of what was begun, should `train` not have asked for it: none may write when files are counted."""
+        """Wait for an order from `begin` that `train` did not ask for: no shard may write while leftover files are listed."""
         ...
 
     def prepare_excision(self, order: AggregationOrder) -> None:
-        """Let the aggregator read a generation ahead of time; does not wait for it."""
+        """Let the aggregator read a generation ahead of time, without waiting."""
         ...
 
     def aggregate(self, order: AggregationOrder) -> Aggregated: ...
@@ -53,11 +53,11 @@ class ShardPool(Compute, Protocol):
     def excise(self, order: AggregationOrder) -> KeyedEmbeddings: ...
 
     def device_for(self, config: EraserConfig) -> Device:
-        """What `runtime.device` comes to where processes with these settings would run."""
+        """The device that `runtime.device` resolves to on the machines of this pool."""
         ...
 
     def described(self) -> dict[str, str]:
-        """The device that its processes compute on; see `devices.described`.
+        """The device that the processes compute on; see `devices.described`.
 
         Raises:
             DeviceError: they need a GPU, and have none.
@@ -69,16 +69,16 @@ class ShardPool(Compute, Protocol):
         ...
 
     def tidy(self) -> None:
-        """Let go of processes that this deployment left when it had other settings."""
+        """End the processes that this deployment started under earlier settings."""
         ...
 
     def close(self) -> None:
-        """Let go of the processes, where this pool owns them."""
+        """End the processes, if this pool owns them."""
         ...
 
 
 def own_device(runtime: RuntimeConfig) -> Device:
-    """What `runtime.device` comes to in this process: `auto` is the GPU where one is asked for and there."""
+    """The device that `runtime.device` resolves to in this process. `auto` is the GPU if one is requested and available."""
     if runtime.device != "auto":
         return runtime.device
     if not runtime.gpus_per_shard:
@@ -105,7 +105,7 @@ class LocalShardPool:
             on_done(done[shard])
         return done
 
-    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:  # noqa: ARG002 - there is nothing to do it beside
+    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:  # noqa: ARG002 - one process cannot train alongside an excision
         return
 
     def abandon(self) -> None:

@@ -1,6 +1,6 @@
-"""The best of many scores, in an order that ties cannot change.
+"""Select the best of many scores, with a fixed order for ties.
 
-U users asked for, I' items that are ranked, N length of a list.
+U users of a request, I' ranked items, N length of a list.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def top_items(scores_UI: np.ndarray, n: int) -> np.ndarray:
-    """Positions of the best N scores, best first, ties by position, (U, N) int64; needs N <= I'."""
+    """Positions of the N best scores, best first, ties by position, (U, N) int64. N must be at most I'."""
     n_items = scores_UI.shape[1]
     if n < n_items:
-        # The N-th best score bounds the list; everything above it is in, of those that tie with it the first ones.
+        # The N-th best score bounds the list. All higher scores are in it, and the first of the scores equal to it.
         bound_U = -np.partition(-scores_UI, n - 1, axis=1)[:, n - 1 : n]
         above = scores_UI > bound_U
         tied = scores_UI == bound_U

@@ -5,15 +5,19 @@ Out of force it answers none: another coordinator may have erased what this one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray_eraser.building import Builder
 from ray_eraser.clock import SteadyClock
 from ray_eraser.config import DAY, EraserConfig, UnlearningConfig
 from ray_eraser.data.keyed import ShardData
+from ray_eraser.errors import RayEraserError
 from ray_eraser.force import Force
 from ray_eraser.ids import RawId, RequestId, ShardId
+from ray_eraser.notebook import html_table
 from ray_eraser.pool import ShardPool
+from ray_eraser.recommend import Scored
 from ray_eraser.served import Served
 from ray_eraser.serving import Serving
 from ray_eraser.status import Progress, Status, pending, predicted_seconds, received_seconds
@@ -52,12 +56,33 @@ class Reading:
         """The pool of the served generation."""
         return self._serving.pool
 
+    def _repr_html_(self) -> str:
+        try:
+            return self.describe()._repr_html_()
+        except RayEraserError as error:
+            return html_table(f"Deployment {self.deployment}", {"problem": error})
+
     # ---- what is served --------------------------------------------------------------------------------------------------
 
     def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
         """See `Snapshot.recommend`. Never waits for training."""
         with self._force.answering():
             return self._serving.snapshot.recommend(user_id, n)
+
+    def recommend_scored(self, user_id: RawId, n: int = 10) -> list[Scored]:
+        """See `Snapshot.recommend_scored`."""
+        with self._force.answering():
+            return self._serving.snapshot.recommend_scored(user_id, n)
+
+    def recommend_many(self, user_ids: Sequence[RawId], n: int = 10) -> list[list[Scored] | None]:
+        """See `Snapshot.recommend_many`."""
+        with self._force.answering():
+            return self._serving.snapshot.recommend_many(user_ids, n)
+
+    def similar_items(self, item_id: RawId, n: int = 10) -> list[Scored]:
+        """See `Snapshot.similar_items`."""
+        with self._force.answering():
+            return self._serving.snapshot.similar_items(item_id, n)
 
     def shard_data(self) -> dict[ShardId, ShardData]:
         """The interactions of every shard of the current generation, those among them that are being erased."""

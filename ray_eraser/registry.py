@@ -1,9 +1,9 @@
-"""Kinds of models, partitions and aggregators that come from other packages.
+"""The registry of models, partitions and aggregators from other packages.
 
-A kind is a class that is made from its settings, and names the class of these as `Settings`; the settings' `kind` is its name.
-An installed package declares it under one of the entry point groups `ray_eraser.models`, `ray_eraser.partitions` and
-`ray_eraser.aggregators`: then it is known in every process. `config.register` makes it known in this process alone, for tests
-and notebooks. See docs/extend.md.
+A kind is a class that is made from its settings. Its attribute `Settings` is the class of the settings, whose `kind` is the
+name of the kind. An installed package declares a kind in one of the entry point groups `ray_eraser.models`,
+`ray_eraser.partitions` and `ray_eraser.aggregators`, which makes it known in every process. `config.register` makes a kind
+known only in this process, for tests and notebooks. See docs/extend.md.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _loaded: dict[tuple[Group, str], type[Any]] = {}
 
 
 def add(group: Group, implementation: type[Any]) -> None:
-    """Make a kind known in this process, in the place of one of the same name: see `config.register`, which checks it."""
+    """Make a kind known in this process, without checks. It replaces a kind of the same name. Use `config.register` instead."""
     _here[group, name_of(group, implementation)] = implementation
 
 
 def find(group: Group, kind: str) -> type[Any] | None:
-    """The class of a kind; None where neither this process nor an installed package has one of this name.
+    """The class of a kind; None if neither this process nor an installed package has a kind of this name.
 
     Raises:
-        ExtensionError: the package that declares it cannot be loaded, or declares it under another name than its settings.
+        ExtensionError: several packages declare the kind, it cannot be loaded, or its settings have another name.
     """
     known = _here.get((group, kind)) or _loaded.get((group, kind))
     if known is not None:
@@ -41,7 +41,9 @@ def find(group: Group, kind: str) -> type[Any] | None:
     try:
         implementation = declared[0].load()
     except Exception as error:
-        raise ExtensionError(group, kind, f"cannot be loaded from {declared[0].value} ({error!r})") from error
+        raise ExtensionError(
+            group, kind, f"cannot be loaded from {declared[0].value} ({error!r}): fix that package or uninstall it"
+        ) from error
     if (name := name_of(group, implementation)) != kind:
         raise ExtensionError(group, kind, f"is declared for settings whose kind is {name!r}: give both the same name")
     _loaded[group, kind] = implementation
@@ -49,12 +51,12 @@ def find(group: Group, kind: str) -> type[Any] | None:
 
 
 def names(group: Group) -> list[str]:
-    """The kinds of other packages and of this process, sorted. Loads none of them."""
+    """The kinds of other packages and of this process, sorted, without loading them."""
     return sorted({point.name for point in _declared(group)} | {kind for where, kind in _here if where == group})
 
 
 def is_of_this_process(group: Group, kind: str) -> bool:
-    """Whether a kind is known by `add` alone, so that no other process can make it."""
+    """Whether a kind is known only through `add`, so that no other process can make it."""
     return (group, kind) in _here and kind not in {point.name for point in _declared(group)}
 
 
@@ -67,14 +69,14 @@ def _values(points: list[EntryPoint]) -> str:
 
 
 def name_of(group: Group, implementation: Any) -> str:
-    """What the settings of a kind are called by default.
+    """The name of a kind: the default of `kind` in its settings.
 
     Raises:
-        ExtensionError: it has no settings with a name.
+        ExtensionError: the class has no settings with a named kind.
     """
     fields = getattr(getattr(implementation, "Settings", None), "model_fields", {})
     name = fields["kind"].default if "kind" in fields else None
     if not isinstance(name, str):
         what = getattr(implementation, "__name__", repr(implementation))
-        raise ExtensionError(group, what, "names no class of settings: give it a `Settings` whose `kind` has a default")
+        raise ExtensionError(group, what, "has no class of settings: give it a `Settings` whose `kind` has a default")
     return name

@@ -27,13 +27,13 @@ class Serving:
 
     Args:
         deployment: its name, for errors.
-        store: its files.
-        pool: its processes.
-        config: the settings that these have.
+        store: the deployment's.
+        pool: the processes that serve.
+        config: the settings of the pool.
     """
 
     def __init__(self, deployment: str, store: Store, pool: ShardPool, config: EraserConfig) -> None:
-        # Held to replace the served model. Shards train meanwhile only where a damaged submodel must be made again first.
+        # Held while the served model is replaced. Shards train under it only to make a damaged submodel again.
         self.lock = threading.RLock()
         self.pool, self.config = pool, config
         self._deployment, self._store = deployment, store
@@ -69,7 +69,7 @@ class Serving:
         return self._snapshot
 
     def read(self, published: GenerationRow) -> Loaded:
-        """Load a published generation. Parts that it shares with the one in memory are reused."""
+        """Load a published generation, reusing the parts that it shares with the generation in memory."""
         loaded = self._change.before if self._change is not None else None
         if loaded is None or loaded.number != published.number:
             try:
@@ -84,24 +84,24 @@ class Serving:
         return loaded
 
     def replace(self, loaded: Loaded, waiting: Iterable[RequestRow], pool: ShardPool, config: EraserConfig) -> None:
-        """Serve a generation without the data of waiting requests, using a pool with its settings."""
+        """Serve a generation without the data of waiting requests, from a pool with the generation's settings."""
         with self.lock:
             if pool is not self.pool:
                 former, self.pool = self.pool, pool
                 former.close()
             self.config = config
-            # Before a receipt says that nothing is left. On the CPU a model that is not trained leaves nothing in any process.
+            # Before the receipt, which says that no data is left. On the CPU, a model without training leaves none behind.
             if config.model.is_trained or by_torch(config.runtime.known_device):
                 pool.forget(AggregationOrder(loaded.manifest.shards, KeyedPairs.none()))
             self.leave_out(Change.of(loaded, waiting))
 
     def drop(self) -> None:
-        """Hold no generation any more."""
+        """Stop holding a generation."""
         with self.lock:
             self._change = self._snapshot = None
 
     def mask(self, change: Change) -> None:
-        """Serve on what is served, but nothing to or about what a change erases. `leave_out` follows, and may fail."""
+        """Keep the served model, but hide the users and items that a change erases. `leave_out` follows, and may fail."""
         with self.lock:
             served, shards = self.snapshot.served, list(change.rest.values())
             self._snapshot = Snapshot(served, change.left_users, change.left_items, shards, change.before.number)
@@ -109,8 +109,8 @@ class Serving:
     def leave_out(self, change: Change) -> None:
         """Serve a generation without the data that a change erases.
 
-        The submodels of shards that own any of it are left out of the aggregate; the users are folded in on what remains. A
-        model that is not trained is its remaining interactions.
+        The aggregate excludes the submodels of shards that own erased data. Users are folded in on the remaining interactions.
+        A model without training consists of the remaining interactions.
         """
         with self.lock:
             before = change.before
@@ -129,7 +129,7 @@ class Serving:
         """The served vectors, for use in another system; see `Vectors`.
 
         Raises:
-            InputError: the model has none.
+            InputError: the model has no vectors.
         """
         with self.lock:
             change, snapshot = self.change, self.snapshot
@@ -140,16 +140,16 @@ def vectors_of(change: Change, snapshot: Snapshot, kind: str) -> Vectors:
     """The vectors of a snapshot, for use in another system.
 
     Args:
-        change: what the snapshot was made from.
-        snapshot: as it is served.
-        kind: of its model.
+        change: the generation and the pending change of the snapshot.
+        snapshot: the served snapshot.
+        kind: kind of its model.
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has no vectors.
     """
     vectors = snapshot.served.vectors()
     if vectors is None:
-        way_out = "ask for recommendations, or repartition with a model that has some, such as model.kind=wmf"
+        way_out = "ask for recommendations, or repartition with a model that has vectors, such as model.kind=wmf"
         raise InputError(f"a {kind} model has no vectors: {way_out}")
     serving = "excision" if change.erased else "generation"
     return Vectors.of(vectors, snapshot.users, snapshot.items, change.before.number, change.before.digest, serving)

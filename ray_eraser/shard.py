@@ -1,7 +1,7 @@
 """One shard: owns a part of the interactions and the submodel learned from it.
 
-A plain class; on Ray it is an actor (runtime/actors.py). It is made from paths and settings only and reads what it owns from
-the store, so that a restart cannot bring erased pairs back.
+A plain class; on Ray it is an actor (runtime/actors.py). It is made from paths and settings only, and reads its data from the
+store, so a restart cannot bring erased pairs back.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """What a coordinator tells one shard to do: train on `interactions` without `erased`.
+    """A coordinator's order to one shard: train on `interactions` without `erased`.
 
-    Repeating an order gives the same files, so that a call which ran twice did no more than one that ran once.
+    A repeated order gives the same files, so running it twice is harmless.
 
     Attributes:
         epoch: of the coordinator that gives the order.
-        interactions: the shard's data as they stand in the current generation.
+        interactions: the shard's data in the current generation.
         erased: the pairs to remove first; none for a first training.
-        learned: the pairs to learn from then.
-        held: the pairs to hold out then.
-        checkpoints: the shard's as they stand in the current generation; none for a first training.
+        learned: the pairs to add for training.
+        held: the pairs to add for validation.
+        checkpoints: the shard's checkpoints in the current generation; none for a first training.
     """
 
     epoch: Epoch
@@ -55,16 +55,16 @@ class ShardOrder:
 
     @property
     def changes(self) -> bool:
-        """Whether it changes the interactions at all."""
+        """Whether the order changes the interactions."""
         return bool(len(self.erased) or len(self.learned) or len(self.held))
 
     @property
     def changed_users(self) -> np.ndarray:
-        """Keys of the users whose interactions it changes."""
+        """Keys of the users whose interactions the order changes."""
         return np.concatenate([self.erased.users, self.learned.users, self.held.users])
 
     def repeats(self, other: ShardOrder) -> bool:
-        """Whether it says the same in everything."""
+        """Whether two orders are equal."""
         return all(
             mine.same(theirs) if isinstance(mine, KeyedPairs) else mine == theirs
             for mine, theirs in ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
@@ -73,13 +73,13 @@ class ShardOrder:
 
 @dataclass(frozen=True)
 class Trained:
-    """A shard's answer.
+    """A shard's answer to an order.
 
     Attributes:
-        record: its new files.
+        record: the shard's new files.
         seconds: duration of the training.
         device: see `devices.described`.
-        gpu_bytes: the most GPU memory that the training held; 0 on a CPU.
+        gpu_bytes: peak GPU memory of the training; 0 on a CPU.
     """
 
     record: ShardRecord
@@ -89,14 +89,15 @@ class Trained:
 
 
 class Shard:
-    """Removes pairs from its interactions and trains its submodel from scratch, both in its own files only.
+    """Removes pairs from its interactions and trains its submodel from scratch. Writes only its own files.
 
-    On a GPU its interactions and its submodel stay there between requests, if it has a process of its own.
+    If the shard has a process of its own and computes on a GPU, its interactions and submodel stay in GPU memory between
+    requests.
 
     Args:
         shard_id: its number.
         store_uri, config: the deployment's.
-        stays: whether this process is always this shard.
+        stays: whether the process belongs to this shard alone.
     """
 
     def __init__(self, shard_id: ShardId, store_uri: str, config: EraserConfig, *, stays: bool = True) -> None:
@@ -108,14 +109,14 @@ class Shard:
         self._resident: Resident | None = None
 
     def identity(self) -> tuple[str, str]:
-        """(storage path, fingerprint of the settings): what whoever attaches to this shard must agree with."""
+        """(storage path, fingerprint of the settings). A pool that attaches to this shard must have the same."""
         return self._store.uri, self.config.fingerprint()
 
     def ready(self) -> None:
-        """Answers once the process is up and has loaded, and compiled, what it trains with."""
+        """Return when the process is up and has loaded and compiled its training code."""
         made_up = Interactions.of(np.array([0, 0, 1], np.int32), np.array([0, 1, 1], np.int32))
         two = np.arange(2, dtype=np.uint64)
-        settled = self.config.settled(1.0)  # where nothing has been chosen from a log yet
+        settled = self.config.settled(1.0)  # a stand-in, because no alpha0 has been chosen from a log yet
         brief = settled.model_copy(
             update={"model": settled.model.model_copy(update={"epochs": 1}), "training": TrainingConfig()}
         )
@@ -126,10 +127,10 @@ class Shard:
     def train(self, order: ShardOrder) -> Trained:
         """Write the interactions without the erased pairs and with the learned ones, and a submodel trained on them.
 
-        From scratch, or with slices from the last checkpoint that is the same without and with these pairs.
+        Training starts from scratch. With slices, it starts from the last checkpoint that none of these pairs affects.
 
         Raises:
-            StaleEpochError: another coordinator with a higher epoch has given orders before.
+            StaleEpochError: a coordinator with a higher epoch has already given orders.
         """
         self._obey(order.epoch)
         started = time.perf_counter()
@@ -146,11 +147,11 @@ class Shard:
         def keep(state: TrainingState) -> None:
             written.append(self._store.write_checkpoint(self.shard_id, state.renamed(data.user_keys, data.item_keys)))
 
-        # Never from the old submodel: its weights would carry the erased pairs into the new ones.
+        # Never start from the old submodel: its weights would carry the erased pairs into the new ones.
         runtime = self.config.runtime
         with computing(runtime.known_device, runtime.memory_share, f"training of shard {self.shard_id}"):
             submodel = train_submodel(data, self.config, self.shard_id, reached, keep)
-            if resident is not None:  # an erasure's superseded data is overwritten before its receipt
+            if resident is not None:  # overwrites the superseded data before the receipt is written
                 resident.keep(interactions.digest, data, submodel)
             gpu_bytes = peak_memory(runtime.known_device)
         files = self._store.write_submodel(self.shard_id, submodel)
@@ -162,16 +163,16 @@ class Shard:
         return Trained(record, seconds, described(runtime.known_device), gpu_bytes)
 
     def embeddings(self) -> KeyedEmbeddings | None:
-        """The submodel as the device holds it between requests; None on a CPU, and before the first training."""
+        """The submodel in GPU memory; None on a CPU, and before the first training."""
         return None if self._resident is None else self._resident.submodel()
 
     def forget(self, current: FileRef) -> None:
-        """Drop from memory the interactions of every file but the current one."""
+        """Drop the interactions in memory unless they are the content of the current file."""
         if self._resident is not None and self._resident.data(current.digest) is None:
             self._resident.drop()
 
     def _on_device(self) -> Resident | None:
-        """What stays on the device between requests; None on a CPU, where the store is near enough, and in a slot's process."""
+        """The data that stays in GPU memory. None on a CPU, where reading the store is fast enough, and in a shared process."""
         device = self.config.runtime.known_device
         if self._resident is None and self._stays and by_torch(device):
             from ray_eraser.kernels.resident import Resident
@@ -180,14 +181,14 @@ class Shard:
         return self._resident
 
     def _reached(self, order: ShardOrder, data: ShardData) -> tuple[tuple[FileRef, ...], TrainingState]:
-        """The checkpoints that what is erased and learned leaves valid, and the state in the last of them."""
+        """The checkpoints that the order leaves valid, and the state in the last of them."""
         kept = order.checkpoints[: first_affected(order.changed_users, self.config)] if order.checkpoints else ()
         if not kept:
             return (), UNTRAINED
         try:
             return kept, self._store.read_checkpoint(kept[-1]).in_rows(data.user_keys, data.item_keys)
         except (StoreError, KeyError) as error:
-            # An erasure must not fail for a file that training from scratch writes again.
+            # An erasure must not fail because of a file that training from scratch writes again.
             log.warning("checkpoint cannot be used", extra={"shard": self.shard_id, "problem": str(error)})
             return (), UNTRAINED
 
@@ -198,9 +199,10 @@ class Shard:
 
 
 def rebuild_shard(store_uri: str, record: ShardRecord, config: EraserConfig) -> list[bytes]:
-    """What a shard's files of vectors should contain, computed from its stored interactions: for the audit.
+    """Compute, for the audit, the expected contents of a shard's vector files from its stored interactions.
 
-    The submodel's first, then each checkpoint's in order.
+    Returns:
+        The content of the submodel's file, then of each checkpoint's, in order.
     """
     data = Store(store_uri).read_shard_data(record.interactions)
     checkpoints: list[bytes] = []

@@ -12,6 +12,7 @@ from ray_eraser.devices import named
 from ray_eraser.errors import DeploymentError
 from ray_eraser.generation import Change, Loaded
 from ray_eraser.ids import Generation, RequestId, ShardId
+from ray_eraser.notebook import html_table, moment
 from ray_eraser.opening import unlearning_settings
 from ray_eraser.store import Store
 from ray_eraser.unlearning.ledger import Ledger, RequestRow
@@ -21,12 +22,12 @@ from ray_eraser.unlearning.request import RequestState
 
 @dataclass(frozen=True)
 class Progress:
-    """The present stage of work.
+    """The current stage of work.
 
     Attributes:
         stage: `idle`, `partition`, `shards` or `aggregation`.
-        done, total: how many steps of the stage.
-        note: for people.
+        done, total: steps of the stage.
+        note: text for people.
     """
 
     stage: str = "idle"
@@ -37,7 +38,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """A shard: interactions that it learns from, those held out, and whether it is out of what is served."""
+    """A shard: its training and held-out interactions, and whether it is left out of the served model (`excised`)."""
 
     shard: ShardId
     interactions: int
@@ -47,31 +48,31 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """A deployment.
+    """The status of a deployment.
 
     Attributes:
         deployment, storage_path: its name and place.
-        generation, digest: what is published.
-        guarantee: what its receipts claim; see docs/decisions/0007.
+        generation, digest: number and manifest digest of the published generation.
+        guarantee: the level that its receipts claim; see docs/decisions/0007.
         chosen: the settings that were chosen from the log.
-        partition: the kind.
-        device: where its vectors were computed, in words.
+        partition: its kind.
+        device: the device that computed its vectors, in words.
         n_users, n_items, n_interactions: size of the log.
-        serving: `generation`, `excision` while accepted erasures wait for their training, `nothing` where it does not run.
+        serving: `generation`; `excision` while accepted erasures wait for their training; `nothing` if it is not running.
         shards: every shard.
-        requests: how many there are in each state.
+        requests: number of requests in each state.
         plan: when requests are carried out.
-        suppress_days: for how many days what was erased is not learned again.
-        due_at: when the next run is, in seconds since 1970; None where nothing waits.
-        predicted_seconds: how long it will take.
-        costs: what that is predicted from.
-        oldest_pending_seconds, overdue: how long the oldest request waits, and how many wait longer than the law allows.
-        oldest_received_seconds: how long the oldest request waits that is recorded and not out of what is served yet. These
-            should be seconds; 0 where there is none.
-        set_aside: requests for an operator to look at, and what their training failed of.
-        nodes, notices: on Ray, which processes are on which node, and what an operator should know.
+        suppress_days: for how many days erased data is not learned again.
+        due_at: time of the next run, in seconds since 1970; None if no request waits.
+        predicted_seconds: predicted duration of that run.
+        costs: the basis of that prediction.
+        oldest_pending_seconds, overdue: age of the oldest waiting request, and how many wait longer than the law allows.
+        oldest_received_seconds: age of the oldest recorded request whose data is still served. It should be seconds; 0 if
+            there is none.
+        set_aside: requests that need an operator, each with the reason why its training failed.
+        nodes, notices: on Ray, the processes on each node, and messages for the operator.
         gpu_bytes: on Ray with GPUs, the GPU memory that each process holds.
-        last_error: what failed since requests were last carried out; empty where nothing did.
+        last_error: the last failure since requests were last carried out; empty if there was none.
     """
 
     deployment: str
@@ -117,7 +118,7 @@ class Status:
         runs: bool,
         notices: tuple[str, ...] = (),
     ) -> Status:
-        """From a generation, what is being forgotten of it, and the ledger."""
+        """Describe a generation, the pending change to it, and the ledger."""
         current, waiting = change.before, ledger.waiting()
         published = ledger.current()
         predicted = predicted_seconds(change, costs, slots)
@@ -153,6 +154,27 @@ class Status:
             notices=notices,
         )
 
+    def _repr_html_(self) -> str:
+        return html_table(
+            f"Deployment {self.deployment}",
+            {
+                "storage path": self.storage_path,
+                "generation": self.generation,
+                "guarantee": self.guarantee,
+                "serving": self.serving,
+                "users": f"{self.n_users:,}",
+                "items": f"{self.n_items:,}",
+                "interactions": f"{self.n_interactions:,}",
+                "shards": len(self.shards),
+                "partition": self.partition,
+                "requests": ", ".join(f"{n} {state}" for state, n in self.requests.items() if n) or "none",
+                "next run": moment(self.due_at),
+                "overdue": self.overdue or None,
+                "set aside": len(self.set_aside) or None,
+                "notices": "; ".join(self.notices),
+            },
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -160,37 +182,46 @@ class Status:
 
 
 def received_seconds(ledger: Ledger, now: float) -> float:
-    """How long the oldest request waits that is recorded and not out of what is served yet; 0 where there is none."""
+    """Age of the oldest recorded request whose data is still served; 0 if there is none."""
     received_at = ledger.oldest_received()
     return 0.0 if received_at is None else max(0.0, now - received_at)
 
 
 def predicted_seconds(change: Change, costs: CostModel, slots: int) -> float:
-    """Predicted duration of a run for all waiting requests, with this many shards training at a time."""
+    """Predicted duration of a run for all waiting requests, if `slots` shards train at a time."""
     sizes = [change.before.manifest.shards[shard].n_train for shard in change.touched]
     return costs.predict(sizes, max(1, slots)).seconds
 
 
-def stored_status(deployment: str, store: Store, ledger: Ledger, now: float) -> Status:
-    """The status of a deployment of which no process runs. Changes nothing.
+def stored_status(deployment: str, store: Store, ledger: Ledger, now: float, loaded: Loaded | None = None) -> Status:
+    """The status of a deployment that is not running. Changes nothing.
+
+    Args:
+        deployment: its name.
+        store: its files.
+        ledger: its ledger.
+        now: seconds since 1970.
+        loaded: the published generation, if the caller has read it.
 
     Raises:
         DeploymentError: no generation was ever published there.
     """
     published = ledger.current()
     if published is None:
-        raise DeploymentError(deployment, f"training at {store.uri} was never finished: run train.py with another path")
+        raise DeploymentError(deployment, f"training at {store.uri} was never finished: run ray-eraser train with another path")
+    if loaded is None or loaded.digest != published.digest:
+        loaded = Loaded.read(store, published)
     settings = unlearning_settings(ledger, None)
     costs = CostModel.from_json(ledger.noted("costs", CostModel().to_json()))
-    unfinished = [row for row in ledger.unfinished() if not is_in(row, published.number)]
-    change = Change.of(Loaded.read(store, published), unfinished)
+    change = Change.of(loaded, [row for row in ledger.unfinished() if not is_in(row, published.number)])
     return Status.of(deployment, store.uri, change, ledger, settings, costs, 1, now, runs=False)
 
 
 def pending(ledger: Ledger, limit: int, *, finished: bool = False) -> list[dict[str, Any]]:
-    """Unfinished erasures, the oldest first, or finished ones, the newest first, in plain values that name no ids.
+    """Unfinished erasures, oldest first, or finished ones, newest first, as plain values without ids.
 
-    Times are seconds since 1970: `deadline_at` is when the law wants it done, `finished_at` when it was.
+    Times are seconds since 1970: `deadline_at` is the legal deadline, `restored_at` the time when the new generation was
+    served, and `finished_at` the time of completion. `shards` are the shards that owned the data.
     """
     settings = unlearning_settings(ledger, None)
     return [
@@ -201,13 +232,15 @@ def pending(ledger: Ledger, limit: int, *, finished: bool = False) -> list[dict[
             "received_at": row.received_at,
             "excised_at": row.excised_at,
             "deadline_at": row.received_at + settings.deadline_days * DAY,
+            "restored_at": row.receipt.restored_at if finished and row.receipt is not None else None,
             "finished_at": row.receipt.purged_at if finished and row.receipt is not None else None,
             "generation": row.generation,
+            "shards": list(row.receipt.shards_touched) if finished and row.receipt is not None else None,
         }
         for row in ledger.erasures(limit, finished=finished)
     ]
 
 
 def is_in(row: RequestRow, generation: int) -> bool:
-    """Whether a request was carried out already and only its receipt is missing."""
+    """Whether a request is part of a generation already and lacks only its receipt."""
     return row.generation is not None and row.generation <= generation

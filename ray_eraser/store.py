@@ -1,25 +1,25 @@
-"""Everything that a deployment keeps, as files under its storage path.
+"""The files of a deployment, under its storage path.
 
-Files are immutable and named by the SHA-256 of their content; a manifest lists those of one generation and is written last.
-Which generation is current stands in the ledger, because object stores have no atomic rename. Nothing that runs code when it is
-read: safetensors for numbers, Parquet for ids, JSON for manifests.
+Files are immutable and named by the SHA-256 of their content. A manifest lists the files of one generation and is written
+last. The ledger records which generation is current, because object stores have no atomic rename. No format runs code when it
+is read: safetensors for numbers, Parquet for ids, JSON for manifests.
 
 **The content is a function of the remaining interactions, the config and the seed** (docs/decisions/0028). Ids are in the
 order of their keyed hashes. Ids without an interaction are in no file. No file holds row numbers that several shards share.
-The exceptions are the ledger, its mark, and the reports of submitted jobs.
+The exceptions are the ledger, `ledger.json`, and the reports of submitted jobs.
 
-    vocabulary/users-<part>-<digest>.parquet     key, id: in the order of keys, divided by their highest five bits
+    vocabulary/users-<part>-<digest>.parquet     key, id: in the order of keys; a part has the keys with its highest five bits
     vocabulary/items-<part>-<digest>.parquet
-    shards/<k>/interactions-<digest>.safetensors user_keys, item_keys; by user where its items begin, items by their places
+    shards/<k>/interactions-<digest>.safetensors user_keys, item_keys; the number of items of every user; the items' rows
     shards/<k>/submodel-<digest>.safetensors     user_keys, users, item_keys, items
-    shards/<k>/checkpoint-<digest>.safetensors   the state of training after a stage (`training.slices`)
+    shards/<k>/checkpoint-<digest>.safetensors   the training state after a stage (`training.slices`)
     aggregate/aggregate-<digest>.safetensors
     generations/<digest>.json
-    pieces/<name>                                of a log that is being divided (`ingest`); gone when it is
-    ledger.json                                  to which ledger all this belongs
-    results/<name>.json                          what submitted jobs reported: figures, no ids; kept until somebody deletes it
+    pieces/<name>                                pieces of a log while it is being divided (`ingest`)
+    ledger.json                                  the name of the ledger that these files belong to
+    results/<name>.json                          reports of submitted jobs: figures, no ids; the package never deletes them
 
-On a local disk, folders and files are made for their owner alone, whatever the umask.
+On a local disk, only the owner can read the folders and files, whatever the umask.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from ray_eraser.models.base import TrainingState
 _FORMAT = 2
 _OWNER = "ledger.json"
 _FORMER_OWNER = "deployment.json"
-"""What format 1 had in its place."""
+"""The same file in format 1."""
 _OWN_FILES = re.compile(
     r"((vocabulary/(users|items)-\d\d-|shards/\d+/[a-z]+-|aggregate/aggregate-|generations/)[0-9a-f]{64}"
     r"\.(parquet|safetensors|json)|pieces/[a-z]+-?\d*)(\.partial-[0-9a-f]+)?",
@@ -69,14 +69,15 @@ _BLOCK = 1 << 20
 _WAYS_OUT = {
     errno.ENOSPC: "free some space on it",
     errno.EDQUOT: "raise the quota, or free some space",
-    errno.EROFS: "mount the disk writable, and look at its health",
+    errno.EROFS: "mount the disk writable, and check its health",
 }
-"""By the number of an operating system's error."""
+"""What to do about an operating system's error, by its number."""
+_RESTORE = "restore it from a copy, or train again"
 
 
 @dataclass(frozen=True)
 class FileRef:
-    """A stored file: where it is under the storage path, and the digest that its content must have."""
+    """A stored file: its path under the storage path, and the digest that its content must have."""
 
     path: str
     digest: str
@@ -84,10 +85,10 @@ class FileRef:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What one shard consists of in one generation.
+    """The files and sizes of one shard in one generation.
 
     Attributes:
-        checkpoints: the state of training after every stage but the last, in order; none without slices.
+        checkpoints: the training state after every stage but the last, in order; none without slices.
     """
 
     shard: ShardId
@@ -100,14 +101,14 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One generation: every file of it, and all that its bits depend on. Says nothing of time or of what came before.
+    """One generation: all its files, and everything that its bits depend on. It has no times and no history.
 
     Attributes:
-        config: the settings, with what was chosen from the log filled in.
-        environment: what bits depend on besides the data and the settings.
-        chosen: the settings that were chosen from the log, by name; see docs/decisions/0007.
-        integers: of `user` and `item` those whose ids are given back as integers.
-        users, items: the parts of the vocabularies that have an id, in the order of keys.
+        config: the settings, with the values that were chosen from the log filled in.
+        environment: what the bits depend on besides the data and the settings.
+        chosen: names of the settings that were chosen from the log; see docs/decisions/0007.
+        integers: `user` and `item`, if their ids are returned as integers.
+        users, items: the vocabulary parts that have an id, in the order of keys.
         shards: every shard's files.
         aggregate: the served model.
     """
@@ -123,21 +124,21 @@ class Manifest:
 
     @property
     def guarantee(self) -> str:
-        """What every receipt of this generation may claim: the first of these that is true.
+        """The level that every receipt of this generation may claim.
 
-        `exact-given-partition` where the places of interactions were learned, `exact-given-settings` where a setting was chosen
-        from the log, else `exact`.
+        `exact-given-partition` if the partition was learned from the log; else `exact-given-settings` if a setting was chosen
+        from the log; else `exact`.
         """
         return self.config.guarantee_given(self.chosen)
 
     def files(self) -> list[FileRef]:
-        """All files that this generation needs, itself not among them."""
+        """All files of this generation except the manifest itself."""
         parts = [ref for record in self.shards for ref in (record.interactions, record.submodel, *record.checkpoints)]
         return [*self.users, *self.items, *parts, self.aggregate]
 
     @property
     def n_interactions(self) -> int:
-        """Interactions that are learned from."""
+        """Number of training interactions."""
         return sum(record.n_train for record in self.shards)
 
     def to_json(self) -> bytes:
@@ -148,7 +149,7 @@ class Manifest:
     def from_json(cls, text: bytes) -> Manifest:
         fields: dict[str, Any] = json.loads(text)
         if fields["format"] != _FORMAT:
-            raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}: train again, with another storage path")
+            raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}: train again with another storage path")
         return cls(
             config_from(fields["config"]),
             fields["environment"],
@@ -188,20 +189,20 @@ class Store:
 
     @property
     def local_folder(self) -> Path | None:
-        """The folder, where the store is local; None on object stores."""
+        """The folder, if the store is local; None on object stores."""
         return Path(self._root) if isinstance(self._fs, fs.LocalFileSystem) else None
 
-    # ---- what is stored ------------------------------------------------------------------------------------------------
+    # ---- the files of a generation -------------------------------------------------------------------------------------
 
     def write_vocabulary(
         self, vocabulary: Vocabulary, before: Vocabulary | None = None, refs: Sequence[FileRef] = ()
     ) -> tuple[FileRef, ...]:
-        """Write the parts of a vocabulary; those that it shares with the one before are there already.
+        """Write the parts of a vocabulary. Parts shared with the previous vocabulary are not written again.
 
         Args:
-            vocabulary: to be kept.
-            before: a vocabulary that is kept here.
-            refs: its files.
+            vocabulary: the vocabulary to write.
+            before: a vocabulary that is stored here already.
+            refs: the files of `before`.
         """
         known = {} if before is None else dict(zip(_kept_parts(before), refs, strict=True))
         written = []
@@ -216,7 +217,7 @@ class Store:
     def read_vocabulary(
         self, refs: Sequence[FileRef], kind: str, manifest: Manifest, before: Mapping[FileRef, Part] = MappingProxyType({})
     ) -> Vocabulary:
-        """The vocabulary of one kind.
+        """Read the vocabulary of one kind.
 
         Args:
             refs: its files.
@@ -230,17 +231,17 @@ class Store:
         return Vocabulary(kind, seeds.secret(manifest.config.seed, "ids"), tuple(parts), kind in manifest.integers)
 
     def read_part(self, ref: FileRef) -> Part:
-        """One part of a vocabulary.
+        """Read one part of a vocabulary.
 
         Raises:
-            StoreError: it cannot be read, or is none.
+            StoreError: the file cannot be read, or is not a vocabulary part.
         """
         try:
             table = _table_of(ref, self.read(ref), ["key", "id"]).combine_chunks()
             ids = table["id"].cast(pa.string())
             return Part(table["key"].to_numpy(), ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
         except (KeyError, ValueError) as error:  # Arrow's own errors are ValueErrors
-            raise StoreError(ref.path, f"is no part of a vocabulary ({error})") from error
+            raise StoreError(ref.path, f"is not a part of a vocabulary ({error}): {_RESTORE}") from error
 
     def write_shard_data(self, shard: ShardId, data: ShardData) -> FileRef:
         return self._write(f"shards/{shard}/interactions", "safetensors", shard_data_bytes(data))
@@ -254,7 +255,7 @@ class Store:
             )
             return ShardData(arrays["user_keys"], arrays["item_keys"], train, valid)
         except (SafetensorError, KeyError, ValueError, IndexError) as error:
-            raise StoreError(ref.path, f"is not a file of interactions ({error})") from error
+            raise StoreError(ref.path, f"is not a file of interactions ({error}): {_RESTORE}") from error
 
     def write_submodel(self, shard: ShardId, submodel: KeyedEmbeddings) -> FileRef:
         return self._write(f"shards/{shard}/submodel", "safetensors", embeddings_bytes(submodel))
@@ -266,7 +267,7 @@ class Store:
         try:
             return TrainingState.of(load_tensors(self.read(ref)))
         except (SafetensorError, KeyError) as error:
-            raise StoreError(ref.path, f"is not a checkpoint ({error})") from error
+            raise StoreError(ref.path, f"is not a checkpoint ({error}): {_RESTORE}") from error
 
     def write_aggregate(self, aggregate: KeyedEmbeddings) -> FileRef:
         return self._write("aggregate/aggregate", "safetensors", embeddings_bytes(aggregate))
@@ -275,10 +276,10 @@ class Store:
         try:
             return KeyedEmbeddings(**load_tensors(self.read(ref)))
         except (SafetensorError, TypeError) as error:
-            raise StoreError(ref.path, f"is not a file of embeddings ({error})") from error
+            raise StoreError(ref.path, f"is not a file of embeddings ({error}): {_RESTORE}") from error
 
     def write_manifest(self, manifest: Manifest) -> FileRef:
-        """The last file of a generation: once it is there, all the others are."""
+        """Write the last file of a generation. If it exists, all other files of the generation exist."""
         return self._write("generations/", "json", manifest.to_json())
 
     def read_manifest(self, digest: str) -> Manifest:
@@ -287,16 +288,16 @@ class Store:
             return Manifest.from_json(self.read(ref))
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             if isinstance(error, ConfigError) and error.key.endswith(".kind"):
-                raise  # it is one, of a kind that comes with another package
+                raise  # the manifest is sound, but needs a kind from a package that is not installed
             raise StoreError(ref.path, f"is not a manifest ({error})") from error
 
-    # ---- whose it is ---------------------------------------------------------------------------------------------------
+    # ---- the owner of the files ----------------------------------------------------------------------------------------
 
     def owner(self) -> str | None:
-        """The name of the ledger that the files here belong to; None where nobody claimed them.
+        """The name of the ledger that the files belong to; None if no ledger has claimed them.
 
         Raises:
-            StoreError: an earlier version made what is here.
+            StoreError: an earlier version made the files, or the name cannot be read.
         """
         try:
             with self._fs.open_input_file(f"{self._root}/{_OWNER}") as stream:
@@ -305,16 +306,16 @@ class Store:
             _refuse_former(self._fs, self._root)
             return None
         except (OSError, ValueError, KeyError) as error:
-            raise StoreError(_OWNER, f"cannot be read ({error})") from error
+            raise StoreError(_OWNER, f"cannot be read ({error}): check the permissions, or {_RESTORE}") from error
 
     def claim(self, ledger: str) -> None:
-        """Say to which ledger the files here belong: another one's would take them for leftovers."""
+        """Record which ledger the files belong to. A deployment with another ledger would delete them as leftovers."""
         self._put(_OWNER, json.dumps({"ledger": ledger}).encode() + b"\n")
 
-    # ---- what jobs report ----------------------------------------------------------------------------------------------
+    # ---- reports of jobs -----------------------------------------------------------------------------------------------
 
     def write_result(self, name: str, result: dict[str, Any]) -> str:
-        """Keep what a job reported; its path. Whoever calls this sees to it that no id of a user or an item is in it."""
+        """Write the report of a job and return its path. The caller makes sure that it holds no user or item id."""
         path = f"results/{name}.json"
         self._put(path, json.dumps(result, indent=1).encode() + b"\n")
         return path
@@ -322,14 +323,15 @@ class Store:
     # ---- pieces of a log that is being divided -------------------------------------------------------------------------
 
     def write_piece(self, name: str, content: bytes) -> None:
-        """Keep something for as long as a log is being divided. No manifest names it, and a crash's are swept like all else.
+        """Write a temporary piece of a log that is being divided.
 
-        Here and not in a temporary folder, so that all nodes reach it and it cannot be forgotten elsewhere.
+        No manifest names it, so a sweep deletes it after a crash. The store, unlike a temporary folder, is reachable from all
+        nodes, and no piece can be left behind elsewhere.
         """
         self._put(f"pieces/{name}", content, durable=False)
 
     def open_piece(self, name: str) -> pa.NativeFile:
-        """A piece's content, of which any part can be read.
+        """Open a piece for random access.
 
         Raises:
             StoreError: it is missing or cannot be read.
@@ -351,10 +353,10 @@ class Store:
     # ---- files ---------------------------------------------------------------------------------------------------------
 
     def read(self, ref: FileRef) -> bytes:
-        """A file's content, checked against its digest.
+        """Read a file and check its digest.
 
         Raises:
-            StoreError: it is missing or its content is not what was written.
+            StoreError: the file is missing, cannot be read, or does not match its digest.
         """
         with _reading(self._fs, self._root, ref) as stream:
             content: bytes = stream.read()
@@ -362,7 +364,7 @@ class Store:
         return content
 
     def verify(self, ref: FileRef) -> None:
-        """Read a file and compare its digest, a block at a time: of a large file, little is in memory.
+        """Read a file and check its digest block by block, so that a large file needs little memory.
 
         Raises:
             StoreError: as `read`.
@@ -374,33 +376,33 @@ class Store:
         _check_digest(ref, found.hexdigest())
 
     def restore(self, ref: FileRef, content: bytes) -> None:
-        """Put a damaged or missing file back in its place.
+        """Write a damaged or missing file again.
 
         Raises:
-            StoreError: the content is not what the file had, or it cannot be written. Nothing was changed.
+            StoreError: the content does not match the digest, or cannot be written. Nothing was changed.
         """
         _refuse_strange(ref.path, "written")
         _check_digest(ref, hashlib.sha256(content).hexdigest())
         self._put(ref.path, content)
 
     def files(self) -> list[str]:
-        """Paths of all files that are laid out as this class lays them out, sorted; unfinished ones among them."""
+        """Sorted paths of all files in this class's layout, unfinished ones included."""
         return sorted(path for path in self.everything() if _OWN_FILES.fullmatch(path))
 
     def everything(self) -> list[str]:
-        """Paths of all files under the storage path, sorted, whoever made them."""
+        """Sorted paths of all files under the storage path, including files of other programs."""
         infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True, recursive=True))
         start = len(self._root.rstrip("/")) + 1  # faster than relpath, and every erasure asks for it
         return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
 
     def delete(self, path: str) -> None:
-        """Delete a file; one that is gone already is no error, so that a purge can be repeated.
+        """Delete a file. A missing file is not an error, so a purge can be repeated.
 
-        Empty folders are deleted too: the name of a folder would reveal a former shard.
+        Empty folders are deleted too, because a folder's name would reveal a former shard.
 
         Raises:
-            StoreError: it cannot be deleted, or this class writes no such file. Lists of files to delete come from the ledger,
-                and nothing in it can have another file deleted.
+            StoreError: the file cannot be deleted, or this class writes no such file. Lists of files to delete come from the
+                ledger, and an altered ledger must not delete other files.
         """
         _refuse_strange(path, "deleted")
         try:
@@ -411,7 +413,7 @@ class Store:
             raise StoreError(path, _failure("deleted", error, "check the permissions")) from error
         if self.local_folder is not None:
             for folder in list(PurePath(path).parents)[:-1]:
-                with suppress(OSError):  # there is something in it, or it is gone
+                with suppress(OSError):  # it is not empty, or already gone
                     (self.local_folder / folder).rmdir()
 
     def _write(self, stem: str, suffix: str, content: bytes) -> FileRef:
@@ -424,7 +426,7 @@ class Store:
         target = f"{self._root}/{path}"
         try:
             if self.local_folder is None:
-                with self._fs.open_output_stream(target) as stream:  # appears when it is closed, whole
+                with self._fs.open_output_stream(target) as stream:  # the object appears as a whole, when the stream closes
                     stream.write(content)
             else:
                 _write_whole(Path(target), content, durable=durable)
@@ -437,33 +439,33 @@ def _refuse_former(files: fs.FileSystem, root: str) -> None:
     if files.get_file_info(f"{root}/{_FORMER_OWNER}").type == fs.FileType.File:
         raise StoreError(
             _FORMER_OWNER,
-            f"this storage path is of format 1, this version reads format {_FORMAT}: train again from the log, with "
+            f"this storage path has format 1, and this version reads format {_FORMAT}: train again from the log with "
             "another storage path, and delete this one",
         )
 
 
 def manifest_ref(digest: str) -> FileRef:
-    """Where the manifest with this digest is."""
+    """The file of the manifest with this digest."""
     return FileRef(f"generations/{digest}.json", digest)
 
 
 def embeddings_bytes(embeddings: KeyedEmbeddings) -> bytes:
-    """The file of a submodel or an aggregate: same vectors, same bytes."""
+    """Content of the file of a submodel or an aggregate. Equal vectors give equal bytes."""
     return _to_safetensors(embeddings.arrays())
 
 
 def checkpoint_bytes(state: TrainingState) -> bytes:
-    """The file of a state of training: same arrays, same bytes."""
+    """Content of the file of a training state. Equal arrays give equal bytes."""
     return _to_safetensors(state.arrays())
 
 
 def part_bytes(part: Part) -> bytes:
-    """The file of one part of a vocabulary: same ids, same bytes."""
+    """Content of the file of one vocabulary part. Equal ids give equal bytes."""
     return _to_parquet(pa.table({"key": part.keys, "id": part.ids}))
 
 
 def shard_data_bytes(data: ShardData) -> bytes:
-    """The file of a shard's interactions: same pairs, same bytes."""
+    """Content of the file of a shard's interactions. Equal pairs give equal bytes."""
     counts = {
         name: np.bincount(part.users, minlength=len(data.user_keys)).astype(np.int32)
         for name, part in (("train", data.train), ("valid", data.valid))
@@ -473,7 +475,7 @@ def shard_data_bytes(data: ShardData) -> bytes:
 
 
 def _kept_parts(vocabulary: Vocabulary) -> list[int]:
-    """The numbers of the parts that have a file: those with an id."""
+    """Numbers of the parts that have a file. Parts without ids have none."""
     return [number for number, part in enumerate(vocabulary.parts) if len(part)]
 
 
@@ -483,10 +485,10 @@ def _to_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
 
 def _table_of(ref: FileRef, content: bytes, columns: list[str]) -> pa.Table:
     try:
-        # In this thread: Arrow's own can outlive the interpreter for a moment, and abort a process that is done.
+        # In this thread: Arrow's threads can briefly outlive the interpreter and abort a process at its exit.
         return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns, use_threads=False)
     except pa.ArrowInvalid as error:
-        raise StoreError(ref.path, f"is not the Parquet that it should be ({error})") from error
+        raise StoreError(ref.path, f"is not the expected Parquet file ({error}): {_RESTORE}") from error
 
 
 def _to_parquet(table: pa.Table) -> bytes:
@@ -503,31 +505,31 @@ def _reading(files: fs.FileSystem, root: str, ref: FileRef) -> Iterator[pa.Nativ
     except FileNotFoundError as error:
         raise StoreError(ref.path, "is missing: restore the storage path from a copy, or train again") from error
     except OSError as error:
-        raise StoreError(ref.path, f"cannot be read ({error})") from error
+        raise StoreError(ref.path, f"cannot be read ({error}): check the disk and the permissions") from error
 
 
 def _check_digest(ref: FileRef, found: str) -> None:
     if found != ref.digest:
-        raise StoreError(ref.path, "is not what was written (its digest differs): restore it from a copy, or train again")
+        raise StoreError(ref.path, f"is damaged (its digest differs): {_RESTORE}")
 
 
 def _refuse_strange(path: str, done: str) -> None:
-    """Refuse a path that this class does not lay out, such as one that leads out of the storage path."""
+    """Refuse a path outside this class's layout, such as one that leads out of the storage path."""
     if not _OWN_FILES.fullmatch(path):
-        problem = f"is no file of a deployment and was not {done}: the ledger was altered, restore it from a copy"
+        problem = f"is not a file of a deployment and was not {done}: the ledger was altered, restore it from a copy"
         raise StoreError(one_line(path, 200), problem)
 
 
 def _failure(done: str, error: OSError, usual: str) -> str:
-    """What an error of the operating system says, in one sentence, and the way out."""
+    """One sentence for an operating system's error: what failed, why, and what to do."""
     return f"cannot be {done} ({error.strerror or error}): {_WAYS_OUT.get(error.errno or 0, usual)}"
 
 
 def private_folder(folder: Path) -> list[Path]:
-    """Make a folder for its owner alone, and every missing folder above it, whatever the umask.
+    """Make a folder and its missing parents, readable by their owner only, whatever the umask.
 
     Returns:
-        The folders that were made, the deepest first. Those that were there keep their mode.
+        The new folders, deepest first. Existing folders keep their mode.
     """
     try:
         folder.mkdir(_PRIVATE_FOLDER)
@@ -539,12 +541,12 @@ def private_folder(folder: Path) -> list[Path]:
         above = private_folder(folder.parent)
         return [*private_folder(folder), *above]
     with _without_modes():
-        folder.chmod(_PRIVATE_FOLDER)  # a umask may have taken the owner's own bits
+        folder.chmod(_PRIVATE_FOLDER)  # a umask may have removed the owner's own bits
     return [folder]
 
 
 def private_file(file: Path) -> IO[bytes]:
-    """Open a file for writing that only its owner can read, whatever the umask. It must not exist."""
+    """Open a new file for writing, readable by its owner only, whatever the umask. It must not exist yet."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_FILE)
     try:
         with _without_modes():
@@ -557,7 +559,7 @@ def private_file(file: Path) -> IO[bytes]:
 
 @contextmanager
 def _without_modes() -> Iterator[None]:
-    """Go on where a file system has no modes to set, such as a Windows share's; `doctor.py` warns of open files."""
+    """Ignore a file system without modes, such as a Windows share; `ray-eraser doctor` warns about readable files."""
     try:
         yield
     except OSError as error:
@@ -566,7 +568,7 @@ def _without_modes() -> Iterator[None]:
 
 
 def _write_whole(target: Path, content: bytes, *, durable: bool) -> None:
-    """Whole or not at all; if durable, there after the power went: the ledger points only to what the disk has."""
+    """Write a file atomically. If durable, it survives a power failure: the ledger must name only files that the disk has."""
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
     made: list[Path] = []
     try:
@@ -593,8 +595,8 @@ def _opened(file: Path, made: list[Path]) -> IO[bytes]:
     """Open a new file. Its folder is made again if a concurrent deletion removed it.
 
     Args:
-        file: to be made.
-        made: gets the folders that were made for it.
+        file: the new file.
+        made: new folders are appended to it.
     """
     try:
         made += private_folder(file.parent)
@@ -605,9 +607,9 @@ def _opened(file: Path, made: list[Path]) -> IO[bytes]:
 
 
 def _take_back(file: Path, folders: Iterable[Path]) -> None:
-    """Delete a file and folders that a failed write made. The write's own error is the one to report."""
+    """Delete the file and the folders that a failed write made. Errors are ignored; the write's own error is reported."""
     with suppress(OSError):
         file.unlink()
     for folder in folders:
-        with suppress(OSError):  # there is something in it by now
+        with suppress(OSError):  # it is no longer empty
             folder.rmdir()

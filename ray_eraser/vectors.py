@@ -1,9 +1,9 @@
-"""The served vectors for whoever serves them elsewhere: with raw ids, as files that NumPy and Parquet read.
+"""Export the served vectors with raw ids, as NumPy and Parquet files, to serve them elsewhere.
 
-**Copies that were handed out do not forget.** An erasure reaches what a deployment stores and serves, never a vector index that
-was filled from it. Whoever fills one exports anew after every erasure that a receipt reports, replaces all that is in the index
-(not only the erased rows: all vectors may have changed), and deletes the older files. The generation's number and digest stand
-beside the vectors so that a copy can be told from the one that is served.
+**Exported copies do not forget.** An erasure changes the data that a deployment stores and serves, never a vector index that
+was filled from it. If you fill an index, export again after every erasure that a receipt reports. Replace the whole index, not
+only the erased rows, because all vectors may have changed. Then delete the older files. The files include the generation's
+number and digest, so that you can compare a copy with the served generation.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ray_eraser.ids import Generation, RawId
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Vectors of every user and item that has one; the score of a pair is their inner product. Copies do not forget.
+    """Vectors of every user and item that has one. The score of a pair is their inner product. Copies do not forget.
 
     Attributes:
-        generation: number of the generation that they were made from.
-        digest: of its manifest.
-        serving: `generation`, or `excision` while shards are trained anew: then they are that generation without what was asked
-            to be forgotten since.
+        generation: the number of the generation that the vectors come from.
+        digest: the digest of the generation's manifest.
+        serving: `generation`, or `excision` while shards are retrained. An excision is the generation without the data that was
+            requested to be erased since.
         user_ids: raw ids, in the order of `users`.
         users: (U', D) float32.
         item_ids: raw ids, in the order of `items`.
@@ -57,13 +57,13 @@ class Vectors:
         digest: str,
         serving: str,
     ) -> Vectors:
-        """A model's vectors by raw ids; what has no id any more is left out."""
+        """Make it from a model and the vocabularies. Users and items without an id in the vocabulary are left out."""
         user_ids, users_UD = _named(users, model.user_keys, model.users)
         item_ids, items_ID = _named(items, model.item_keys, model.items)
         return cls(generation, digest, serving, user_ids, users_UD, item_ids, items_ID)
 
     def about(self) -> dict[str, Any]:
-        """What the vectors are, in plain values; names nobody."""
+        """A description of the vectors in plain values, without any id."""
         return {
             "generation": self.generation,
             "digest": self.digest,
@@ -74,8 +74,10 @@ class Vectors:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `vectors.npz` (`users`, `items`), `users.parquet`, `items.parquet` (`id`, in the order of the vectors) and
-        `about.json` (generation and digest), the last one at the end.
+        """Write the vectors to a folder.
+
+        The files are `vectors.npz` (`users`, `items`), `users.parquet` and `items.parquet` (`id`, in the order of the vectors),
+        and `about.json` (generation and digest), which is written last.
 
         Raises:
             InputError: a file cannot be written.
@@ -83,7 +85,7 @@ class Vectors:
         files = [folder / name for name in ("vectors.npz", "users.parquet", "items.parquet", "about.json")]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            files[3].unlink(missing_ok=True)  # until all is written, nothing says what the others are
+            files[3].unlink(missing_ok=True)  # an interrupted export must not leave a description of other files
             np.savez(files[0], users=self.users, items=self.items)
             pq.write_table(pa.table({"id": id_column(self.user_ids)}), files[1])
             pq.write_table(pa.table({"id": id_column(self.item_ids)}), files[2])

@@ -1,4 +1,4 @@
-"""Fixtures that every folder of tests may ask for."""
+"""Fixtures for all test folders."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import read_dataset
 
-# The same examples in every run, so that no change is refused by luck; `make fuzz` draws others each time. No deadlines: how
-# long an example takes says something about the machine only.
+# The same examples in every run, so that no change fails by chance; `make fuzz` draws new ones each time. There are no
+# deadlines, because the time of an example depends on the machine.
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("RAY_ERASER_EXAMPLES", "fixed"))
@@ -26,7 +26,7 @@ settings.load_profile(os.environ.get("RAY_ERASER_EXAMPLES", "fixed"))
 
 @pytest.fixture(scope="session", autouse=True)
 def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Secrets of idempotency keys go to a folder of the run, also those of processes that tests start."""
+    """Keep the secrets of idempotency keys in a folder of the test run, also for processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
@@ -43,22 +43,22 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray of this test run alone, for those who ask for it: own token, own temporary folder, no dashboard."""
+    """A Ray of this test run only, with its own token and temporary folder, and without a dashboard. It is not autouse."""
     import ray
 
     assert not ray.is_initialized(), "another test has started a Ray"
-    # A short path, because sockets lie in it and theirs are limited.
+    # A short path, because it holds sockets, whose paths have a length limit.
     folder = tempfile.mkdtemp(prefix="re", dir="/tmp")
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own about its coming versions
+        warnings.simplefilter("ignore")  # Ray's own warnings about its coming versions
         ray.init(
             address="local",
             namespace="ray_eraser",
             num_cpus=2,
-            # Where there is none, two that Ray counts and nobody can compute on: placement needs no more.
+            # Without a GPU, Ray is told of two GPUs that do not exist, which is enough for placement.
             num_gpus=None if Path("/dev/nvidia0").exists() else 2,
             include_dashboard=False,
             log_to_driver=False,

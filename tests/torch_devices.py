@@ -1,4 +1,4 @@
-"""The devices that run PyTorch: the CPU always, a GPU where there is one."""
+"""The devices that run PyTorch: always the CPU, and a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ TORCH_DEVICES = [
 
 
 def on_gpu(test_class):
-    """Marks a subclass of a contract whose `device` is `cuda`. Build its model in a fixture or property: here may be no GPU."""
+    """Mark a subclass of a contract whose `device` is `cuda`. Build its model in a fixture, because there may be no GPU."""
     return pytest.mark.gpu(NEEDS_GPU(test_class))

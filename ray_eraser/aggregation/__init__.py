@@ -1,7 +1,7 @@
-"""From submodels to one model.
+"""Aggregation: combine the submodels of all shards into one model.
 
-Every aggregator is a function of the submodels, in the order of their shards, and (where it is trained) of the remaining
-interactions, the config and a derived seed. Rows that a submodel lacks are masked, never filled with noise.
+The result depends only on the submodels, in the order of their shards, the config and a derived seed. Trained aggregators also
+use the remaining interactions. Rows that a submodel lacks are masked, never filled with noise.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.seeds import derive
 
 WITHOUT_CHOICE = 0.3
-"""The weight of unobserved pairs where nothing that is stored depends on it, so that none was chosen: for the users of an
-excision, which is served for seconds."""
+"""The weight of unobserved pairs if no stored result depends on it, so that none was chosen. It is used only to fold users into
+an excision, which is served for seconds."""
 
 GramBlocks = Blocks[Any]
-"""Where `make_grams` has them: on the device that aggregates."""
+"""Gram blocks on the device that aggregates, as `make_grams` returns them."""
 
 if TYPE_CHECKING:
     from ray_eraser.aggregation.foldin import FoldIn
 
 
 class Combiner(Protocol):
-    """An aggregator of another package, made from its settings; see docs/extend.md. What `combine` gives depends on its
-    arguments and the settings alone.
+    """An aggregator of another package, made from its settings; see docs/extend.md.
+
+    The result of `combine` must depend only on its arguments and the settings.
     """
 
     def combine(self, submodels: Sequence[Embeddings], interactions: Interactions, seed: int, loss: LossName) -> Embeddings:
-        """One model of any width.
+        """Combine submodels into one model of any width.
 
         Args:
-            submodels: every shard's that knows anybody, in order.
-            interactions: all that remain to learn from.
-            seed: for all that is drawn.
-            loss: what the settings ask to lower, where something is learned.
+            submodels: the submodels that are not empty, in the order of their shards.
+            interactions: all remaining training interactions.
+            seed: the seed for all random numbers.
+            loss: the loss that learned parameters should minimise.
         """
         ...
 
 
 def needs_interactions(config: EraserConfig) -> bool:
-    """Whether `aggregate` looks at the interactions at all, or makes the same of the submodels whatever they are."""
+    """Whether the result of `aggregate` depends on the interactions, and not only on the submodels."""
     if not config.model.is_trained:
         return False
     settings = config.aggregation
@@ -57,10 +58,10 @@ def needs_interactions(config: EraserConfig) -> bool:
 
 
 def make_grams(config: EraserConfig) -> GramBlocks:
-    """No Gram matrix yet, for many calls of `aggregate`, `excise` and `products` in one process.
+    """Make an empty cache of Gram blocks, to be shared by calls of `aggregate`, `excise` and `products` in one process.
 
     Raises:
-        DeviceError: this process sees no GPU, and needs one.
+        DeviceError: the device is a GPU, and this process sees none.
     """
     device = config.runtime.known_device
     if not by_torch(device):
@@ -71,10 +72,10 @@ def make_grams(config: EraserConfig) -> GramBlocks:
 
 
 def products(submodels: Sequence[Embeddings], config: EraserConfig, grams: GramBlocks) -> tuple[np.ndarray, np.ndarray]:
-    """The Gram matrices of all submodels that know anybody, users' and items', for `give` of another process.
+    """The users' and items' Gram matrices of all submodels that are not empty, to pass to `give` in another process.
 
     Args:
-        submodels: every shard's, in order; empty ones are passed over.
+        submodels: the submodels of all shards, in order; empty ones are skipped.
         config: as for `aggregate`.
         grams: as for `aggregate`.
     """
@@ -88,13 +89,13 @@ def products(submodels: Sequence[Embeddings], config: EraserConfig, grams: GramB
 def aggregate(
     submodels: Sequence[Embeddings], interactions: Interactions, config: EraserConfig, grams: GramBlocks | None = None
 ) -> Embeddings:
-    """One model from all submodels by the configured aggregator. With fold-in it has items alone: see `folding`.
+    """Combine all submodels with the configured aggregator. With fold-in, the result has only items: see `folding`.
 
     Args:
-        submodels: every shard's, in order; empty ones are passed over.
-        interactions: all that remain to learn from; see `needs_interactions`.
-        config: `aggregation`, the fold-in's weights, `seed` and `runtime.threads` count.
-        grams: blocks of the submodels' Gram matrices that are there already; gains those that are not.
+        submodels: the submodels of all shards, in order; empty ones are skipped.
+        interactions: all remaining training interactions; see `needs_interactions`.
+        config: uses `aggregation`, the fold-in's weights, `seed` and `runtime.threads`.
+        grams: a cache of the submodels' Gram blocks; missing blocks are added.
     """
     known = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not known:
@@ -111,16 +112,16 @@ def excise(
     config: EraserConfig,
     grams: GramBlocks | None = None,
 ) -> Embeddings:
-    """Items from the submodels that never saw what is being erased: what is served until the others are trained anew.
+    """Items of the submodels that never saw the data being erased. They are served until the other shards are retrained.
 
-    Learned aggregation parameters saw the erased data and are not used: the spectral basis of the submodels that are left,
-    on which every user is folded in (`folding`). Where no submodel is left the items start at `start`, which knows no data, and
-    one sweep over what remains gives them their places.
+    Learned aggregation parameters saw the erased data and are not used. The items come from the spectral basis of the remaining
+    submodels, and every user is folded in on them (`folding`). If no submodel remains, the items start at `start`, which
+    depends on no data, and are solved by one sweep over the remaining interactions.
 
     Args:
-        submodels: those of the shards that own nothing of what is erased.
-        interactions: all that remain, of all shards; looked at where no submodel is left.
-        start: item vectors that depend on the root seed alone.
+        submodels: the submodels of the shards that hold none of the data being erased.
+        interactions: all remaining interactions of all shards. They are used only if no submodel remains.
+        start: item vectors that depend only on the root seed.
         config: as for `aggregate`.
         grams: as for `aggregate`.
     """
@@ -132,7 +133,7 @@ def excise(
 
 
 def folding(model: Embeddings, config: EraserConfig) -> FoldIn:
-    """What solves users on a model's items, from their own remaining interactions, whenever they are asked for."""
+    """Make a solver that folds users into a model's items on request, from each user's own remaining interactions."""
     from ray_eraser.aggregation.foldin import FoldIn
 
     als = config.als_settings
@@ -141,11 +142,11 @@ def folding(model: Embeddings, config: EraserConfig) -> FoldIn:
 
 
 def with_users(model: Embeddings, interactions: Interactions, config: EraserConfig) -> Embeddings:
-    """An aggregate as it is served: with the users of these interactions folded in, where the settings say so.
+    """The aggregate as it is served. If the settings use fold-in, the users of these interactions are folded in.
 
     Args:
-        model: of `aggregate`.
-        interactions: all that remain of the users in question.
+        model: the result of `aggregate`.
+        interactions: all remaining interactions of these users.
         config: as for `aggregate`.
     """
     if not config.aggregation.foldin:
@@ -180,7 +181,7 @@ def _combine(
         return attention(submodels, interactions, settings, seed, config.aggregation_loss, device)
     if not settings.foldin:
         return combined
-    # A ridge in K * D dimensions for every user would cost K^3 times as much: fold in on the best D of them.
+    # To solve every user in K * D dimensions would cost K^3 times as much, so fold in on the best D dimensions.
     return _spectral([combined], config)
 
 

@@ -1,8 +1,9 @@
-"""RecEraser's attentive aggregation: which submodel to trust for which user and item, learned (Chen et al. 2022, eq. 5-8).
+"""RecEraser's attentive aggregation: it learns how much to trust each submodel for each user and item (Chen et al. 2022,
+eq. 5-8).
 
-K submodels that are not empty, U users and I items that any of them knows, R rows of either side or a batch of it, n vectors
-that the submodels have for these rows (by submodel, then by row), N for all rows, B users of a batch, D width, A width of the
-scorer.
+K submodels that are not empty, U users and I items that any of them knows, R rows of one side or of a batch, n vectors that the
+submodels have for these rows (ordered by submodel, then by row), N such vectors for all rows, B users of a batch, D width, A
+width of the scorer.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.wmf_adagrad import dropout_mask
 
 _CHUNK = 4096
-"""Rows aggregated at a time once training is over."""
+"""Number of rows to aggregate at once after training."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """What takes a submodel's vectors, users' and items' alike, into the common space.
+    """The linear map of each submodel's vectors, of users and items alike, into the common space.
 
     Attributes:
         weight: (K, D, D), W_k.
@@ -44,7 +45,7 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """What scores a transferred vector; users have one and items have one.
+    """The attention network that scores a transferred vector. Users and items each have their own.
 
     Attributes:
         weight: (D, A), W_A.
@@ -59,7 +60,7 @@ class Scorer:
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """All that is learned; the submodels are not touched."""
+    """All learned parameters. The submodels stay unchanged."""
 
     transfer: Transfer
     users: Scorer
@@ -82,9 +83,9 @@ class Present:
 
     Attributes:
         shape: (K, R).
-        counts: how many of the rows each submodel knows.
-        place_n: (n,) int64 on the device, where each vector that there is stands in a (K, R) array, flattened; ascending.
-        row_n: (n,) int64 on the device, its row.
+        counts: the number of rows that each submodel knows.
+        place_n: (n,) int64 on the device, ascending; the position of each existing vector in a flattened (K, R) array.
+        row_n: (n,) int64 on the device, the row of each existing vector.
     """
 
     shape: tuple[int, int]
@@ -94,7 +95,7 @@ class Present:
 
     @classmethod
     def of(cls, present_KR: Tensor, device: torch.device) -> Present:
-        """From a mask in host memory: indices made there spare a device from waiting to learn n."""
+        """Make it from a mask in host memory. With the mask on the device, the host would have to wait to learn n."""
         n_submodels, n_rows = present_KR.shape
         place_n = present_KR.flatten().nonzero().squeeze(1)
         return cls((n_submodels, n_rows), present_KR.sum(1).tolist(), place_n.to(device), (place_n % n_rows).to(device))
@@ -106,9 +107,9 @@ class Tables:
 
     Attributes:
         rows: (R,) int32 rows that any submodel knows.
-        vectors: (N, D) on the device, the submodels' tables below each other.
-        position: (K, R) int64 in host memory, where the vector of a submodel and row stands in `vectors`; -1 where the row is
-            absent.
+        vectors: (N, D) on the device, the submodels' tables stacked.
+        position: (K, R) int64 in host memory, the position in `vectors` of each submodel's vector for each row; -1 for an
+            absent row.
     """
 
     rows: np.ndarray
@@ -119,8 +120,8 @@ class Tables:
         """The aggregated vectors of all or the chosen rows, (R, D).
 
         Args:
-            transfer: of all vectors.
-            scorer: of this side.
+            transfer: the map of all vectors into the common space.
+            scorer: the scorer of this side.
             chosen_R: row numbers in host memory.
         """
         if chosen_R is None:
@@ -148,10 +149,11 @@ def transferred(vectors_nD: Tensor, present: Present, transfer: Transfer) -> Ten
 def attention_weights(transferred_nD: Tensor, present: Present, scorer: Scorer) -> Tensor:
     """Weight of every present vector in its row, (n,): softmax over k of h' ReLU(W_A x + b_A). Eq. 6 and 7.
 
-    Sums to 1 over the submodels that know the row. The authors' code spreads it over all K, whose absent rows are random there.
+    The weights of a row sum to 1 over the submodels that know the row. In the authors' code they sum to 1 over all K submodels,
+    where absent rows are random.
     """
     scores_n = torch.relu(transferred_nD @ scorer.weight + scorer.bias) @ scorer.out
-    # By indices and not by masks: their gradients are deterministic on a GPU too.
+    # Indices instead of masks, because their gradients are deterministic on a GPU too.
     nothing = scores_n.new_full((math.prod(present.shape),), float("-inf"))
     scores_KR = nothing.index_copy(0, present.place_n, scores_n).view(present.shape)
     return torch.softmax(scores_KR, dim=0).view(-1).index_select(0, present.place_n)
@@ -171,13 +173,13 @@ def attention(
     loss: LossName = "wmf",
     device: Device = "cpu",
 ) -> Embeddings:
-    """Embeddings of width D: the submodels' vectors transferred, weighted and summed, with what is learned on `interactions`.
+    """Embeddings of width D: the submodels' vectors are transferred, weighted and summed with parameters learned here.
 
-    Trained from scratch on `loss`, the base model's, over all remaining interactions (eq. 8), the submodels frozen. The start
-    and everything that is drawn are made on the CPU, so that training begins with the same numbers on every device.
+    The parameters are trained from scratch on `loss` over all remaining interactions (eq. 8); the submodels are frozen. The
+    initial values and all random numbers are made on the CPU, so that training starts with the same numbers on every device.
 
     Raises:
-        DeviceError: this process sees no GPU, and needs one.
+        DeviceError: the device is a GPU, and this process sees none.
     """
     present = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not present:
@@ -208,9 +210,9 @@ def _train(
     generator: torch.Generator,
     slopes: Slopes,
 ) -> None:
-    """Change the parameters in place so that the loss of the aggregated vectors falls. Eq. 8."""
+    """Train the parameters in place to minimise the loss of the aggregated vectors. Eq. 8."""
     tensors = [tensor.requires_grad_() for tensor in parameters.tensors()]
-    # lambda |Theta|^2 has the gradient 2 lambda Theta. The paper has it, its code leaves it out.
+    # lambda |Theta|^2 has the gradient 2 lambda Theta. The paper has this term; its code omits it.
     if config.init == "paper":
         optimizer: torch.optim.Optimizer = torch.optim.Adagrad(
             tensors, config.lr, initial_accumulator_value=1e-8, weight_decay=2 * config.reg
@@ -231,7 +233,7 @@ def _train(
 
 
 def _paper_start(submodels: Sequence[Embeddings], width_A: int, generator: torch.Generator) -> Parameters:
-    """Random numbers of the spread that keeps the size of what passes through (Glorot and Bengio 2010), biases zero."""
+    """Random initial values with the standard deviation of Glorot and Bengio 2010, and biases of zero."""
     n_submodels, width_D = len(submodels), submodels[0].width
 
     def normal(*shape: int) -> Tensor:
@@ -244,17 +246,17 @@ def _paper_start(submodels: Sequence[Embeddings], width_A: int, generator: torch
 
 
 def _spectral_start(submodels: Sequence[Embeddings], width_A: int, generator: torch.Generator) -> Parameters:
-    """Transfers at the common basis that loses least of the stacked tables; h = 0, so that all weights begin equal.
+    """Start the transfers at the common basis that loses least of the stacked tables, and h at 0 for equal weights.
 
-    Two bases as in spectral.py would be better still, but eq. 5 has one for users and items.
+    Two bases as in spectral.py would be even better, but eq. 5 has one basis for users and items.
     """
     n_submodels, width_D = len(submodels), submodels[0].width
     paper = _paper_start(submodels, width_A, generator)
     users_gram, items_gram = Grams().of(submodels)
-    # Traces made equal: only the products of users' and items' sizes mean something.
+    # Normalise the traces, because only the product of the users' and items' scales has a meaning.
     _, vectors = linalg.eigh(users_gram / np.trace(users_gram) + items_gram / np.trace(items_gram), driver="evd")
     basis_KDD = vectors[:, ::-1][:, :width_D].reshape(n_submodels, width_D, width_D)
-    # The weights average where the basis is made for a sum, over as many submodels as know a row.
+    # The basis is made for a sum, but attention averages over the submodels that know a row. Scale by their mean number.
     known_users, known_items = (
         sum(map(len, rows)) / len(np.unique(np.concatenate(rows)))
         for rows in (

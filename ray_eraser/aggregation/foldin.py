@@ -1,7 +1,7 @@
-"""Users solved anew on aggregated items: exact ridge regressions on the remaining interactions.
+"""Fold-in: solve users on the aggregated items by exact ridge regressions on the remaining interactions.
 
-After any aggregator. A half sweep is one of alternating least squares (models/wmf_als.py). The last one, of the users, need not
-be made before somebody asks: what a user gets depends on the items and on the user's own interactions alone.
+Fold-in can follow any aggregator. A half sweep is the one of alternating least squares (models/wmf_als.py). The last half
+sweep, over the users, can wait until a read, because a user's vector depends only on the items and the user's own interactions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ray_eraser.models.wmf_als import base_of, half_sweep, ridge_of
 
 @dataclass(frozen=True, eq=False)
 class FoldIn:
-    """Items on which users are solved.
+    """Solve users on fixed items.
 
     Attributes:
         item_rows: (I',) int32, ascending rows of the items that have a vector.
         items: (I', D) float32.
-        alpha0: weight of an unobserved pair against 1 for an observed one.
-        reg: ridge, scaled by each user's degree.
+        alpha0: the weight of an unobserved pair; an observed pair has weight 1.
+        reg: the ridge, scaled by each user's degree.
     """
 
     item_rows: np.ndarray
@@ -39,13 +39,13 @@ class FoldIn:
         return Ridge(self.items, base_of(self.items, self.alpha0))
 
     def users(self, interactions: Interactions) -> Embeddings:
-        """The users of these interactions, beside the items.
+        """Solve all users of these interactions, and return them with the items.
 
-        A user's vector is the same to the last bit whoever else is asked for. Who has no pair with an item that has a vector
-        gets none.
+        The bits of a user's vector do not depend on the other users of the call. A user without a pair whose item has a vector
+        gets no vector.
 
         Args:
-            interactions: all that the users have to be learned from; pairs with an item that has no vector take no part.
+            interactions: all remaining interactions of the users. Pairs whose item has no vector are ignored.
         """
         places = np.searchsorted(self.item_rows, interactions.items)
         known = self.item_rows.take(places, mode="clip") == interactions.items if len(self.item_rows) else places < 0
@@ -55,14 +55,14 @@ class FoldIn:
         return Embeddings(user_rows.astype(np.int32), users, self.item_rows, self.items)
 
     def user(self, places: np.ndarray) -> np.ndarray | None:
-        """The vector of one user, (D,), the same as `users` gives; None without an item.
+        """Solve one user, (D,), with the same result as `users`; None without an item.
 
         Args:
-            places: ascending places of the user's items among those that have a vector.
+            places: ascending positions of the user's items in `items`.
         """
         if not len(places):
             return None
-        # Of the kind that `users` has: for another, the regressions would be compiled again.
+        # The same dtype as in `users`, because numba would compile the regressions again for another.
         return np.asarray(self._solve(np.array([0, len(places)]), places.astype(np.int64))[0])
 
     def _solve(self, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -79,27 +79,27 @@ def sweep(
     *,
     device: Device = "cpu",
 ) -> Embeddings:
-    """Solve the users on the items and the items on the users, `sweeps` times. The items alone are given back.
+    """Solve the users on the items and then the items on the users, `sweeps` times. Only the items are returned.
 
     Args:
         item_rows: (I',) rows of the items that have a vector.
-        items: (I', D) float32 vectors to begin with.
-        interactions: all that remain; pairs with an item that has no vector take no part.
-        alpha0: weight of an unobserved pair against 1 for an observed one.
-        reg: ridge, scaled by each row's degree.
-        sweeps: 0 leaves the items as they are; 1 lets them see all remaining data once.
-        device: where the rows are solved. Vectors stay there from the first half sweep to the last.
+        items: (I', D) float32, the initial vectors.
+        interactions: all remaining interactions. Pairs whose item has no vector are ignored.
+        alpha0: the weight of an unobserved pair; an observed pair has weight 1.
+        reg: the ridge, scaled by each row's degree.
+        sweeps: the number of sweeps; 0 leaves the items unchanged.
+        device: the device that solves the rows. Vectors stay on it between half sweeps.
 
     Raises:
-        DeviceError: this process sees no GPU, and needs one.
+        DeviceError: the device is a GPU, and this process sees none.
     """
-    nobody = Embeddings.empty(items.shape[1])
+    empty = Embeddings.empty(items.shape[1])
     if not sweeps:
-        return Embeddings(nobody.user_rows, nobody.users, item_rows, items)
+        return Embeddings(empty.user_rows, empty.users, item_rows, items)
     compact = interactions.take(np.isin(interactions.items, item_rows)).compact()
     if not len(compact.interactions):
-        return nobody
-    # Items whose last interaction was erased have nothing left to rest on.
+        return empty
+    # Items whose last interaction was erased are dropped.
     present = items[np.searchsorted(item_rows, compact.item_rows)]
     if by_torch(device):
         from ray_eraser.kernels.resident import Slice, overwrite
@@ -113,4 +113,4 @@ def sweep(
         by_item = by_user.T.tocsr()
         for _ in range(sweeps):
             present = half_sweep(by_item, half_sweep(by_user, present, alpha0, reg), alpha0, reg)
-    return Embeddings(nobody.user_rows, nobody.users, compact.item_rows, present)
+    return Embeddings(empty.user_rows, empty.users, compact.item_rows, present)

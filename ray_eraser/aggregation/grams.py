@@ -1,6 +1,6 @@
-"""Gram matrices of submodels side by side, block by block: what one submodel changes is one row of blocks.
+"""Gram matrices of the concatenated submodels, kept as blocks. When one submodel changes, only its row of blocks is new.
 
-K submodels of width D, k and l two of them; U and I users and items of all of them.
+K submodels of width D, k and l two of them; U and I users and items of all submodels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray_eraser.embeddings import Embeddings
 Precision = type[np.float64] | type[np.float32]
 
 _GATHERED = 1024
-"""Rows that are multiplied at a time: copies of so many stay in a processor's cache."""
+"""Number of rows to multiply at once. Copies of them fit in a processor's cache."""
 
 _Name = tuple[int, int]
 _Key = tuple[_Name, _Name, Precision]
@@ -27,19 +27,19 @@ Array = TypeVar("Array")
 
 
 class Blocks(ABC, Generic[Array]):
-    """The blocks of the Gram matrices of some submodels, each made once. A block lives no longer than both of its submodels.
+    """A cache of the blocks of the Gram matrices of some submodels. `keep` drops a block with either of its submodels.
 
-    A submodel is told by its two tables of vectors, whatever rows its ids have just now: a block does not depend on them. So
-    two submodels must not share both tables, unless they are one. `Grams` has the blocks in host memory; another class has them
-    where its kind of array is.
+    A submodel is identified by its two tables of vectors and not by its rows, because a block does not depend on the row
+    numbers. Two different submodels must therefore not share both tables. `Grams` keeps the blocks in host memory; a subclass
+    may keep them on a device.
     """
 
     def __init__(self) -> None:
         self._blocks: dict[_Key, tuple[Array | None, Array | None]] = {}
-        self._tables: dict[_Name, tuple[np.ndarray, np.ndarray]] = {}  # held, so that no other tables take over a name
+        self._tables: dict[_Name, tuple[np.ndarray, np.ndarray]] = {}  # keeps the tables alive, so that ids are not reused
 
     def keep(self, submodels: Iterable[Embeddings]) -> None:
-        """Forget the blocks of all others."""
+        """Drop the blocks of all other submodels."""
         self._tables = {_name(submodel): (submodel.users, submodel.items) for submodel in submodels}
         self._blocks = {key: block for key, block in self._blocks.items() if self._tables.keys() >= set(key[:2])}
 
@@ -49,8 +49,10 @@ class Blocks(ABC, Generic[Array]):
         return _name(left), _name(right), precision
 
     def sides(self, submodels: Sequence[Embeddings], precision: Precision = np.float64) -> tuple[Array, Array]:
-        """P'P and Q'Q, both (KD, KD), with P the users' tables side by side, Q the items', absent rows zero; but where no two
-        submodels have a row in common, as users do not in shards of whole users, the blocks on the diagonal, (K, D, D).
+        """P'P and Q'Q, where P and Q are the concatenated tables of users and items, with zeros for absent rows.
+
+        A matrix is (KD, KD). If no two submodels share a row, only the diagonal blocks are returned, (K, D, D). This is the
+        case for users if every user is in one shard.
         """
         for l, right in enumerate(submodels):
             missing = [left for left in submodels[l:] if self._key(left, right, precision) not in self._blocks]
@@ -59,7 +61,7 @@ class Blocks(ABC, Generic[Array]):
         return self._side(submodels, 0, precision), self._side(submodels, 1, precision)
 
     def give(self, submodels: Sequence[Embeddings], sides: tuple[np.ndarray, np.ndarray]) -> None:
-        """Take over what `sides` gave elsewhere of the same submodels, from host memory."""
+        """Take over a result of `sides` for the same submodels, computed elsewhere, from host memory."""
         precision = sides[0].dtype.type
         ends = np.cumsum([0, *(submodel.width for submodel in submodels)])
         for l, right in enumerate(submodels):
@@ -71,15 +73,15 @@ class Blocks(ABC, Generic[Array]):
 
     @abstractmethod
     def on_host(self, sides: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
-        """What `sides` gave, in host memory."""
+        """A result of `sides` in host memory."""
 
     @abstractmethod
     def _multiply(self, lefts: Sequence[Embeddings], right: Embeddings, precision: Precision) -> None:
-        """Make the blocks of these pairs, None where no row is common."""
+        """Compute the blocks of these pairs of submodels. A block is None if the two share no row."""
 
     @abstractmethod
     def _side(self, submodels: Sequence[Embeddings], side: int, precision: Precision) -> Array:
-        """Of the users (0) or of the items (1)."""
+        """The Gram matrix of the users (side 0) or items (side 1)."""
 
     @abstractmethod
     def _taken_over(self, block: np.ndarray | None) -> Array | None:
@@ -90,7 +92,7 @@ class Grams(Blocks[np.ndarray]):
     """Blocks in host memory."""
 
     def of(self, submodels: Sequence[Embeddings]) -> tuple[np.ndarray, np.ndarray]:
-        """P'P and Q'Q, both (KD, KD) float64, with P the users' tables side by side, Q the items', absent rows zero."""
+        """P'P and Q'Q, both (KD, KD) float64: the results of `sides` as full matrices."""
         users, items = self.sides(submodels)
         return dense(users), dense(items)
 
@@ -133,7 +135,7 @@ def _name(submodel: Embeddings) -> _Name:
 
 
 class _Table:
-    """One submodel's vectors, by row."""
+    """The vectors of one submodel, indexed by row."""
 
     def __init__(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         self._places = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)
@@ -141,7 +143,7 @@ class _Table:
         self._vectors = vectors
 
     def block(self, rows: np.ndarray, vectors: np.ndarray, precision: Precision) -> np.ndarray | None:
-        """The sum over common rows of the products of both vectors, (D, D); None where no row is common."""
+        """The sum over common rows of the outer products of both vectors, (D, D); None without a common row."""
         places = self._places[rows[: np.searchsorted(rows, len(self._places))]]
         common = np.flatnonzero(places >= 0)
         if not len(common):
@@ -149,14 +151,14 @@ class _Table:
         gram = np.zeros((vectors.shape[1], self._vectors.shape[1]), precision)
         for first in range(0, len(common), _GATHERED):
             theirs = common[first : first + _GATHERED]
-            # `take` lets other threads go on, an index does not.
+            # `take` releases the GIL; indexing does not.
             left, right = vectors.take(theirs, axis=0), self._vectors.take(places[theirs], axis=0)
             gram += left.astype(precision, copy=False).T @ right.astype(precision, copy=False)
         return gram
 
 
 def _block_of(gram: np.ndarray, ends: np.ndarray, k: int, l: int) -> np.ndarray | None:
-    """One block of a Gram matrix, whichever way it is held; None where it is zero."""
+    """One block of a Gram matrix in either format; None if it is zero."""
     if gram.ndim == 3 and k != l:
         return None
     block = gram[k] if gram.ndim == 3 else gram[ends[k] : ends[k + 1], ends[l] : ends[l + 1]]
@@ -164,12 +166,12 @@ def _block_of(gram: np.ndarray, ends: np.ndarray, k: int, l: int) -> np.ndarray 
 
 
 def dense(gram: np.ndarray) -> np.ndarray:
-    """A Gram matrix, (KD, KD), whichever way it is held."""
+    """A Gram matrix in either format as a full matrix, (KD, KD)."""
     return np.asarray(linalg.block_diag(*gram)) if gram.ndim == 3 else gram
 
 
 def times(gram: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A Gram matrix, whichever way it is held, times a (KD, n) matrix; a whole one in its own precision."""
+    """A Gram matrix in either format times a (KD, n) matrix. A full matrix multiplies in its own precision."""
     if gram.ndim == 3:
         return np.asarray(np.matmul(gram, matrix.reshape(*gram.shape[:2], -1)).reshape(matrix.shape))
     return np.asarray(gram @ matrix.astype(gram.dtype, copy=False))

@@ -15,7 +15,7 @@ from ray_eraser.embeddings import Embeddings
 def mean(submodels: Sequence[Embeddings]) -> Embeddings:
     """Embeddings of width K * D whose inner products are the average score over the submodels that know the user.
 
-    A submodel that knows the user but not the item adds a score of 0, as it would for an item without any interaction.
+    A submodel that knows the user but not the item contributes a score of 0, the same as for an item without interactions.
     """
     everyone = side_by_side(submodels)
     known_by_U = sum(np.isin(everyone.user_rows, submodel.user_rows).astype(np.float32) for submodel in submodels)
@@ -23,7 +23,7 @@ def mean(submodels: Sequence[Embeddings]) -> Embeddings:
 
 
 def side_by_side(submodels: Sequence[Embeddings]) -> Embeddings:
-    """The submodels' tables next to each other, width K * D, absent rows zero: inner products are sums over submodels."""
+    """Concatenate the submodels' tables to width K * D, with zeros for absent rows. Inner products sum over the submodels."""
     user_rows = _union([submodel.user_rows for submodel in submodels])
     item_rows = _union([submodel.item_rows for submodel in submodels])
     width = sum(submodel.width for submodel in submodels)

@@ -1,6 +1,6 @@
-"""The gradients of the base models' losses, for aggregations that are trained step by step on any device.
+"""The gradients of the base models' losses, for aggregations that are trained by gradient steps on any device.
 
-B users of a batch, I items, J = I + 1 with a row for no item, n triplets (user, own item, other item), D width.
+B users of a batch, I items, J = I + 1 with a row for "no item", n triplets (user, own item, other item), D width.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ray_eraser.models.wmf_adagrad import non_sampling_loss
 from ray_eraser.seeds import derive
 
 Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From the vectors of a batch's users, (B, D), those of all items, (I, D), and the numbers of these users, (B,) in host memory,
-to the gradients of a loss."""
+"""A function that returns the gradients of a loss. Its arguments are the vectors of a batch's users (B, D), the vectors of all
+items (I, D), and the numbers of these users (B,) in host memory."""
 
 _GATHERED = 1 << 23
-"""Numbers gathered at once for one column of the triplets; a step holds about seven arrays of this size."""
+"""Count of numbers to gather at once for one column of the triplets. A step holds about seven arrays of this size."""
 
 
 def slopes_of(loss: LossName, w0: float, seed: int, observed_UI: sparse.csr_matrix, device: Device) -> Slopes:
-    """The gradients of a base model's loss on these pairs; the losses themselves stand with the models.
+    """Make the gradient function of a base model's loss on these pairs. The losses are defined with the models.
 
     Args:
-        loss: whose.
-        w0: weight of an unobserved pair, of `wmf`.
-        seed: of the triplets, of `bpr`.
-        observed_UI: all pairs to learn from.
-        device: where the vectors are.
+        loss: the loss.
+        w0: `wmf`: the weight of an unobserved pair.
+        seed: `bpr`: the seed of the triplets.
+        observed_UI: all training pairs.
+        device: the device of the vectors.
     """
     if loss == "bpr":
         return _of_triplets(observed_UI, derive(seed, "triplets"), device)
@@ -55,7 +55,7 @@ def _of_triplets(observed_UI: sparse.csr_matrix, seed: int, device: Device) -> S
     def slopes(users_BD: Tensor, items_ID: Tensor, batch_B: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal drawn
         observed_BI = observed_UI[batch_B.numpy()]
-        # As many triplets as the batch has pairs, as in an epoch of BPR itself, and others at every step.
+        # As many triplets as the batch has pairs, as in an epoch of BPR. Every step draws new ones.
         triplets_n3 = draw_triplets(observed_BI, observed_BI.nnz, seed, first=drawn)
         drawn += observed_BI.nnz
         if by_torch(device):
@@ -67,7 +67,7 @@ def _of_triplets(observed_UI: sparse.csr_matrix, seed: int, device: Device) -> S
 
 
 def bpr_slopes_torch(users_BD: Tensor, items_ID: Tensor, triplets_n3: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients (B, D) and (I, D) of `models.bpr.bpr_slopes`, where item number I is no item, and its vector is zero."""
+    """The gradients (B, D) and (I, D) of `models.bpr.bpr_slopes`. Item number I means "no item", with a vector of zeros."""
     items_JD = torch.cat([items_ID, items_ID.new_zeros(1, items_ID.shape[1])])
     slope_BD, slope_JD = torch.zeros_like(users_BD), torch.zeros_like(items_JD)
     for part_n3 in torch.split(triplets_n3.long(), max(1, _GATHERED // users_BD.shape[1])):

@@ -1,8 +1,8 @@
 """The spectral aggregate of aggregation/spectral.py on a torch device: Gram matrices, Krylov space and sums of rows.
 
-The host keeps the decompositions: they have at most some hundred columns, in double precision, and a GPU is no faster at them.
+The host computes the decompositions in double precision. They have at most a few hundred columns, so a GPU is not faster.
 
-K submodels of width D, k and l two of them, N rows of some of them; R rank asked for.
+K submodels of width D, k and l two of them, N rows of some of them; R requested rank.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ray_eraser.aggregation.spectral import FEWEST_DIRECTIONS, NOISE, ROUNDS, ei
 from ray_eraser.embeddings import Embeddings
 
 _GATHERED = 1 << 23
-"""Numbers of a table that one matrix product takes: with both tables in double precision, 200 MiB."""
+"""Count of numbers of a table in one matrix product: 200 MiB for both tables in double precision."""
 
 _SUMMED = 1 << 23
-"""Numbers of the result that are summed at a time: in double precision, with the part of a submodel, 160 MiB."""
+"""Count of numbers of the result to sum at once: 160 MiB in double precision, including the part of a submodel."""
 
 _DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 
@@ -31,15 +31,15 @@ _Table = tuple[np.ndarray, np.ndarray]
 
 
 class GramsTorch(Blocks[Tensor]):
-    """Blocks on a device, and there the tables that they are made of: each is uploaded once."""
+    """Blocks on a device, together with the tables that they are made from. Each table is uploaded once."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self._uploaded: dict[int, tuple[np.ndarray, Tensor]] = {}  # by id of the array, which is held to keep its id
+        self._uploaded: dict[int, tuple[np.ndarray, Tensor]] = {}  # by id of the array, which is kept so that no id is reused
 
     def keep(self, submodels: Iterable[Embeddings]) -> None:
-        """Overwrite the tables and blocks of all others with zeros, and forget them."""
+        """Overwrite the tables and blocks of all other submodels with zeros, and drop them."""
         submodels = list(submodels)
         blocks, uploaded = self._blocks, self._uploaded
         super().keep(submodels)
@@ -51,14 +51,14 @@ class GramsTorch(Blocks[Tensor]):
             tensor.zero_()
 
     def uploaded(self, array: np.ndarray) -> Tensor:
-        """A copy on the device of an array that is not changed any more; it stays until `keep`."""
+        """A copy on the device of an array that will not change. The copy stays until `keep` drops it."""
         held = self._uploaded.get(id(array))
         if held is None:
             held = self._uploaded[id(array)] = array, torch.tensor(array, device=self.device)
         return held[1]
 
     def give(self, submodels: Sequence[Embeddings], sides: tuple[np.ndarray, np.ndarray]) -> None:
-        """As `Blocks.give`. The items' tables are uploaded as well: an excision sums their rows next."""
+        """Take over a result as `Blocks.give` does, and upload the items' tables, because an excision sums their rows next."""
         super().give(submodels, sides)
         for submodel in submodels:
             self.uploaded(submodel.items)
@@ -74,14 +74,14 @@ class GramsTorch(Blocks[Tensor]):
             self._blocks[self._key(left, right, precision)] = users_DD, items_DD
 
     def _products(self, lefts: Sequence[_Table], right: _Table, precision: Precision) -> list[Tensor | None]:
-        """For every left table the sum over common rows of the products of both vectors, (D, D); None without a common row."""
+        """The block of every left table with the right one, (D, D); None without a common row. See `grams.Blocks`."""
         right_rows, right_vectors = right
-        # The last entry stands for all rows above those of `right`.
+        # The last entry stands for all rows above the rows of `right`.
         places = torch.full((int(right_rows.max(initial=-1)) + 2,), -1, dtype=torch.int32, device=self.device)
         places[self.uploaded(right_rows).long()] = torch.arange(len(right_rows), dtype=torch.int32, device=self.device)
         rows_N = torch.cat([self.uploaded(rows) for rows, _ in lefts])
         places_N = places.index_select(0, rows_N.clamp(max=len(places) - 1))
-        # All tables at once: each alone would have the host wait to learn how many rows are common.
+        # All tables at once, because the host would wait for the device once per table otherwise.
         common = (places_N >= 0).nonzero().squeeze(1)
         ends = np.cumsum([0, *(len(rows) for rows, _ in lefts)])
         cuts = torch.searchsorted(common, torch.from_numpy(ends).to(self.device)).tolist()
@@ -104,7 +104,7 @@ class GramsTorch(Blocks[Tensor]):
         diagonal = [self._or_zeros(blocks[k, k], widths[k], widths[k], dtype) for k in range(n)]
         if len(set(widths)) == 1 and all(block is None for (k, l), block in blocks.items() if k != l):
             return torch.stack(diagonal)
-        # Below the diagonal column by column, which takes K large copies and not K^2 small ones.
+        # Fill the part below the diagonal column by column, which takes K large copies instead of K^2 small ones.
         columns = [
             torch.cat([self._or_zeros(blocks[k, l] if k > l else None, widths[k], widths[l], dtype) for k in range(n)])
             for l in range(n)
@@ -123,7 +123,7 @@ class GramsTorch(Blocks[Tensor]):
 
 
 def _product(tables: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-    """The first table's rows, transposed, times the second's, (D, D). Its bits depend on these two tables alone."""
+    """The first table's rows, transposed, times the second table's rows, (D, D). The bits depend only on these two tables."""
     left, right = tables
     gram = torch.zeros(left.shape[1], right.shape[1], dtype=dtype, device=left.device)
     size = max(1, _GATHERED // max(gram.shape))
@@ -135,14 +135,14 @@ def _product(tables: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor], dtype: 
 def spectral_torch(
     submodels: Sequence[Embeddings], rank: int, seed: int, grams: GramsTorch, *, with_users: bool = True
 ) -> Embeddings:
-    """Embeddings of width `rank` as of `spectral.spectral`, in host memory; columns may have other signs.
+    """The embeddings of `spectral.spectral`, computed on a device and returned in host memory. Signs of columns may differ.
 
     Args:
-        submodels: the tables; empty ones add nothing.
-        rank: width of the result; where the stack has a lower rank the last columns are zero.
-        seed: for the start of the Krylov space, which is drawn on the CPU.
-        grams: blocks and tables that are on the device already; gains those that are not.
-        with_users: False leaves the users out, where they are solved anyway.
+        submodels: the tables; empty ones contribute nothing.
+        rank: the width of the result. If the summed scores have a lower rank, the last columns are zero.
+        seed: the seed for the start of the Krylov space, which is drawn on the CPU.
+        grams: a cache of blocks and tables on the device; missing ones are added.
+        with_users: False leaves the users out, for callers that fold users in.
     """
     if not submodels:
         return Embeddings.empty(rank)
@@ -151,13 +151,13 @@ def spectral_torch(
     if with_users:
         user_rows, users = _sum_rows([(submodel.user_rows, submodel.users) for submodel in submodels], users_KDR, grams)
     else:
-        nobody = Embeddings.empty(rank)
-        user_rows, users = nobody.user_rows, nobody.users
+        empty = Embeddings.empty(rank)
+        user_rows, users = empty.user_rows, empty.users
     return Embeddings(user_rows, users, item_rows, items)
 
 
 def _bases(submodels: Sequence[Embeddings], rank: int, seed: int, grams: GramsTorch) -> tuple[Tensor, Tensor]:
-    """As `spectral.bases`: two (KD, R) float64 on the device."""
+    """The matrices of `spectral.bases`, two (KD, R) float64 on the device."""
     sides = gram_sides(submodels, grams)
     if is_wide(submodels):
         return _iterated(*sides, rank, seed)
@@ -167,7 +167,7 @@ def _bases(submodels: Sequence[Embeddings], rank: int, seed: int, grams: GramsTo
 
 
 def _iterated(gram_users: Tensor, gram_items: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """As `spectral._iterated`, where every step is explained."""
+    """The bases from a Krylov space. See `spectral._iterated`, which explains every step."""
     n, device = math.prod(gram_users.shape[:-1]), gram_users.device
     light_users, light_items = (1 / (_trace(gram) or 1) for gram in (gram_users, gram_items))
     block = min(n, max(rank, FEWEST_DIRECTIONS))
@@ -178,7 +178,7 @@ def _iterated(gram_users: Tensor, gram_items: Tensor, rank: int, seed: int) -> t
     while filled < span.shape[1]:
         directions = directions[:, : span.shape[1] - filled]
         before = span[:, :filled]
-        for _ in range(2):  # in single precision, twice is enough
+        for _ in range(2):  # twice is enough in single precision
             directions = torch.linalg.qr(directions - before @ (before.T @ directions))[0]
         new = slice(filled, filled + directions.shape[1])
         span[:, new], image[:, new] = directions, _times(gram_items, directions)
@@ -201,14 +201,14 @@ def _trace(gram: Tensor) -> float:
 
 
 def _times(gram: Tensor, matrix: Tensor) -> Tensor:
-    """As `grams.times`: a Gram matrix, whichever way it is held, times a (KD, n) matrix; a whole one in its own precision."""
+    """A Gram matrix in either format times a (KD, n) matrix, as in `grams.times`."""
     if gram.ndim == 3:
         return (gram.to(matrix.dtype) @ matrix.reshape(*gram.shape[:2], -1)).reshape(matrix.shape)
     return gram @ matrix.to(gram.dtype)
 
 
 def _sum_rows(tables: Sequence[_Table], basis_KDR: Tensor, grams: GramsTorch) -> tuple[np.ndarray, np.ndarray]:
-    """As `spectral._sum_rows`: the sums are in double precision and in the order of the submodels; the result is downloaded."""
+    """The sums of `spectral._sum_rows`, in double precision and in the order of the submodels. The result is downloaded."""
     union, at = union_of([rows for rows, _ in tables])
     bases = torch.split(basis_KDR.float(), [vectors.shape[1] for _, vectors in tables])
     sums = np.empty((len(union), basis_KDR.shape[1]), np.float32)

@@ -1,4 +1,4 @@
-"""One learned weight a shard: GraphEraser's aggregation (Chen et al. 2022, CCS, "LBAggr") with the base model's loss.
+"""One learned weight per shard: GraphEraser's aggregation (Chen et al. 2022, CCS, "LBAggr") with the base model's loss.
 
 K submodels that are not empty, D width, n remaining interactions.
 """
@@ -20,7 +20,7 @@ from ray_eraser.seeds import derive
 
 _BATCH_PAIRS = 1 << 14
 _MOST_TRIPLETS = 1 << 19
-"""Plenty for K numbers."""
+"""Maximum number of triplets. They are more than enough to learn K weights."""
 
 
 def static(
@@ -30,7 +30,10 @@ def static(
     seed: int,
     loss: LossName = "wmf",
 ) -> Embeddings:
-    """Embeddings of width K * D whose inner products are sum_k w_k (p_k . q_k), with w >= 0 and sum 1; absent rows zero."""
+    """Embeddings of width K * D whose inner products are sum_k w_k (p_k . q_k), with w >= 0 and sum w = 1.
+
+    Rows that a submodel lacks count as zero.
+    """
     present = [submodel for submodel in submodels if len(submodel.user_rows)]
     if not present:
         return side_by_side(submodels)
@@ -44,33 +47,33 @@ def static(
 
 
 def static_weights(submodels: Sequence[Embeddings], interactions: Interactions, w0: float) -> np.ndarray:
-    """The weight of every submodel, (K,) float64, not negative, sum 1; an empty submodel gets 0.
+    """The weight of every submodel, (K,) float64, at least 0, with sum 1. An empty submodel gets 0.
 
-    The loss is w'Hw - 2 b'w up to a constant (`static_loss`), so its minimum over w >= 0 is one non-negative least squares
-    problem. The sum is set to 1 afterwards: that scales all scores alike and moves no rank, whereas a sum of 1 held during the
-    training would spend the weights on the scores' size, which averaging makes too small, instead of on their order.
+    The loss is w'Hw - 2 b'w up to a constant (`static_loss`), so its minimum over w >= 0 is a non-negative least squares
+    problem. The weights are scaled to sum 1 afterwards, which changes no rank. A constraint to sum 1 during the training would
+    fit the size of the scores, which averaging makes too small, instead of their order.
     """
     loss_KK, gain_K = static_loss(submodels, interactions, w0)
     if (gain_K > 0).any():
-        # |Aw - y|^2 with A'A = H and A'y = b, on the directions of H that carry more than rounding.
+        # |Aw - y|^2 with A'A = H and A'y = b, restricted to the eigenvectors of H above rounding error.
         values, vectors = linalg.eigh(loss_KK)
         real = values > values[-1] * 1e-10
         root, basis = np.sqrt(values[real]), vectors[:, real]
         weights_K, _ = optimize.nnls(root[:, None] * basis.T, (basis.T @ gain_K) / root)
     else:
-        # No submodel scores the remaining pairs above zero: nothing to tell them apart by.
+        # No submodel scores the remaining pairs above zero, so nothing distinguishes them.
         weights_K = np.array([len(submodel.user_rows) > 0 for submodel in submodels], np.float64)
     shares_K: np.ndarray = weights_K / weights_K.sum()
     return shares_K
 
 
 def ranking_weights(submodels: Sequence[Embeddings], interactions: Interactions, seed: int) -> np.ndarray:
-    """The weights under the loss of BPR, where `static_weights` has that of WMF; its sum is set to 1 for the same reason."""
+    """The weights under the BPR loss instead of the WMF loss of `static_weights`, scaled to sum 1 for the same reason."""
     from ray_eraser.kernels.sampling import draw_triplets
 
     compact = interactions.compact()
     triplets_n3 = draw_triplets(compact.matrix(), min(len(interactions), _MOST_TRIPLETS), seed)
-    # Those of users who have every item order nothing.
+    # Triplets of users who have every item compare no two items.
     triplets_n3 = triplets_n3[triplets_n3[:, 2] < len(compact.item_rows)]
     users_n, items_n2 = compact.user_rows[triplets_n3[:, 0]], compact.item_rows[triplets_n3[:, 1:]]
     present_K = np.array([len(submodel.user_rows) > 0 for submodel in submodels], np.float64)
@@ -79,7 +82,7 @@ def ranking_weights(submodels: Sequence[Embeddings], interactions: Interactions,
         margins_nK = _all_scores(submodels, Interactions(users_n, items_n2[:, 0]))
         margins_nK -= _all_scores(submodels, Interactions(users_n, items_n2[:, 1]))
         bounds = optimize.Bounds(np.zeros(len(submodels)), np.full(len(submodels), np.inf))
-        # Convex in the weights, so where it starts decides nothing.
+        # The loss is convex in the weights, so the starting point does not matter.
         found = optimize.minimize(partial(ranking_loss, margins_nK), present_K, jac=True, method="L-BFGS-B", bounds=bounds)
         weights_K = found.x if found.x.any() else present_K
     shares_K: np.ndarray = weights_K / weights_K.sum()
@@ -99,7 +102,7 @@ def ranking_loss(margins_nK: np.ndarray, weights_K: np.ndarray) -> tuple[float, 
 
 
 def static_loss(submodels: Sequence[Embeddings], interactions: Interactions, w0: float) -> tuple[np.ndarray, np.ndarray]:
-    """H (K, K) and b (K,), float64, of the loss w'Hw - 2 b'w that the scores s = sum_k w_k s_k have, by non-sampling.
+    """H (K, K) and b (K,), float64, of the non-sampling loss w'Hw - 2 b'w of the scores s = sum_k w_k s_k.
 
     loss = w0 * sum over all pairs of s^2  +  sum over observed pairs of (1 - w0) s^2 - 2 s, as in models/wmf_adagrad.py.
     """

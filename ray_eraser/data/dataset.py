@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow.compute as pc
 
+from ray_eraser.data.account import BELOW_RATING, Account
+from ray_eraser.data.frames import Pairs, pairs_of
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import ShardData
 from ray_eraser.data.vocabulary import Vocabulary
@@ -19,13 +21,15 @@ class Dataset:
     """Three disjoint sets of interactions over one pair of vocabularies, in whose rows they are.
 
     Attributes:
-        name: where it came from, for people.
+        name: of the log, for people.
         users, items: the vocabularies of all three sets.
-        train: what is learned from.
-        valid: what stopping and sweeps may look at; may be empty.
-        test: looked at once, at the end; never stored with a deployment; may be empty.
-        merged: how many repeated pairs of the log were merged.
-        below_rating: how many rows were left out because their rating was under the minimum.
+        train: the pairs to learn from.
+        valid: the pairs for early stopping and sweeps; may be empty.
+        test: the pairs for the evaluation at the end; never stored with a deployment; may be empty.
+        merged: number of repeated pairs that were merged.
+        rows_read: number of rows that the log has.
+        left_out: number of rows that were left out, by reason.
+        notices: remarks on how the log was read. They name no id.
     """
 
     name: str
@@ -35,18 +39,29 @@ class Dataset:
     valid: Interactions
     test: Interactions
     merged: int = 0
-    below_rating: int = 0
+    rows_read: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def below_rating(self) -> int:
+        """Number of rows that were left out because their rating was too low."""
+        return self.left_out.get(BELOW_RATING, 0)
+
+    def account(self) -> Account:
+        """The counts of how the log was read, for reports."""
+        return Account(self.rows_read, self.merged, self.left_out, len(self.test), self.notices)
 
     @classmethod
     def of_pairs(
         cls,
         name: str,
-        train: Iterable[tuple[RawId, RawId]],
+        train: Pairs,
         seed: int = 0,
-        valid: Iterable[tuple[RawId, RawId]] = (),
-        test: Iterable[tuple[RawId, RawId]] = (),
+        valid: Pairs = (),
+        test: Pairs = (),
     ) -> Dataset:
-        """A log from (user id, item id) pairs in a program's memory, in any order.
+        """A log from (user id, item id) pairs in a program's memory, in any order: tuples, or a data frame (`frames.pairs_of`).
 
         Args:
             name: for people.
@@ -58,7 +73,7 @@ class Dataset:
         Raises:
             InputError: something cannot be an id.
         """
-        sets = [list(train), list(valid), list(test)]
+        sets: list[list[tuple[RawId, RawId]]] = [list(pairs_of(pairs)) for pairs in (train, valid, test)]
         named = [pair for pairs in sets for pair in pairs]
         users = Vocabulary.of("user", (user for user, _ in named), seed)
         items = Vocabulary.of("item", (item for _, item in named), seed)
@@ -69,7 +84,7 @@ class Dataset:
             rows = np.array([(user_rows[id_text(u)], item_rows[id_text(i)]) for u, i in pairs], np.int32).reshape(-1, 2)
             parts.append(Interactions.of(rows[:, 0], rows[:, 1]).without(seen))
             seen = Interactions.union([seen, parts[-1]])
-        return cls(name, users, items, parts[0], parts[1], parts[2], merged=len(named) - len(seen))
+        return cls(name, users, items, parts[0], parts[1], parts[2], merged=len(named) - len(seen), rows_read=len(named))
 
     def under(self, seed: int) -> Dataset:
         """The same log in the order that another root seed's keys have."""

@@ -1,4 +1,4 @@
-"""MovieLens from GroupLens, for users who want a public data set. Its terms forbid shipping it with this package."""
+"""Download MovieLens from GroupLens. Its terms do not allow this package to contain the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.request import urlopen
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ray_eraser.errors import DataFileError
+from ray_eraser.data.problems import unusable
 
 BASE_URL = "https://files.grouplens.org/datasets/movielens"
 PAGE = "https://grouplens.org/datasets/movielens/"
@@ -25,7 +25,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Release:
-    """One archive of GroupLens: its file name, the MD5 that GroupLens publishes beside it, and the folder inside."""
+    """One archive of GroupLens: its file name, the MD5 that GroupLens publishes, and the folder in the archive."""
 
     archive: str
     md5: str
@@ -40,23 +40,25 @@ RELEASES = {
 
 
 def download_movielens(name: str, folder: Path, base_url: str = BASE_URL, timeout: float = 30) -> Path:
-    """The unpacked release `name` under `folder`, which `read_dataset` can read; nothing is fetched that is already there.
+    """Download and unpack a release of MovieLens, unless it is there already.
 
-    An archive that the user has put into `folder` is taken in place of the download. A run that breaks off leaves nothing that
-    a later run could take for whole.
+    An archive that is already in `folder` is not downloaded. After an interrupted run, the next run starts again.
 
     Args:
         name: `100k`, `1m` or `10m`.
-        folder: where the archive and the folder made from it go; made if missing.
-        base_url: another mirror, or a server of one's own.
+        folder: for the archive and the unpacked release; made if missing.
+        base_url: the server; set it to use a mirror.
         timeout: seconds to wait for the server's next bytes.
 
+    Returns:
+        The folder of the release, which `read_dataset` can read.
+
     Raises:
-        DataFileError: unknown release, no network, wrong checksum, an archive that cannot be unpacked, no room or permission.
+        DataFileError: the release is unknown, there is no network, room or permission, or the archive is damaged.
     """
     release = RELEASES.get(name)
     if release is None:
-        raise DataFileError(name, f"is no MovieLens release known here: choose one of {', '.join(RELEASES)}")
+        raise unusable(name, f"is no MovieLens release known here: choose one of {', '.join(RELEASES)}")
     unpacked, archive = folder / release.folder, folder / release.archive
     if unpacked.is_dir():
         return unpacked
@@ -67,9 +69,7 @@ def download_movielens(name: str, folder: Path, base_url: str = BASE_URL, timeou
         _check(release, archive)
         _unpack(release, archive, unpacked)
     except OSError as error:
-        raise DataFileError(
-            str(folder), f"cannot be written ({error.strerror or error}): check room and permissions"
-        ) from error
+        raise unusable(folder, f"cannot be written ({error.strerror or error}): check room and permissions") from error
     return unpacked
 
 
@@ -80,7 +80,7 @@ def _download(release: Release, archive: Path, url: str, timeout: float) -> None
         try:
             _fetch(url, part, timeout, release.archive)
         except (OSError, HTTPException) as error:  # URLError, timeouts and broken connections are OSErrors
-            raise DataFileError(
+            raise unusable(
                 url,
                 f"cannot be downloaded ({error}): get {release.archive} from {PAGE} on a machine with a network, put it into "
                 f"{archive.parent} and run again",
@@ -107,7 +107,7 @@ def _check(release: Release, archive: Path, where: str | None = None) -> None:
     with archive.open("rb") as content:
         md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != release.md5:
-        raise DataFileError(
+        raise unusable(
             where or str(archive),
             f"is damaged or another version (MD5 {md5}, GroupLens has {release.md5}): remove it and get it again from {PAGE}",
         )
@@ -120,10 +120,8 @@ def _unpack(release: Release, archive: Path, unpacked: Path) -> None:
                 for member in content.namelist():
                     parts = PurePosixPath(member.replace("\\", "/")).parts
                     if not parts or parts[0] != release.folder or ".." in parts:
-                        raise DataFileError(
-                            str(archive), f"holds {member!r}, outside its folder {release.folder}: do not use it"
-                        )
+                        raise unusable(archive, f"holds {member!r}, outside its folder {release.folder}: do not use it")
                 content.extractall(staging)  # every name was checked above
         except zipfile.BadZipFile as error:
-            raise DataFileError(str(archive), f"is no zip archive ({error}): remove it and run again") from error
+            raise unusable(archive, f"is no zip archive ({error}): remove it and run again") from error
         os.rename(Path(staging, release.folder), unpacked)  # noqa: PTH104  # replace() would promise to overwrite

@@ -1,22 +1,16 @@
-"""Interaction logs in the formats that they come in, read into a `Dataset`.
+"""Interaction logs in many formats, read into a `Dataset`.
 
 Every kind of file becomes a `Log`: columns of ids, each a list of distinct values and one code a row. The line of a bad row is
-looked up only once there is one.
+looked up only if there is a bad row.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import math
 import os
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,109 +18,166 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from ray_eraser.config import DataConfig
-from ray_eraser.data.columns import (
-    Columns,
-    Fail,
-    Ids,
-    Log,
-    check_something_left,
-    check_trainable,
-    checked_ids,
-    concatenated,
-    rated,
-    wanted_columns,
-)
+from ray_eraser.data.account import Account
+from ray_eraser.data.columns import Ids, Log, check_something_left, check_trainable, concatenated, rated
+from ray_eraser.data.content import plain_name, suffix
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.folders import JSON_LINES, KNOWN_KINDS, MANIFEST, MOVIELENS, SETS, check_kind, found, is_parquet
 from ray_eraser.data.interactions import Interactions
-from ray_eraser.data.parquet import parquet_columns, read_parquet
+from ray_eraser.data.json_lines import read_json_lines
+from ray_eraser.data.lists import read_lists
+from ray_eraser.data.parquet import missing_columns, read_parquet
+from ray_eraser.data.problems import unusable
 from ray_eraser.data.splits import split
 from ray_eraser.data.synthetic import synthetic
+from ray_eraser.data.text import read_table
 from ray_eraser.data.vocabulary import Vocabulary, id_column
 from ray_eraser.errors import DataFileError
+
+__all__ = [
+    "KNOWN_KINDS",
+    "SYNTHETIC",
+    "dataset_of_log",
+    "parquet_parts",
+    "read_dataset",
+    "readable",
+    "time_of_newest",
+    "write_dataset",
+]
 
 SYNTHETIC = "synthetic"
 """The source that stands for the generated log."""
 
-KNOWN_KINDS = (
-    "a folder with train.txt (and valid.txt, test.txt), a folder made by prepare, u.data, ratings.dat, ratings.csv, *.csv, "
-    "*.tsv, *.inter, each also with .gz, *.parquet (several in a folder are parts of one log), or the word synthetic"
-)
-_SETS = ("train", "valid", "test")
-_MANIFEST = "dataset.json"
-_MOVIELENS = ("u.data", "ratings.dat", "ratings.csv")
-_TABLES = (".csv", ".tsv", ".inter", ".parquet")
-_BLOCK = 1 << 24  # pyarrow wants every row to fit into a block
-
 
 def read_dataset(source: str, config: DataConfig, seed: int) -> Dataset:
-    """The log at `source`, checked, numbered, and split if it comes without a split.
+    """Read the log at `source`: check it, number its ids, and split it if it has no split of its own.
 
-    Ids are text; those from columns of integers (Parquet) are given back as integers. Repeated pairs are merged; a pair that
-    stands in several sets stays in the first of train, valid, test. Rows are in the order of the ids' keys (`Vocabulary`), and
-    what is held out depends on the ids and the seed alone.
+    Ids are text; ids from columns of whole numbers (Parquet, JSON) are given back as integers. Repeated pairs are merged. A
+    pair that is in several sets stays in the first of train, valid, test. Rows are ordered by the ids' keys (`Vocabulary`).
+    Which pairs are held out depends on the ids and the seed, or on the time of a row, and on no other row.
 
     Args:
         source: a file or folder of one of `KNOWN_KINDS`, or the word `synthetic`.
-        config: columns, the lowest rating to keep, shares to hold out, and the size of the generated log.
+        config: columns, the lowest rating to keep, pairs to hold out, and the size of the generated log.
         seed: keys the hash that orders and splits, and generates the synthetic log.
 
     Raises:
         DataFileError: names the file, the line where there is one, and what is wrong.
     """
     if source == SYNTHETIC:
+        if config.test_from is not None:
+            raise unusable(source, "has no times: set data.test_share in place of data.test_from")
         return _trainable(source, synthetic(config, seed))
     path = Path(source).expanduser()
     with readable(source):
-        if path.is_dir():
-            return _trainable(source, _read_folder(path, config, seed))
-        return _trainable(source, _read_single(path, config, seed))
+        log = found(path, config)
+        if log.kind == "prepared":
+            dataset = _read_prepared(path, config, seed)
+        elif log.kind == "lists":
+            dataset = _read_lists(path, read_lists(log.by_set, config), config, seed)
+        else:
+            rows = concatenated([_read_log(part, config) for part in log.paths])
+            rows = replace(rows, notices=(*log.notices, *rows.notices))
+            where = log.paths[0] if len(log.paths) == 1 else path
+            dataset = dataset_of_log(_name(where), rows, config, seed, source=str(where))
+        return _trainable(source, dataset)
+
+
+def dataset_of_log(name: str, log: Log, config: DataConfig, seed: int, *, source: str | None = None) -> Dataset:
+    """Number and split the rows of a log, as `read_dataset` does.
+
+    Args:
+        name: of the log, for people.
+        log: all rows.
+        config: the lowest rating to keep, and pairs to hold out.
+        seed: keys the hash that orders and splits.
+        source: for errors; None is `name`.
+
+    Raises:
+        DataFileError: nothing is left.
+    """
+    kept = rated(log, config)
+    highest = 0.0 if log.ratings is None else float(log.ratings.max(initial=0.0))
+    check_something_left(source or name, config, kept.account(), highest)
+    return split(_dataset(name, _by_time(kept, config), seed), config, seed, test=config.test_from is None, valid=True)
+
+
+def time_of_newest(source: str, config: DataConfig, share: float) -> int | float | str:
+    """Find the value of `data.test_from` that makes the newest rows of a log its test set.
+
+    Args:
+        source: as for `read_dataset`.
+        config: `time_column` counts.
+        share: of the rows, between 0 and 1.
+
+    Returns:
+        The latest time at or after which at least this share of the rows is: a number or an ISO date, as the log has it.
+
+    Raises:
+        DataFileError: as `read_dataset`, or the log has no times.
+    """
+    path = Path(source).expanduser()
+    without = config.model_copy(update={"test_from": None})
+    if source == SYNTHETIC:
+        raise unusable(source, "has no times")
+    with readable(source):
+        log = found(path, config)
+        if log.kind == "prepared":
+            raise unusable(source, "has no times any more: give the log that it was prepared from")
+        if log.kind == "lists":
+            logs = list(read_lists(log.by_set, without, times=True).values())
+        else:
+            logs = [_read_log(part, without, times=True) for part in log.paths]
+        whole = concatenated([rated(some, config) for some in logs])
+    if not len(whole) or whole.times is None:
+        raise unusable(source, "holds no interaction")
+    return whole.times.newest(share)
 
 
 @contextmanager
 def readable(source: str) -> Iterator[None]:
-    """Turn what the file system says of a log into our error.
+    """Turn errors of the file system into our error.
 
     Raises:
         DataFileError: there is nothing at `source`, or it cannot be read.
     """
     try:
         if not Path(source).expanduser().exists():
-            raise DataFileError(source, "no such file or folder: check the path")
+            raise unusable(source, "no such file or folder: check the path")
         yield
     except OSError as error:
-        raise DataFileError(str(error.filename or source), f"cannot be read ({error.strerror or error})") from error
+        raise unusable(str(error.filename or source), f"cannot be read ({error.strerror or error})") from error
 
 
-def parquet_parts(source: str) -> list[Path]:
-    """The Parquet files that a log without a split consists of, in the order of their names; none where it is of another kind.
+def parquet_parts(source: str, config: DataConfig | None = None) -> list[Path]:
+    """The Parquet files that a log without a split consists of, in the order of their names; none if it is of another kind.
 
     Raises:
-        DataFileError: the folder is a prepared dataset that was never completed.
+        DataFileError: the folder is a prepared dataset that was never completed, or holds no log.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _parquet_parts(path)
-    return [path] if _is_parquet(path) else []
+    log = found(path, config or DataConfig())
+    return list(log.paths) if log.is_parquet else []
 
 
 def write_dataset(dataset: Dataset, folder: Path, config: DataConfig) -> None:
     """Write `train.parquet`, `valid.parquet`, `test.parquet` with raw ids, then `dataset.json`, which completes the folder.
 
     Args:
-        dataset: what `read_dataset` returned.
+        dataset: a dataset that `read_dataset` returned.
         folder: made if missing; a dataset that is there already is replaced.
-        config: what the dataset was read with. A later reader with another `min_rating` is refused, the ratings being gone.
+        config: the settings that the dataset was read with. The folder has no ratings and no times, so a later reader with
+            another `min_rating` or `test_from` is refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Whoever reads the folder before all of it is new must not take it for a dataset.
-    (folder / _MANIFEST).unlink(missing_ok=True)
+    # Without this file, nobody takes a half-written folder for a dataset.
+    (folder / MANIFEST).unlink(missing_ok=True)
     users, items = _column(dataset.users), _column(dataset.items)
     counts: dict[str, int] = {}
-    for name in _SETS:
+    for name in SETS:
         pairs: Interactions = getattr(dataset, name)
         counts[name] = len(pairs)
         table = pa.table({"user_id": users.take(pa.array(pairs.users)), "item_id": items.take(pa.array(pairs.items))})
@@ -136,15 +187,18 @@ def write_dataset(dataset: Dataset, folder: Path, config: DataConfig) -> None:
         "users": len(dataset.users),
         "items": len(dataset.items),
         **counts,
+        "rows_read": dataset.rows_read,
         "merged": dataset.merged,
-        "below_rating": dataset.below_rating,
+        "left_out": dict(dataset.left_out),
+        "notices": list(dataset.notices),
         "min_rating": config.min_rating,
+        "test_from": config.test_from,
     }
-    _replace(folder / _MANIFEST, lambda part: part.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8"))
+    _replace(folder / MANIFEST, lambda part: part.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8"))
 
 
 def _column(vocabulary: Vocabulary) -> Any:
-    """Its ids by row, as integers where they are to be given back as such."""
+    """Its ids by row, as integers if they are given back as such."""
     return id_column(vocabulary.ids) if vocabulary.integers else vocabulary.texts
 
 
@@ -162,310 +216,99 @@ def _trainable(source: str, dataset: Dataset) -> Dataset:
     return dataset
 
 
-# Folders and files.
+# ---- kinds of logs ----------------------------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Path, config: DataConfig, seed: int) -> Dataset:
-    if (folder / _MANIFEST).exists():
-        return _read_prepared(folder, config, seed)
-    texts = _texts(folder)
-    if texts["train"] is not None:
-        _refuse_min_rating(texts["train"], config)
-        logs = {name: _read_user_lines(path) for name, path in texts.items() if path is not None}
-        dataset = _dataset(folder.resolve().name, logs, seed)
-        return split(dataset, config, seed, test=set(logs) == {"train"}, valid="valid" not in logs)
-    if len(parts := _parquet_parts(folder)) > 1:
-        log = concatenated([_read_log(part, config) for part in parts])
-        return _split(folder, folder.resolve().name, log, config, seed)
-    path = _only(folder, _movielens(folder) or _tables(folder))
-    if path is None:
-        raise DataFileError(str(folder), f"holds no interaction log of a known kind; known are {KNOWN_KINDS}")
-    return _read_single(path, config, seed)
+def _name(path: Path) -> str:
+    """What a log is called. The folder's name says more than `u.data` or `ratings.dat` does."""
+    if path.is_dir():
+        return path.resolve().name
+    return path.resolve().parent.name if plain_name(path) in MOVIELENS else path.name
 
 
-def _parquet_parts(folder: Path) -> list[Path]:
-    tables = _tables(folder)
-    is_other = (folder / _MANIFEST).exists() or _texts(folder)["train"] is not None or _movielens(folder)
-    if is_other or not all(map(_is_parquet, tables)):
-        return []
-    # A test set must not be learned from because the folder is not complete.
-    if len(tables) > 1 and any(table.stem in _SETS for table in tables):
-        problem = (
-            f"holds {', '.join(table.name for table in tables[:5])} but no {_MANIFEST}, which completes a prepared dataset"
-        )
-        raise DataFileError(str(folder), f"{problem}: prepare it again, or rename the files where they are parts of one log")
-    return tables
+def _read_log(path: Path, config: DataConfig, *, times: bool = False) -> Log:
+    check_kind(path)
+    if is_parquet(path):
+        return read_parquet(path, config, times=times)
+    if suffix(path) in JSON_LINES:
+        return read_json_lines(path, config, times=times)
+    return read_table(path, config, times=times)
 
 
-def _texts(folder: Path) -> dict[str, Path | None]:
-    return {name: _only(folder, [p for p in _files(folder) if _plain_name(p) == f"{name}.txt"]) for name in _SETS}
+def _read_lists(folder: Path, logs: Mapping[str, Log], config: DataConfig, seed: int) -> Dataset:
+    kept = {name: rated(log, config) for name, log in logs.items()}
+    if config.test_from is not None and "test" in kept:
+        raise unusable(folder, "has a test.txt: leave data.test_from out, or the file")
+    if config.test_from is not None:
+        by_time = _by_time(kept.pop("train"), config)
+        kept = {name: log for name in SETS for log in [{**by_time, **kept}.get(name)] if log is not None}
+    dataset = _dataset(folder.resolve().name, kept, seed)
+    return split(dataset, config, seed, test=config.test_from is None and set(kept) == {"train"}, valid="valid" not in kept)
 
 
-def _movielens(folder: Path) -> list[Path]:
-    return [p for p in _files(folder) if _plain_name(p) in _MOVIELENS]
-
-
-def _tables(folder: Path) -> list[Path]:
-    return [p for p in _files(folder) if _suffix(p) in _TABLES]
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
-def _read_single(path: Path, config: DataConfig, seed: int) -> Dataset:
-    # Where the log lies in a folder of its own, the folder's name says more than `u.data` or `ratings.dat` does.
-    name = path.resolve().parent.name if _plain_name(path) in _MOVIELENS else path.name
-    return _split(path, name, _read_log(path, config), config, seed)
-
-
-def _split(path: Path, name: str, log: Log, config: DataConfig, seed: int) -> Dataset:
-    kept, n_below = rated(log, config)
-    highest = 0.0 if log.ratings is None else float(log.ratings.max(initial=0.0))
-    check_something_left(str(path), config, len(log), n_below, highest)
-    return split(_dataset(name, {"train": kept}, seed, below_rating=n_below), config, seed, test=True, valid=True)
-
-
-def _read_log(path: Path, config: DataConfig) -> Log:
-    name, suffix = _plain_name(path), _suffix(path)
-    if name in ("u.data", "ratings.dat"):
-        data, delimiter = _text(path), "\t"
-        if name == "ratings.dat":
-            # pyarrow's delimiter is one byte; this one stands in no number.
-            data, delimiter = data.replace(b"::", b"\x1f"), "\x1f"
-        fields = ["user", "item", "rating", "time"]
-        return _Table(path, data, delimiter, quoted=False, header=fields).read(Columns("user", "item", "rating"))
-    if _is_parquet(path):
-        return read_parquet(path, wanted_columns(path, parquet_columns(path), config))
-    if suffix == ".inter":
-        data = _text(path)
-        header = _header(path, data, "\t", quoted=False)
-        # RecBole writes `name:type`; the type says nothing that the checks here do not.
-        wanted = wanted_columns(path, [field.partition(":")[0] for field in header], config)
-        full = {field.partition(":")[0]: field for field in header}
-        columns = Columns(full[wanted.user], full[wanted.item], None if wanted.rating is None else full[wanted.rating])
-        return _Table(path, data, "\t", quoted=False).read(columns)
-    if suffix in (".csv", ".tsv"):
-        data, delimiter = _text(path), "," if suffix == ".csv" else "\t"
-        header = _header(path, data, delimiter, quoted=True)
-        if name == "ratings.csv" and {"userId", "movieId", "rating"} <= set(header):
-            config = config.model_copy(update={"user_column": "userId", "item_column": "movieId", "rating_column": "rating"})
-        return _Table(path, data, delimiter, quoted=True).read(wanted_columns(path, header, config))
-    raise DataFileError(str(path), f"is of no known kind; known are {KNOWN_KINDS}")
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def _only(folder: Path, paths: list[Path]) -> Path | None:
-    if len(paths) > 1:
-        raise DataFileError(str(folder), f"holds {', '.join(p.name for p in paths)}: keep or name only one of them")
-    return paths[0] if paths else None
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.removesuffix(".gz")
-
-
-def _suffix(path: Path) -> str:
-    return Path(_plain_name(path)).suffix.lower()
-
-
-def _refuse_min_rating(path: Path, config: DataConfig) -> None:
-    if config.min_rating is not None:
-        raise DataFileError(str(path), "has no ratings: leave data.min_rating out")
-
-
-# Text.
-
-
-def _text(path: Path) -> bytes:
-    """The whole file, unpacked, checked to be UTF-8, without a byte order mark."""
-    data = path.read_bytes()
-    if data and path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except EOFError as error:
-            raise DataFileError(str(path), "ends within its gzip data: copy it again") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise DataFileError(
-                str(path), f"is not sound gzip data ({error}): copy it again or drop .gz from its name"
-            ) from error
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
-        raise DataFileError(str(path), "is empty")
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataFileError(str(path), f"byte {data[error.start]:#04x} is not UTF-8: convert the file", line) from error
-    return data
-
-
-def _read_user_lines(path: Path) -> Log:
-    """Lines of `user item item ...`; a user without items is fine."""
-    users: list[bytes] = []
-    items: list[bytes] = []
-    counts: list[int] = []
-    lines: list[int] = []
-    for line, text in enumerate(_text(path).split(b"\n"), start=1):
-        if fields := text.split():
-            users.append(fields[0])
-            items += fields[1:]
-            counts.append(len(fields) - 1)
-            lines.append(line)
-    ends = np.cumsum(counts)
-
-    def fail_user(position: int, problem: str) -> DataFileError:
-        return DataFileError(str(path), problem, lines[position])
-
-    def fail_item(row: int, problem: str) -> DataFileError:
-        return DataFileError(str(path), problem, lines[int(np.searchsorted(ends, row, side="right"))])
-
-    by_line = checked_ids(pa.array(users, pa.string()), "user", fail_user)
-    return Log(
-        by_line.take(np.repeat(np.arange(len(lines)), counts)), checked_ids(pa.array(items, pa.string()), "item", fail_item)
-    )
-
-
-def _header(path: Path, data: bytes, delimiter: str, *, quoted: bool) -> list[str]:
-    for _, fields in _rows(path, data, delimiter, quoted=quoted):
-        return fields
-    raise DataFileError(str(path), "is empty")
-
-
-def _rows(path: Path, data: bytes, delimiter: str, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """(line where the row ends, fields), blank lines passed over: as pyarrow reads them, slowly, but with line numbers."""
-    text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
-    reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted)
-    try:
-        for fields in reader:
-            if fields:
-                yield reader.line_num, fields
-    except csv.Error as error:
-        raise DataFileError(str(path), f"malformed row ({error})", reader.line_num) from error
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """Rows of delimited text; `quoted` as in RFC 4180; `header` for a file whose first row is data."""
-
-    path: Path
-    data: bytes
-    delimiter: str
-    quoted: bool
-    header: list[str] | None = None
-
-    def read(self, columns: Columns) -> Log:
-        quotes = self.quoted and b'"' in self.data
-        if quotes:
-            # pyarrow takes a quote that is never closed for one long field and would swallow all rows behind it without a word.
-            deque(_rows(self.path, self.data, self.delimiter, quoted=True), maxlen=0)
-        try:
-            table = pa_csv.read_csv(
-                pa.BufferReader(self.data),
-                read_options=pa_csv.ReadOptions(column_names=self.header, block_size=_BLOCK),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=self.delimiter, quote_char='"' if quotes else False, newlines_in_values=quotes
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types=dict.fromkeys(columns.names, pa.string()),
-                    include_columns=columns.names,
-                    check_utf8=False,  # checked for the whole file, to name the line
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            raise self._malformed(str(error)) from error
-        users = checked_ids(table[columns.user], "user", self._fail)
-        items = checked_ids(table[columns.item], "item", self._fail)
-        ratings = None if columns.rating is None else _parsed_ratings(table[columns.rating], self._fail)
-        return Log(users, items, ratings)
-
-    def _malformed(self, otherwise: str) -> DataFileError:
-        expected = None if self.header is None else len(self.header)
-        try:
-            for line, fields in _rows(self.path, self.data, self.delimiter, quoted=self.quoted):
-                expected = expected or len(fields)
-                if len(fields) != expected:
-                    return DataFileError(str(self.path), f"malformed row: {len(fields)} fields, expected {expected}", line)
-        except DataFileError as error:
-            return error
-        return DataFileError(str(self.path), f"cannot be parsed: {otherwise.splitlines()[0]}")
-
-    def _fail(self, row: int, problem: str) -> DataFileError:
-        position = row if self.header is not None else row + 1
-        for place, (line, _) in enumerate(_rows(self.path, self.data, self.delimiter, quoted=self.quoted)):
-            if place == position:
-                return DataFileError(str(self.path), problem, line)
-        return DataFileError(str(self.path), problem)
+def _by_time(log: Log, config: DataConfig) -> dict[str, Log]:
+    """The rows by set: those at or after `data.test_from` are the test set."""
+    if config.test_from is None or log.times is None:
+        return {"train": log}
+    is_test = log.times.from_(config.test_from)
+    # The rows that were left out are counted once.
+    return {"train": log.where(~is_test), "test": replace(log.where(is_test), left_out={}, notices=())}
 
 
 def _read_prepared(folder: Path, config: DataConfig, seed: int) -> Dataset:
-    file = folder / _MANIFEST
+    file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text("utf-8"))
         name = str(manifest["name"])
-        merged, below_rating = int(manifest["merged"]), int(manifest["below_rating"])
-        expected = {key: int(manifest[key]) for key in ("users", "items", *_SETS)}
-        min_rating = manifest["min_rating"]
-    except (ValueError, KeyError, TypeError) as error:  # a UnicodeDecodeError is a ValueError
-        raise DataFileError(str(file), f"does not describe a dataset ({error!r}): prepare it again") from error
-    if config.min_rating is not None and config.min_rating != min_rating:
-        raise DataFileError(
-            str(folder),
-            f"was prepared with data.min_rating {min_rating}, not {config.min_rating:g}: prepare it again from the log",
+        expected = {key: int(manifest[key]) for key in ("users", "items", *SETS)}
+        account = Account(
+            int(manifest["rows_read"]),
+            int(manifest["merged"]),
+            {str(reason): int(count) for reason, count in manifest["left_out"].items()},
+            notices=tuple(map(str, manifest["notices"])),
         )
-    columns = Columns("user_id", "item_id", None)
+        prepared_with = {key: manifest[key] for key in ("min_rating", "test_from")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UnicodeDecodeError is a ValueError
+        raise DataFileError(str(file), f"does not describe a dataset ({error!r}): prepare it again") from error
+    for key, value in prepared_with.items():
+        asked = getattr(config, key)
+        if asked is not None and asked != value:
+            problem = f"was prepared with data.{key} {value}, not {asked}: prepare it again from the log"
+            raise unusable(folder, problem)
     logs = {}
-    for key in _SETS:
+    as_written = DataConfig(blank_ids="keep")  # what is a blank id was decided when it was prepared
+    for key in SETS:
         path = folder / f"{key}.parquet"
-        missing = set(columns.names) - set(parquet_columns(path))
-        if missing:
-            raise DataFileError(str(path), f"has no column {', '.join(sorted(missing))}: prepare it again")
-        logs[key] = read_parquet(path, columns)
-    dataset = _dataset(name, logs, seed, merged=merged, below_rating=below_rating)
+        if missing := missing_columns(path, ["user_id", "item_id"]):
+            raise unusable(path, f"has no column {', '.join(missing)}: prepare it again")
+        logs[key] = read_parquet(path, as_written)
+    counted = _dataset(name, logs, seed)
+    dataset = replace(
+        counted, rows_read=account.rows_read, merged=account.merged, left_out=account.left_out, notices=account.notices
+    )
     for key, count in expected.items():
         if len(getattr(dataset, key)) != count:
-            problem = f"{_MANIFEST} says {count} {key}, the files hold {len(getattr(dataset, key))}: prepare it again"
-            raise DataFileError(str(folder), problem)
+            problem = f"{MANIFEST} says {count} {key}, the files hold {len(getattr(dataset, key))}: prepare it again"
+            raise unusable(folder, problem)
     return dataset
 
 
-# From columns to a dataset.
+# ---- from columns to a dataset ----------------------------------------------------------------------------------------
 
 
-def _parsed_ratings(column: Any, fail: Fail) -> np.ndarray:
-    encoded = column.dictionary_encode().combine_chunks()
-    texts, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    values = np.array([_rating(text) for text in texts], np.float64)
-    ratings: np.ndarray = values[codes]
-    bad = np.flatnonzero(np.isnan(ratings))
-    if len(bad):
-        raise fail(int(bad[0]), f"rating {texts[codes[bad[0]]][:40]!r} is no number from 0 up")
-    return ratings
-
-
-def _rating(text: str) -> float:
-    """The number, or NaN for what is none or cannot be a rating."""
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) and value >= 0 else math.nan
-
-
-def _dataset(name: str, logs: dict[str, Log], seed: int, *, merged: int = 0, below_rating: int = 0) -> Dataset:
+def _dataset(name: str, logs: Mapping[str, Log], seed: int) -> Dataset:
     """Number the ids of all files together; a pair stays in the first set that has it."""
     users, user_rows = _numbered("user", [log.users for log in logs.values()], seed)
     items, item_rows = _numbered("item", [log.items for log in logs.values()], seed)
-    sets = dict.fromkeys(_SETS, Interactions.none())
+    sets = dict.fromkeys(SETS, Interactions.none())
     seen = Interactions.none()
     for key, rows_of_users, rows_of_items in zip(logs, user_rows, item_rows, strict=True):
         sets[key] = Interactions.of(rows_of_users, rows_of_items).without(seen)
         seen = Interactions.union([seen, sets[key]])
-    merged += sum(len(log) for log in logs.values()) - len(seen)
-    return Dataset(name, users, items, **sets, merged=merged, below_rating=below_rating)
+    account = Account.together([log.account() for log in logs.values()])
+    merged = sum(len(log) for log in logs.values()) - len(seen)
+    train, valid, test = (sets[key] for key in SETS)
+    return Dataset(name, users, items, train, valid, test, merged, account.rows_read, account.left_out, account.notices)
 
 
 def _numbered(kind: str, columns: list[Ids], seed: int) -> tuple[Vocabulary, list[np.ndarray]]:

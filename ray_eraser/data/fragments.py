@@ -1,6 +1,6 @@
-"""A log of Parquet files, read a fragment at a time: what is in memory is one fragment, and the distinct ids of all.
+"""A log of Parquet files, read a fragment at a time. Memory holds one fragment, and the distinct ids of all.
 
-Whatever is the log's as a whole comes out as `read_dataset` has it, which reads all files at once.
+The result is the same as that of `read_dataset`, which reads all files at once.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_eraser.config import DataConfig
-from ray_eraser.data.columns import Ids, Log, concatenated, wanted_columns
+from ray_eraser.data.columns import Ids, Log, concatenated
 from ray_eraser.data.files import parquet_parts, readable
 from ray_eraser.data.keyed import places_of
-from ray_eraser.data.parquet import parquet_columns, read_parquet, sound_parquet
+from ray_eraser.data.parquet import read_parquet, row_group_sizes
+from ray_eraser.data.problems import unusable
 from ray_eraser.data.vocabulary import Vocabulary, hash_texts
-from ray_eraser.errors import DataFileError
 
 _ROWS = 1 << 21
-"""A fragment has about so many rows: some hundred megabytes while it is worked on."""
+"""The usual number of rows in a fragment. It takes some hundred megabytes while it is worked on."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive row groups of one file; none of an empty file, whose columns are checked all the same."""
+    """Consecutive row groups of one file; none of an empty file."""
 
     path: Path
     row_groups: tuple[int, ...]
@@ -36,7 +35,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Fragment:
-    """What is read at a time: stretches of one file or of several."""
+    """The rows that are read at a time: stretches of one file or of several."""
 
     stretches: tuple[Stretch, ...]
 
@@ -48,7 +47,7 @@ def fragments_of(source: str, rows: int = _ROWS) -> list[Fragment]:
 
     Args:
         source: a Parquet file, or a folder whose only tables are Parquet files, which are parts of one log.
-        rows: how many a fragment should have.
+        rows: number of rows that a fragment should have.
 
     Raises:
         DataFileError: there is nothing at `source`, it is of another kind, or a file is damaged.
@@ -56,12 +55,12 @@ def fragments_of(source: str, rows: int = _ROWS) -> list[Fragment]:
     with readable(source):
         parts = parquet_parts(source)
         if not parts:
-            raise DataFileError(source, "is no log of Parquet files without a split of their own: read it with read_dataset")
+            raise unusable(source, "is no log of Parquet files without a split of their own: read it with read_dataset")
         fragments: list[list[Stretch]] = [[]]
         n_rows = 0
         for path in parts:
             fragments[-1].append(Stretch(path, ()))
-            for group, size in enumerate(_row_group_sizes(path)):
+            for group, size in enumerate(row_group_sizes(path)):
                 if n_rows and n_rows + size > rows:
                     fragments.append([Stretch(path, ())])
                     n_rows = 0
@@ -70,14 +69,8 @@ def fragments_of(source: str, rows: int = _ROWS) -> list[Fragment]:
         return [Fragment(tuple(stretches)) for stretches in fragments]
 
 
-def _row_group_sizes(path: Path) -> list[int]:
-    with sound_parquet(path):
-        metadata = pq.read_metadata(path)
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-
 def read_fragment(fragment: Fragment, config: DataConfig) -> Log:
-    """Its rows, checked as `read_dataset` checks them.
+    """Read the rows of a fragment, and check them as `read_dataset` does.
 
     Raises:
         DataFileError: names the file, the row where there is one, and what is wrong.
@@ -85,8 +78,7 @@ def read_fragment(fragment: Fragment, config: DataConfig) -> Log:
     logs = []
     for part in fragment.stretches:
         with readable(str(part.path)):
-            columns = wanted_columns(part.path, parquet_columns(part.path), config)
-            logs.append(read_parquet(part.path, columns, part.row_groups))
+            logs.append(read_parquet(part.path, config, part.row_groups))
     return concatenated(logs)
 
 
@@ -97,7 +89,7 @@ class KeyedIds:
     Attributes:
         keys: (n,) uint64, ascending.
         ids: (n,) Arrow strings.
-        integers: whether they are from columns of integers.
+        integers: whether they are from columns of whole numbers.
     """
 
     keys: np.ndarray
@@ -131,7 +123,7 @@ def merged_ids(kind: str, secret: bytes, fragments: Iterable[KeyedIds]) -> Vocab
     for some in fragments:
         waiting.append(some)
         integers = integers and some.integers
-        # Seldom enough to cost little, often enough that ids which stand in every fragment take up no room for each.
+        # Rarely enough to cost little; often enough that an id of every fragment does not take up room for each of them.
         if sum(len(one.keys) for one in waiting) > max(_ROWS, len(whole)):
             whole, waiting = together(), []
     return together()
@@ -147,25 +139,23 @@ def rows_of(column: Ids, keys: np.ndarray, secret: bytes, fragment: Fragment) ->
         fragment: for the error.
 
     Raises:
-        DataFileError: an id has no such key, so the files are others than those that the keys were made from.
+        DataFileError: an id has no such key, so the files have changed since the keys were made.
     """
     rows = places_of(hash_texts(column.present(), secret), keys)
     if (rows < 0).any():
-        raise DataFileError(
-            str(fragment.stretches[0].path), "was changed while the log was read: begin again when it is complete"
-        )
+        raise unusable(str(fragment.stretches[0].path), "was changed while the log was read: begin again when it is complete")
     row_of_code = np.zeros(len(column.distinct), np.int32)
     row_of_code[column.used()] = rows
     return np.asarray(row_of_code[column.codes])
 
 
 def in_fragments(source: str) -> bool:
-    """Whether a log is one that should be read by fragments: Parquet, and several files or more than one fragment.
+    """Whether a log should be read by fragments: it is of Parquet files, several or with more than one fragment.
 
     Raises:
         DataFileError: as `fragments_of`.
     """
-    if not Path(source).expanduser().exists():  # a word, or to be said by whoever reads it
+    if not Path(source).expanduser().exists():  # a word, or an error that its reader raises
         return False
     with readable(source):
         parts = parquet_parts(source)

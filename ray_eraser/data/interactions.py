@@ -1,4 +1,4 @@
-"""Who interacted with what: the pairs that everything is learned from.
+"""Sets of (user, item) pairs.
 
 n pairs; rows are numbers in a `Vocabulary`.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 _SPARSE = 16
-"""A shard's rows are called sparse if the last is more than so many times their number."""
+"""Rows are sparse if the highest row is more than this many times their number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +30,12 @@ class Interactions:
 
     @classmethod
     def of(cls, users: np.ndarray, items: np.ndarray) -> Interactions:
-        """Sort pairs that come in any order and merge the repeated ones; `len(users) - len(result)` were merged."""
+        """Make a set from pairs in any order. Repeated pairs are merged; their number is `len(users) - len(result)`."""
         return cls.of_codes(_codes(np.asarray(users), np.asarray(items)))
 
     @classmethod
     def of_codes(cls, codes: np.ndarray) -> Interactions:
-        """The same from numbers as `codes` gives them, in any order, some perhaps several times."""
+        """Make a set from codes as `codes` returns them, in any order. Repeated codes are merged."""
         return cls._from_codes(_distinct(codes))
 
     @classmethod
@@ -44,7 +44,7 @@ class Interactions:
 
     @classmethod
     def union(cls, parts: list[Interactions]) -> Interactions:
-        """All pairs that any part has."""
+        """The pairs of all parts."""
         return cls.of_codes(np.concatenate([np.empty(0, np.int64), *(part.codes() for part in parts)]))
 
     @classmethod
@@ -55,7 +55,7 @@ class Interactions:
         return len(self.users)
 
     def codes(self) -> np.ndarray:
-        """One int64 a pair, user in the upper half, ascending: sets of pairs become sets of numbers."""
+        """One int64 for each pair, ascending, with the user in the upper half. So sets of pairs become sets of numbers."""
         return _codes(self.users, self.items)
 
     def take(self, chosen: np.ndarray) -> Interactions:
@@ -63,7 +63,7 @@ class Interactions:
         return Interactions(self.users[chosen], self.items[chosen])
 
     def without(self, erased: Interactions) -> Interactions:
-        """What remains once `erased` is gone; pairs of `erased` that are not here are passed over."""
+        """The pairs that are not in `erased`. Unknown pairs in `erased` are ignored."""
         return self.take(~self._holds(erased))
 
     def common(self, other: Interactions) -> Interactions:
@@ -71,7 +71,7 @@ class Interactions:
         return self.take(self._holds(other))
 
     def _holds(self, other: Interactions) -> np.ndarray:
-        """Mask (n,) of the pairs that `other` has too; searches the smaller in the larger, both are sorted."""
+        """Mask (n,) of the pairs that `other` has too. Both sets are sorted, so the smaller is searched in the larger."""
         mine, theirs = self.codes(), other.codes()
         if len(theirs) > len(mine):
             return np.isin(mine, theirs, assume_unique=True, kind="sort")
@@ -83,13 +83,13 @@ class Interactions:
 
     def of_users(self, rows: np.ndarray) -> Interactions:
         """The pairs of these users."""
-        if len(rows) == 1:  # whose pairs stand together
+        if len(rows) == 1:  # the pairs of one user are next to each other
             return Interactions(np.full(len(own := self.items_of(rows[0])), rows[0], np.int32), own)
         return self.take(np.isin(self.users, rows))
 
     def items_of(self, row: int) -> np.ndarray:
         """The items of one user, ascending."""
-        # Of their own kind: for a Python number all users would be converted first.
+        # An int32, because numpy would convert all users for a Python number.
         first = self.users.searchsorted(np.int32(row))
         return self.items[first : first + self.users[first:].searchsorted(np.int32(row), side="right")]
 
@@ -106,13 +106,13 @@ class Interactions:
         return _numbered(self.items)[0]
 
     def matrix(self, n_users: int, n_items: int) -> sparse.csr_matrix:
-        """Sparse (n_users, n_items) float32 matrix of ones, indices ascending in every row."""
+        """A sparse (n_users, n_items) float32 matrix of ones, with ascending indices in every row."""
         shape, ones = (n_users, n_items), np.ones(len(self), np.float32)
         starts = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=n_users))])
         return sparse.csr_matrix((ones, self.items, starts), shape=shape)
 
     def compact(self) -> Compact:
-        """The same pairs in numbers of their own, 0 .. U'-1 and 0 .. I'-1, so that nobody else takes up room."""
+        """The same pairs, with rows renumbered to 0 .. U'-1 and 0 .. I'-1, so that absent users and items take no room."""
         user_rows, users = _numbered(self.users)
         item_rows, items = _numbered(self.items)
         return Compact(user_rows, item_rows, Interactions(users, items))
@@ -120,14 +120,20 @@ class Interactions:
 
 @dataclass(frozen=True, eq=False)
 class Compact:
-    """Interactions renumbered without gaps, with the rows they came from."""
+    """Interactions renumbered without gaps, with their original rows.
+
+    Attributes:
+        user_rows: (U',) the original row of every user.
+        item_rows: (I',) the original row of every item.
+        interactions: the pairs in the new rows.
+    """
 
     user_rows: np.ndarray
     item_rows: np.ndarray
     interactions: Interactions
 
     def matrix(self) -> sparse.csr_matrix:
-        """(U', I') as `Interactions.matrix`."""
+        """The (U', I') matrix; see `Interactions.matrix`."""
         return self.interactions.matrix(len(self.user_rows), len(self.item_rows))
 
 
@@ -136,18 +142,18 @@ def _codes(users: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def _numbered(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that there are, ascending, and for each of `rows` its place among them, all int32."""
+    """(the distinct rows, ascending; the place of each of `rows` among them), both int32."""
     if rows.max(initial=0) > _SPARSE * len(rows):
         distinct, inverse = np.unique(rows, return_inverse=True)
         return distinct.astype(np.int32), inverse.astype(np.int32)
-    # Several times as fast as a sort, where a table of all rows is no larger than some of the pairs themselves.
+    # Several times as fast as a sort, while a table of all rows is not much larger than the pairs.
     present = np.bincount(rows) > 0
     places = np.cumsum(present, dtype=np.int32) - np.int32(1)
     return np.flatnonzero(present).astype(np.int32), places[rows]
 
 
 def _distinct(codes: np.ndarray) -> np.ndarray:
-    """Ascending, none twice. numpy.unique hashes integers by their lower bits, which collide here: 30 times as slow."""
+    """The distinct codes, ascending. numpy.unique hashes the lower bits, which collide here, and takes 30 times as long."""
     codes = np.sort(codes)
     first = np.ones(len(codes), bool)
     first[1:] = codes[1:] != codes[:-1]

@@ -41,7 +41,7 @@ class KeyedPairs:
 
     @classmethod
     def union(cls, parts: Sequence[KeyedPairs]) -> KeyedPairs:
-        """All pairs of parts that have none in common."""
+        """The pairs of all parts. No two parts may have a pair in common."""
         return cls(
             np.concatenate([np.empty(0, np.uint64), *(part.users for part in parts)]),
             np.concatenate([np.empty(0, np.uint64), *(part.items for part in parts)]),
@@ -61,7 +61,7 @@ class KeyedPairs:
         return Interactions.of(users[known], items[known])
 
     def compact(self) -> tuple[Interactions, np.ndarray, np.ndarray]:
-        """(the pairs in rows of their own, the users' keys by row, the items' keys by row), both ascending."""
+        """(the pairs in rows of their own, the users' keys by row, the items' keys by row). The keys are ascending."""
         user_keys, item_keys = np.unique(self.users), np.unique(self.items)
         return self.in_rows(user_keys, item_keys), user_keys, item_keys
 
@@ -72,10 +72,10 @@ class KeyedPairs:
 
 @dataclass(frozen=True, eq=False)
 class ShardData:
-    """A shard's interactions in its own rows: those to train on, and those held out for early stopping.
+    """A shard's interactions in its own rows: pairs to train on, and pairs held out for early stopping.
 
-    Every user and item with a pair has a row, in the order of keys, and nothing else has. So the same pairs give the same
-    value, whatever came before.
+    Exactly the users and items with a pair have a row, in the order of keys. So the same pairs give the same value, whatever
+    the shard held before.
 
     Attributes:
         user_keys: (U',) uint64, ascending.
@@ -96,7 +96,7 @@ class ShardData:
 
     @classmethod
     def of(cls, train: Interactions, valid: Interactions, user_keys: np.ndarray, item_keys: np.ndarray) -> ShardData:
-        """From pairs in the rows of a larger numbering, given its ascending keys."""
+        """Make the data of a shard from pairs in the rows of a larger numbering, given its ascending keys."""
         user_rows, place_of_user = _renumbered(train.users, valid.users)
         item_rows, place_of_item = _renumbered(train.items, valid.items)
         parts = [Interactions(place_of_user[part.users], place_of_item[part.items]) for part in (train, valid)]
@@ -111,11 +111,11 @@ class ShardData:
         return Interactions.union([self.train, self.valid]) if len(self.valid) else self.train
 
     def keyed(self, pairs: Interactions) -> KeyedPairs:
-        """Some of its pairs by their keys."""
+        """Some of the shard's pairs, by their keys."""
         return KeyedPairs.in_keys(pairs, self.user_keys, self.item_keys)
 
     def in_rows_of(self, user_keys: np.ndarray, item_keys: np.ndarray) -> tuple[Interactions, Interactions]:
-        """(train, valid) in rows of ascending keys that have all of these among them."""
+        """(train, valid) in rows of ascending keys, which include all keys of the shard."""
         users = np.searchsorted(user_keys, self.user_keys).astype(np.int32)
         items = np.searchsorted(item_keys, self.item_keys).astype(np.int32)
         train, valid = (Interactions(users[part.users], items[part.items]) for part in (self.train, self.valid))
@@ -129,7 +129,7 @@ class ShardData:
         return ShardData.of(self.train.without(gone), self.valid.without(gone), self.user_keys, self.item_keys)
 
     def with_learned(self, train: KeyedPairs, valid: KeyedPairs) -> ShardData:
-        """Add pairs that are not here yet."""
+        """Add pairs that the shard does not have yet."""
         if not len(train) and not len(valid):
             return self
         user_keys = np.unique(np.concatenate([self.user_keys, train.users, valid.users]))
@@ -143,7 +143,7 @@ class ShardData:
         )
 
     def same(self, other: ShardData) -> bool:
-        """Whether both have the same pairs to train on and the same held out."""
+        """Whether both have the same pairs to train on and the same held-out pairs."""
         # The pairs alone decide their rows, so the same pairs are the same arrays.
         return self is other or all(
             np.array_equal(mine, theirs)
@@ -158,14 +158,14 @@ class ShardData:
         )
 
     def trained_items(self) -> np.ndarray:
-        """Keys of the items that a pair to train on has, ascending."""
+        """The keys of all items with a pair to train on, ascending."""
         is_trained = np.zeros(len(self.item_keys), bool)
         is_trained[self.train.items] = True
         keys: np.ndarray = self.item_keys[is_trained]
         return keys
 
     def has(self, pairs: KeyedPairs) -> np.ndarray:
-        """Mask (n,) of the pairs that are here, held out or not."""
+        """Mask (n,) of the pairs that the shard has, held out or not."""
         users, items = places_of(pairs.users, self.user_keys), places_of(pairs.items, self.item_keys)
         found = (users >= 0) & (items >= 0)
         known = np.flatnonzero(found)
@@ -182,7 +182,7 @@ class ShardData:
         return found
 
     def items_of(self, user_key: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys of the items that a user has here, learned from and held out, each ascending."""
+        """(keys of a user's items to train on, keys of the user's held-out items), each ascending."""
         row = places_of(np.array([user_key], np.uint64), self.user_keys)[0]
         if row < 0:
             return np.empty(0, np.uint64), np.empty(0, np.uint64)
@@ -194,7 +194,7 @@ _FEW = 64
 
 
 def places_of(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Where each key stands among ascending ones, (n,) int32; -1 where it is not among them."""
+    """The position of each key among ascending ones, (n,) int32; -1 for a key that is not among them."""
     if not len(ascending):
         return np.full(len(keys), -1, np.int32)
     places = np.searchsorted(ascending, keys).astype(np.int32)
@@ -213,7 +213,7 @@ def trained_pairs(shards: Sequence[ShardData], user_keys: np.ndarray, item_keys:
 
 
 def _side_by_side(parts: Sequence[Interactions], n_users: int) -> Interactions | None:
-    """All pairs of parts none of which shares a user with another; None where some do. A sort takes six times as long."""
+    """The pairs of all parts; None if two parts share a user. A sort takes six times as long."""
     degrees = [np.bincount(part.users, minlength=n_users) for part in parts]
     total, holders = np.zeros(n_users, np.int64), np.zeros(n_users, np.int32)
     for own in degrees:
@@ -240,7 +240,7 @@ def all_keys(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _renumbered(some: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the rows that there are, ascending; by row its place among them, int32)."""
+    """(the distinct rows, ascending; the place of each row among them, int32)."""
     present = np.zeros(1 + max(some.max(initial=-1), others.max(initial=-1)), bool)
     present[some] = present[others] = True
     return np.flatnonzero(present), np.cumsum(present, dtype=np.int32) - np.int32(1)

@@ -28,6 +28,9 @@ number is fixed: if it followed the count of ids, it would reveal erased ids."""
 _SHIFT = np.uint64(64 - 5)
 _EDGES = np.arange(1, PARTS, dtype=np.uint64) << _SHIFT
 
+_BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\u200b\ufeff"
+"""White space, and two characters that look blank: the zero-width space and the byte order mark."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -161,6 +164,19 @@ class Vocabulary:
             raise UnknownIdError(self.kind, str(raw))
         return key
 
+    def unknown(self, raw: RawId) -> UnknownIdError:
+        """The error for an id that is not here. It names other spellings of the id that are here."""
+        return UnknownIdError(self.kind, str(raw), tuple(self.spelled_otherwise(raw)))
+
+    def spelled_otherwise(self, raw: RawId) -> list[str]:
+        """The ids here that may be another spelling of an id. See `other_spellings`; takes 0.4 s for a million ids."""
+        found = self.other_spellings([raw])
+        return next(iter(found.values()), [])
+
+    def other_spellings(self, asked: Iterable[RawId]) -> dict[str, list[str]]:
+        """The same for many ids, in the same time. See the function of this name."""
+        return other_spellings(self.texts, asked)
+
     def row(self, raw: RawId) -> int:
         """The row of an id: its position in the order of keys. Raises as `key`."""
         return int(np.searchsorted(self.keys, np.uint64(self.key(raw))))
@@ -249,6 +265,39 @@ class Vocabulary:
 def hash_texts(texts: Any, key: bytes) -> np.ndarray:
     """The key of every id, (n,) uint64, of Arrow strings."""
     return hash_ids([text.encode() for text in texts.to_pylist()], key)
+
+
+def other_spellings(texts: Any, asked: Iterable[RawId]) -> dict[str, list[str]]:
+    """For each of some ids the texts that may mean the same user or item and are not the same id.
+
+    Two ids are such spellings if they differ in case, in blanks or a byte order mark around them, or in how accents are
+    encoded, or if both write the same whole number: "20007", "20007.0" and "020007".
+
+    Args:
+        texts: Arrow strings.
+        asked: ids; anything that cannot be an id has no other spelling.
+
+    Returns:
+        The spellings by id as text; ids without any are left out.
+    """
+    named = list(dict.fromkeys(id_text(raw) for raw in asked if not id_problem(raw)))
+    wanted = _cores(pa.array(named, pa.string()))
+    cores = _cores(texts)
+    found = pc.is_in(cores, value_set=wanted)
+    here: dict[str, list[str]] = {}
+    for core, text in zip(cores.filter(found).to_pylist(), texts.filter(found).to_pylist(), strict=True):
+        here.setdefault(core, []).append(text)
+    others = {}
+    for text, core in zip(named, wanted.to_pylist(), strict=True):
+        if spellings := [other for other in here.get(core, ()) if other != text]:
+            others[text] = spellings
+    return others
+
+
+def _cores(texts: Any) -> Any:
+    """What all spellings of an id have in common, as Arrow strings."""
+    plain = pc.utf8_normalize(pc.utf8_lower(pc.utf8_trim(texts, characters=_BLANKS)), form="NFC")
+    return pc.replace_substring_regex(plain, pattern=r"^(-?)0*([0-9]+?)(?:\.0+)?$", replacement=r"\1\2")
 
 
 def is_canonical_integer(text: str) -> bool:

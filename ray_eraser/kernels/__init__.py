@@ -1,1 +1,1 @@
-"""Tight loops that models and aggregations share."""
+"""Computational kernels that the models and aggregations share."""

@@ -1,6 +1,6 @@
-"""Tight loops compiled to machine code by numba, under rules that keep them bit-exact.
+"""Loops compiled to machine code by numba, under rules that keep their results bit-exact.
 
-A gradient step over a few hundred pairs is some microseconds of arithmetic; calls into numpy or torch cost many times that.
+A gradient step over a few hundred pairs takes a few microseconds of arithmetic. Calls into NumPy or torch cost many times that.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
 def compiled(function: Kernel) -> Kernel:
-    """The same function as machine code, compiled at its first call and kept beside the source for the next process.
+    """Compile a function to machine code at its first call, and cache it beside the source for the next process.
 
-    Sums are added in the order written (no fastmath) by one thread (no parallel): same arguments, same bits. Others may run
-    beside it (nogil). A kernel calls kernels of its own file alone, because numba compiles anew when that file changes, not
-    when another does.
+    Sums are added in the order written (no fastmath) by one thread (no parallel), so the same arguments give the same bits.
+    Other threads may run at the same time (nogil). A kernel may call only kernels of its own file, because numba recompiles it
+    when that file changes, and not when another file does.
     """
-    # Python's division checks for zero at every element, which keeps a loop from being vectorised: four times as slow.
+    # With Python's semantics, every division would check for zero. The check prevents vectorisation: four times as slow.
     settings: dict[str, Any] = {"error_model": "numpy", "nogil": True}
     try:
         return cast("Kernel", numba.njit(cache=True, **settings)(function))
-    except RuntimeError:  # nowhere to write: neither beside the source nor in a home
+    except RuntimeError:  # no writable cache folder, neither beside the source nor in the home folder
         return cast("Kernel", numba.njit(**settings)(function))
 
 
 def _prefetch(_: Any, array: Any, position: Any) -> Any:
-    """For kernels alone: ask for the cache line of an element, by its place in memory order, ahead of its use.
+    """Prefetch the cache line of an element, given its position in memory order. For use in kernels only.
 
-    It computes nothing, so a kernel that is kept compiled need not notice when this changes.
+    It computes nothing, so a cached kernel need not be recompiled when this function changes.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Comparison of two sets of pairs that are numbered differently, by the keys of their numbers."""
+"""Compare two sets of pairs with different numberings by the keys of their ids."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ def lost_pairs(
     left_user_keys: np.ndarray,
     left_item_keys: np.ndarray,
 ) -> tuple[bool, np.ndarray]:
-    """Positions of the pairs that are not among those left; False, with no meaning in them, if one of those left is new.
+    """Find the pairs that are not among the remaining pairs.
 
-    Both are ascending by user and then by item. One walk along both, because a search for every pair takes ten times as long.
+    Both sets are ascending by user and then by item. The function walks along both at once, because a search for every pair
+    takes ten times as long.
 
     Args:
         users: (n,) int32 rows.
         items: (n,) int32 rows.
-        user_keys: uint64, the keys of the rows of users, ascending.
-        item_keys: uint64, likewise of items.
-        left_users: as `users`, of the pairs that are left.
-        left_items: as `items`.
-        left_user_keys: as `user_keys`: these have rows of their own.
-        left_item_keys: as `item_keys`.
+        user_keys: uint64, ascending, the key of each user row.
+        item_keys: uint64, ascending, the key of each item row.
+        left_users: user rows of the remaining pairs, in their own numbering.
+        left_items: item rows of the remaining pairs, in their own numbering.
+        left_user_keys: uint64, ascending, the key of each user row in the numbering of `left_users`.
+        left_item_keys: uint64, ascending, the key of each item row in the numbering of `left_items`.
+
+    Returns:
+        Whether every remaining pair is in the first set, and the positions of the lost pairs. If not, the positions have no
+        meaning.
     """
     lost = np.empty(max(len(users) - len(left_users), 0), np.int64)
     n_lost, n_left = 0, 0

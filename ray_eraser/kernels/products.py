@@ -1,8 +1,8 @@
-"""Products of a 0/1 matrix with vectors, and the vector updates of conjugate gradients, for several systems side by side.
+"""Products of a 0/1 matrix with vectors, and the vector updates of conjugate gradients, for several systems at once.
 
-R rows and C columns of the matrix; B systems, one a column of every (R, B) and (C, B) array.
+R rows and C columns of the matrix; B systems, one per column of every (R, B) and (C, B) array.
 
-A system has the same result to the last bit alone and beside others, because the rows alone decide the order of its additions.
+A system has the same bits alone and together with others, because the order of its additions depends only on the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy import sparse
 from ray_eraser.kernels.compiled import compiled
 
 _TILE = 16
-"""Items whose numbers are turned over at once: as many as fill a cache line."""
+"""Number of items to transpose at once: their numbers fill a cache line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Rows:
 
     @classmethod
     def of(cls, starts: np.ndarray, columns: np.ndarray) -> Rows:
-        """From any integers. Read-only arrays are copied, because the loops would be compiled again for them."""
+        """Make rows from any integers. Read-only arrays are copied, because numba would compile the loops again for them."""
         return cls(np.require(starts, np.int64, ["C", "W"]), np.require(columns, np.int32, ["C", "W"]))
 
     def transposed(self, n_columns: int) -> Rows:
-        """(C, R): the rows of every column."""
+        """The transpose, (C, R): the rows of every column."""
         ones = np.ones(len(self.columns), np.int8)
         matrix = sparse.csr_matrix((ones, self.columns, self.starts), shape=(len(self), n_columns))
         turned = matrix.T.tocsr()
@@ -46,27 +46,27 @@ class Rows:
         return len(self.starts) - 1
 
     def without(self, gone: Rows, is_left_C: np.ndarray) -> Rows:
-        """The matrix without some pairs, without rows that are empty then, and without columns that are.
+        """Remove some pairs, and the rows and columns that are then empty.
 
-        It is the same arrays as a matrix that is made from the pairs that are left, in a small part of the time.
+        The arrays are the same as if made from the remaining pairs, and are made in a fraction of the time.
 
         Args:
-            gone: (R, C) the pairs, all of them here.
+            gone: (R, C) the pairs to remove; all of them must be in the matrix.
             is_left_C: mask of the columns that keep a pair.
 
         Raises:
-            ValueError: a pair is not here.
+            ValueError: a pair is not in the matrix.
         """
         degrees_R = self.degrees() - gone.degrees()
         starts = np.concatenate([[0], np.cumsum(degrees_R[degrees_R > 0])])
         columns = np.empty(len(self.columns) - len(gone.columns), np.int32)
         places_C = np.cumsum(is_left_C, dtype=np.int32) - np.int32(1)
         if not _without(self.starts, self.columns, gone.starts, gone.columns, places_C, columns):
-            raise ValueError("a pair to leave out is not among the rows: name pairs that are")
+            raise ValueError("a pair to remove is not in the matrix: name pairs that are")
         return Rows(starts, columns)
 
     def part(self, first: int, last: int) -> Rows:
-        """Rows `first` to before `last`."""
+        """Rows `first` to `last` - 1."""
         return Rows(self.starts[first : last + 1], self.columns)
 
     def degrees(self) -> np.ndarray:
@@ -74,25 +74,26 @@ class Rows:
         return np.diff(self.starts)
 
     def sums(self, others_CB: np.ndarray) -> np.ndarray:
-        """(R, B) float32: each row's sum of its columns' numbers; zeros for a row without a column.
+        """Sum the numbers of each row's columns, (R, B) float32; zeros for a row without a column.
 
         Args:
             others_CB: float32, C-contiguous, with C above every column.
         """
         sums_RB = np.empty((len(self), others_CB.shape[1]), np.float32)
-        if others_CB.shape[1] == 1:  # three times as fast as a loop over one system within a loop over pairs
+        if others_CB.shape[1] == 1:  # three times as fast as the general loop with an inner loop over one system
             _sums_alone(self.starts, self.columns, others_CB.ravel(), sums_RB.ravel())
         else:
             _sums(self.starts, self.columns, others_CB, sums_RB)
         return sums_RB
 
     def spread(self, asked: Rows, weights_R: np.ndarray, n_columns: int) -> np.ndarray:
-        """(C, B) float32: each column's sum of the weights of those asked rows that have the column.
+        """Sum, for each column, the weights of the asked rows that have the column, (C, B) float32.
 
-        This is the product of the transpose with vectors that are zero outside of the asked rows. It visits these rows alone.
+        The result is the product of the transpose with vectors that are zero outside the asked rows. Only these rows are
+        visited.
 
         Args:
-            asked: the rows that each of the B systems asks for; they are its columns.
+            asked: the rows that each of the B systems asks for, stored as the columns of B rows.
             weights_R: float32.
             n_columns: C.
         """
@@ -110,7 +111,7 @@ def _without(
     places_C: np.ndarray,
     left: np.ndarray,
 ) -> bool:
-    """Write the columns that are left by their new places, row after row. False, with some unwritten, if one was not here."""
+    """Write the new numbers of the remaining columns, row after row. Return False if a removed pair is not in the matrix."""
     end = 0
     for row in range(len(starts) - 1):
         n, stop = starts[row], starts[row + 1]
@@ -121,7 +122,7 @@ def _without(
             if n == stop or columns[n] != gone[place]:
                 return False
             n += 1
-        # Slices count from 0, so numba need not check every number for being counted from the end.
+        # Slices start at 0, so numba need not check every index for a negative value.
         source, target = columns[n:stop], left[end : end + stop - n]
         for k in range(len(source)):
             target[k] = places_C[np.uint32(source[k])]
@@ -131,13 +132,13 @@ def _without(
 
 @compiled
 def _sums(starts: np.ndarray, columns: np.ndarray, others_CB: np.ndarray, sums_RB: np.ndarray) -> None:
-    """Four columns at a time: `_sums_alone` then waits for an addition a quarter as often, and both must have one order."""
+    """Add columns in fours. `_sums_alone` is faster in fours, because fewer additions wait, and both must add in one order."""
     for row in range(len(sums_RB)):
         sum_B, start, stop = sums_RB[row], starts[row], starts[row + 1]
         fours = stop - (stop - start) % 4
         sum_B[:] = 0
         for n in range(start, fours, 4):
-            # Without a sign, or numba checks every number for being counted from the end: half of the time.
+            # Unsigned indices, because numba checks signed ones for negative values, which takes half of the time.
             a_B, b_B = others_CB[np.uint32(columns[n])], others_CB[np.uint32(columns[n + 1])]
             c_B, d_B = others_CB[np.uint32(columns[n + 2])], others_CB[np.uint32(columns[n + 3])]
             for b in range(len(sum_B)):
@@ -173,7 +174,7 @@ def _spread(
     weights_R: np.ndarray,
     sums_CB: np.ndarray,
 ) -> None:
-    sums_C = np.empty(len(sums_CB), np.float32)  # one system at a time, so that its sums stay in the nearest cache
+    sums_C = np.empty(len(sums_CB), np.float32)  # one system at a time, so that its sums stay in the L1 cache
     for b in range(sums_CB.shape[1]):
         sums_C[:] = 0
         for place in range(asked_starts[b], asked_starts[b + 1]):
@@ -186,7 +187,7 @@ def _spread(
 
 @compiled
 def add_at(totals_RB: np.ndarray, places: np.ndarray, parts_PB: np.ndarray) -> None:
-    """Add P rows to those at their places, in place."""
+    """Add P rows to the rows at `places`, in place."""
     for part in range(len(places)):
         total_B, part_B = totals_RB[places[part]], parts_PB[part]
         for b in range(len(part_B)):
@@ -195,7 +196,7 @@ def add_at(totals_RB: np.ndarray, places: np.ndarray, parts_PB: np.ndarray) -> N
 
 @compiled
 def weigh(numbers_RB: np.ndarray, weights_R: np.ndarray) -> np.ndarray:
-    """The sums over rows of (w t)^2, (B,) float64, with t the numbers and w the weights. In place, t becomes w w t."""
+    """Return the sums over rows of (w t)^2, (B,) float64, for numbers t and weights w. In place, t becomes w w t."""
     squares_B = np.zeros(numbers_RB.shape[1])
     for row in range(len(numbers_RB)):
         number_B, weight = numbers_RB[row], weights_R[row]
@@ -216,7 +217,7 @@ def descend(
     solutions_RB: np.ndarray,
     residuals_RB: np.ndarray,
 ) -> None:
-    """In place, z += s p and r -= s (W q + lambda p).
+    """Update in place: z += s p and r -= s (W q + lambda p).
 
     Args:
         steps_B: s, float32.
@@ -237,7 +238,7 @@ def descend(
 
 @compiled
 def along(vector_R: np.ndarray, numbers_RB: np.ndarray) -> np.ndarray:
-    """The inner product of a vector with every column, (B,) float64."""
+    """Inner product of a vector with every column, (B,) float64."""
     products_B = np.zeros(numbers_RB.shape[1])
     for row in range(len(vector_R)):
         factor, number_B = np.float64(vector_R[row]), numbers_RB[row]
@@ -250,7 +251,7 @@ def along(vector_R: np.ndarray, numbers_RB: np.ndarray) -> np.ndarray:
 def deflate(
     parts_B: np.ndarray, known_R: np.ndarray, image_R: np.ndarray, solutions_RB: np.ndarray, residuals_RB: np.ndarray
 ) -> np.ndarray:
-    """In place, z += t q and r -= t A q. Returns the sums over rows of r^2, (B,) float64.
+    """Update in place: z += t q and r -= t A q. Return the sums over rows of r^2, (B,) float64.
 
     Args:
         parts_B: t, float32.
@@ -280,7 +281,7 @@ def turn(
     directions_RB: np.ndarray,
     weighted_RB: np.ndarray,
 ) -> np.ndarray:
-    """In place, p = r + s p - c q; W p into `weighted_RB`. Returns the sums over rows of p^2, (B,) float64.
+    """Update in place: p = r + s p - c q; write W p to `weighted_RB`. Return the sums over rows of p^2, (B,) float64.
 
     Args:
         shares_B: s, float32.
@@ -307,7 +308,7 @@ def turn(
 def finish(
     steps_B: np.ndarray, weights_R: np.ndarray, directions_RB: np.ndarray, solutions_RB: np.ndarray, results_BR: np.ndarray
 ) -> None:
-    """W (z + s p) into `results_BR`, one system a row; the arguments are as in `descend`."""
+    """Write W (z + s p) to `results_BR`, one system per row. The arguments are as in `descend`."""
     for first in range(0, len(weights_R), _TILE):
         for b in range(len(steps_B)):
             for row in range(first, min(first + _TILE, len(weights_R))):

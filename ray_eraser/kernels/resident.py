@@ -1,4 +1,4 @@
-"""A shard's slice on a torch device while it trains, and slice and submodel between requests.
+"""A shard's data on a torch device during training, and its data and submodel between requests.
 
 U users and I items of the shard in its compact numbering, D width.
 """
@@ -24,11 +24,11 @@ from ray_eraser.kernels.buckets import Buckets
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """A shard's interactions on a device. Both directions are uploaded when they are first used.
+    """A shard's interactions on a device. Each direction is uploaded at its first use.
 
     Attributes:
         compact: the interactions in host memory, renumbered.
-        device: holds both directions.
+        device: the device for both directions.
     """
 
     compact: Compact
@@ -52,7 +52,7 @@ _slices: WeakKeyDictionary[Interactions, dict[torch.device, Slice]] = WeakKeyDic
 
 
 def slice_of(interactions: Interactions, device: torch.device) -> Slice:
-    """The interactions on a device; the same value as long as the interactions are in memory."""
+    """The interactions on a device. The result is cached for as long as the interactions are in memory."""
     known = _slices.setdefault(interactions, {})
     if device not in known:
         known[device] = Slice(interactions.compact(), device)
@@ -66,7 +66,7 @@ def release(interactions: Interactions) -> None:
 
 
 def overwrite(value: object) -> None:
-    """Fill every tensor in a value with zeros: in its attributes, items and members."""
+    """Fill every tensor in a value with zeros, including tensors in its attributes and members."""
     for tensor in _tensors(value):
         tensor.zero_()
 
@@ -85,9 +85,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class Resident:
-    """The slice and the submodel of one shard on a device, between requests.
+    """The data and the submodel of one shard, kept on a device between requests.
 
-    The files in the store are the truth. What is held here has the name of its file, and is used for no other.
+    The files in the store are authoritative. The data kept here carries the name of its file and is used only for that file.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -97,16 +97,16 @@ class Resident:
         self._empty()
 
     def data(self, named: str) -> ShardData | None:
-        """The interactions, where they are those of this name."""
+        """The interactions, if they have this name; None otherwise."""
         return self._data if named == self._named else None
 
     def keep(self, named: str, data: ShardData, submodel: KeyedEmbeddings) -> None:
-        """Hold these, after overwriting and freeing what was held before.
+        """Keep this data and submodel, after overwriting and freeing the previous ones.
 
         Args:
             named: the name of the interactions.
             data: the interactions.
-            submodel: what was learned from them.
+            submodel: the submodel that was learned from them.
         """
         self.drop()
         tables = {"users": submodel.users, "items": submodel.items}
@@ -127,7 +127,7 @@ class Resident:
         self._keys = np.empty(0, np.uint64), np.empty(0, np.uint64)
 
     def submodel(self) -> KeyedEmbeddings | None:
-        """The submodel, copied from the device; None where nothing is held."""
+        """A copy of the submodel in host memory; None if nothing is kept."""
         if self._named is None:
             return None
         users, items = (self._submodel[name].cpu().numpy().copy() for name in ("users", "items"))

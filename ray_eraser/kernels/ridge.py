@@ -1,7 +1,7 @@
-"""Many small ridge regressions: what alternating least squares and the fold-in of users spend their time on.
+"""Many small ridge regressions. Alternating least squares and the fold-in of users spend their time here.
 
 Row r of R has n_r columns of C; Q is C x D. Its vector p solves (base + Q_r'Q_r + ridge_r I) p = sum of the rows of Q_r, with
-Q_r the rows of Q that it is paired with. Sixteen rows are factored side by side, one in each lane of the processor's widest
+Q_r the rows of Q that r is paired with. Sixteen rows are factored together, one in each lane of the processor's widest
 registers.
 """
 
@@ -21,9 +21,9 @@ from ray_eraser.kernels.compiled import compiled
 
 _LANES = 16
 _GATHERED = 1 << 12
-"""Numbers of Q_r that are gathered at once: half of a processor's innermost cache, since all of Q_r'Q_r passes over them."""
+"""Count of numbers of Q_r to gather at once: half of the L1 cache, because the whole of Q_r'Q_r passes over them."""
 _FEWEST = 16 * _LANES
-"""Rows that are worth a thread."""
+"""Smallest number of rows that is worth a thread."""
 
 
 class Ridge:
@@ -31,36 +31,36 @@ class Ridge:
 
     Args:
         others_CD: Q, float32.
-        base_DD: symmetric, float32; what all rows have in common.
+        base_DD: symmetric, float32; the part that all systems share.
     """
 
     def __init__(self, others_CD: np.ndarray, base_DD: np.ndarray) -> None:
         self._others_CD, self._base_DD = np.ascontiguousarray(others_CD), np.ascontiguousarray(base_DD)
-        # The longest row that is short: measured at width 64, where from 24 to 48 makes little difference.
+        # The largest degree for `_solve_short`, measured at width 64, where limits from 24 to 48 make little difference.
         self._short = len(base_DD) * 5 // 8 if np.isfinite(base_DD).all() else 0
 
     @cached_property
     def _whole_lanes(self) -> np.ndarray:
-        """Q with as many columns of zeros as whole vectors of lanes want."""
+        """Q, padded with columns of zeros to a multiple of the number of lanes."""
         lacking = -self._others_CD.shape[1] % _LANES
         return np.pad(self._others_CD, ((0, 0), (0, lacking))) if lacking else self._others_CD
 
     @cached_property
     def _turned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Q in the axes in which the base is diagonal, its diagonal, (D,), and the axes, a row each, (D, D or a few more)."""
+        """Q in the base's eigenbasis, the eigenvalues (D,), and the eigenvectors as padded rows, (D, D or a few more)."""
         values_D, axes_DD = np.linalg.eigh(self._base_DD.astype(np.float64))
         axes_DD = axes_DD.astype(np.float32)
         by_axis = np.pad(np.ascontiguousarray(axes_DD.T), ((0, 0), (0, -len(axes_DD) % 4)))
         return self._others_CD @ axes_DD, np.maximum(values_D, 0).astype(np.float32), by_axis
 
     def solve(self, starts: np.ndarray, columns: np.ndarray, ridge_R: np.ndarray) -> np.ndarray:
-        """Every row's vector, (R, D) float32; zeros for rows without a column.
+        """Solve for the vector of every row, (R, D) float32; zeros for rows without a column.
 
-        What a row gets depends on its own columns alone, to the last bit: not on the rows beside it, nor on how many there are.
+        The bits of a row's vector depend only on its own columns, not on the other rows or their number.
 
         Args:
             starts: (R + 1,) where each row's columns begin in `columns`.
-            columns: places in Q.
+            columns: positions in Q.
             ridge_R: float32, positive.
         """
         solved_RD = np.zeros((len(ridge_R), self._others_CD.shape[1]), np.float32)
@@ -75,19 +75,18 @@ class Ridge:
         def solve_long(first: int, last: int) -> None:
             _solve_long(long_rows[first:last], starts, columns, self._whole_lanes, self._base_DD, ridge_R, solved_RD)
 
-        if self._short:  # without a row as well: whoever asks for none wants it loaded
+        if self._short:  # even without rows, because a call without rows is made to load the compiled code
             in_parts(len(short_rows), solve_short, _FEWEST)
         in_parts(len(long_rows), solve_long, _FEWEST)
         return solved_RD
 
 
 def _lanewise(width: int, depth: int) -> Any:
-    """An operation on vectors of sixteen numbers, which stand one after the other in a flat array.
+    """Make an operation on vectors of sixteen numbers, stored one after the other in a flat array.
 
-    out[a, b] -= sum over k < depth of left[a, k] * right[b, k], for a, b < width. The operation is given the array, where out,
-    left and right begin in it, and how far it is from one a or b to the next. It reads everything before it writes anything;
-    numba cannot know that of a loop, and would check for every sixteen numbers whether they overlap. A product and its
-    subtraction may be rounded once, by one instruction.
+    out[a, b] -= sum over k < depth of left[a, k] * right[b, k], for a, b < width. Its arguments are the array, the positions of
+    out, left and right in it, and the stride of a and b. The operation reads everything before it writes. In a loop, numba
+    could not know that, and would check every vector for overlap. A product and its subtraction may be one fused instruction.
     """
 
     @intrinsic
@@ -125,10 +124,10 @@ def _lanewise(width: int, depth: int) -> Any:
 
 
 def _outer(height: int) -> Any:
-    """An operation on three matrices of float32, row after row in memory.
+    """Make an operation on three row-major matrices of float32.
 
     out[row + a, column + b] += sum over c < depth of left[c, row + a] * right[c, column + b], for a < height and b < the lanes.
-    The sums stay in registers from the first c to the last; numba's own loops would load and store them at every c.
+    The sums stay in registers for all c. Loops written in numba would load and store them at every c.
     """
 
     @intrinsic
@@ -160,7 +159,7 @@ def _outer(height: int) -> Any:
                 builder.store(builder.load(total), vector(out, place), align=4)
             return context.get_dummy_value()
 
-        # Named as it must be, so that a matrix which is laid out otherwise is refused.
+        # An explicit signature, so that a matrix with another layout is refused.
         matrix = types.Array(types.float32, 2, "C")
         return types.void(matrix, matrix, types.int64, types.int64, types.int64, matrix), emit
 
@@ -175,9 +174,9 @@ _subtract_block = _lanewise(2, 4)
 
 @compiled
 def _factor(flat: np.ndarray, size: int) -> None:
-    """Cholesky factors of sixteen matrices (size, size), in place in the lower triangles; the diagonal becomes its inverse.
+    """Compute the Cholesky factors of sixteen matrices (size, size) in their lower triangles, with inverted diagonals.
 
-    `flat`: (size, size, lanes) in one row; size a multiple of four, since four columns at a time are done and then subtracted.
+    `flat` is (size, size, lanes), flattened. `size` must be a multiple of four, because columns are processed in fours.
     """
     stride = size * _LANES
     for k in range(0, size, 4):
@@ -203,7 +202,7 @@ def _factor(flat: np.ndarray, size: int) -> None:
 
 @compiled
 def _substitute(flat: np.ndarray, size: int) -> None:
-    """Solve with the factors of `_factor`: the right sides stand behind them in `flat`, (size, lanes), and become solutions."""
+    """Solve with the factors of `_factor`. The right sides follow the factors in `flat`, (size, lanes), and are overwritten."""
     stride, right = size * _LANES, size * size * _LANES
     for row in range(size):
         place = right + row * _LANES
@@ -223,9 +222,9 @@ def _substitute(flat: np.ndarray, size: int) -> None:
 
 @compiled
 def _symmetric(gathered: np.ndarray, depth: int, size: int, out: np.ndarray) -> None:
-    """G'G, (size, size), at and below the diagonal, G the first `depth` rows of `gathered`; added to `out`.
+    """Add G'G, (size, size), to the lower triangle of `out`, with G the first `depth` rows of `gathered`.
 
-    Both have as many columns as whole vectors of lanes want. Other cells of `out` change as well, and nothing reads them.
+    The number of columns of both is a multiple of the lanes. Cells above the diagonal change too, but are never read.
     """
     for column in range(0, size, _LANES):
         for row in range(column, size, 4):
@@ -242,7 +241,7 @@ def _gather(
     own_DD: np.ndarray,
     sum_D: np.ndarray,
 ) -> None:
-    """Q_r'Q_r and the sum of the rows of Q_r, for the row whose columns stand from `first` to `last`."""
+    """Compute Q_r'Q_r and the sum of the rows of Q_r, for the row with columns `first` to `last` - 1."""
     width, most = others_CD.shape[1], len(gathered)
     sum_D[:] = 0
     own_DD[:] = 0
@@ -258,7 +257,7 @@ def _gather(
 
 @compiled
 def _identities(flat: np.ndarray, size: int) -> None:
-    """As `_factor` and `_substitute` want them, with right sides of zeros: what a row lacks to the size changes nothing."""
+    """Write identity matrices and zero right sides, so that padding up to the size does not change a solution."""
     flat[: (size * size + size) * _LANES] = 0
     for i in range(size):
         flat[(i * size + i) * _LANES : (i * size + i + 1) * _LANES] = 1
@@ -274,9 +273,9 @@ def _solve_long(
     ridge_R: np.ndarray,
     solved_RD: np.ndarray,
 ) -> None:
-    """`others_CD` has as many columns as whole vectors of lanes want; those beyond the width are zeros."""
+    """Solve the rows by their D x D systems. The columns of `others_CD` are padded with zeros to a multiple of the lanes."""
     width, padded = len(base_DD), others_CD.shape[1]
-    size = (width + 3) // 4 * 4  # `_factor` wants a multiple of four
+    size = (width + 3) // 4 * 4  # `_factor` needs a multiple of four
     flat = np.empty((size * size + size) * _LANES, np.float32)
     right = size * size * _LANES
     _identities(flat, size)
@@ -285,7 +284,7 @@ def _solve_long(
     for first in range(0, len(rows), _LANES):
         count = min(_LANES, len(rows) - first)
         for lane in range(_LANES):
-            # A lane without a row repeats the last one: what all lanes do is done to it as well.
+            # A lane without a row repeats the last row, because all lanes compute in any case.
             row = rows[first + min(lane, count - 1)]
             _gather(starts[row], starts[row + 1], columns, others_CD, gathered, own_DD, sum_D)
             for i in range(width):
@@ -311,8 +310,9 @@ def _solve_short(
     ridge_R: np.ndarray,
     solved_RD: np.ndarray,
 ) -> None:
-    """By the matrix inversion lemma: with W the diagonal 1 / (base + ridge_r) and Z = Q_r W^(1/2), both in the base's axes,
-    p = W^(1/2) Z' (I + Z Z')^-1 1. `rows` ascend by degree, so that sixteen in a row have systems of nearly the same size.
+    """Solve the rows by the matrix inversion lemma. `rows` ascend by degree, so sixteen neighbours have similar sizes.
+
+    With W the diagonal 1 / (base + ridge_r) and Z = Q_r W^(1/2), both in the base's axes, p = W^(1/2) Z' (I + Z Z')^-1 1.
     """
     if len(rows) == 0:
         return
@@ -361,7 +361,7 @@ def _scale(
     scaled: np.ndarray,
     across: np.ndarray,
 ) -> None:
-    """W^(1/2) and Z of one row, Z also turned over."""
+    """Compute W^(1/2), Z and the transpose of Z for one row."""
     width = len(base_D)
     for d in range(width):
         roots_D[d] = np.float32(1) / np.sqrt(base_D[d] + ridge)
@@ -376,7 +376,7 @@ def _scale(
 
 @compiled
 def _into_lane(products: np.ndarray, n: int, flat: np.ndarray, size: int, lane: int) -> None:
-    """I + Z Z' and the right side, which is 1 for each of the row's columns."""
+    """Write I + Z Z' and the right side, which is 1 for each of the row's columns."""
     for i in range(n):
         for j in range(i + 1):
             flat[(i * size + j) * _LANES + lane] += products[i, j]
@@ -385,7 +385,7 @@ def _into_lane(products: np.ndarray, n: int, flat: np.ndarray, size: int, lane: 
 
 @compiled
 def _combine(weights: np.ndarray, scaled: np.ndarray, roots_D: np.ndarray, sum_D: np.ndarray, combined_D: np.ndarray) -> None:
-    """W^(1/2) Z' times the weights."""
+    """Compute W^(1/2) Z' times the weights."""
     sum_D[:] = 0
     for c in range(len(weights)):
         weight = weights[c]

@@ -1,7 +1,7 @@
-"""Triplets (user, an item the user has, an item the user has not) for losses that compare pairs.
+"""Sample triplets (user, an item of the user, an item that the user does not have) for losses that compare pairs.
 
-n triplets of U users and I items, all of one shard: what the user did in another shard does not count, or training that shard
-again would not be enough to forget it.
+n triplets of U users and I items, all of one shard. The user's interactions in other shards must not count: if they did,
+retraining those shards would not be enough to forget them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from scipy import sparse
 from ray_eraser.kernels.compiled import compiled
 
 _LANES = 32
-"""Triplets whose negatives are searched side by side: enough for the processor to have something to do while it waits."""
+"""Number of triplets whose negatives are searched together, so that the processor has other work while it waits for memory."""
 
 
 def draw_triplets(observed_UI: sparse.csr_matrix, n: int, seed: int, first: int = 0) -> np.ndarray:
-    """Triplets number `first` to `first + n` of the sequence of this seed, (n, 3) int32.
+    """Draw triplets `first` to `first + n - 1` of the sequence of this seed, (n, 3) int32.
 
-    Each has a user drawn uniformly from those with a pair (Rendle et al. 2009 draw pairs; drawing users ranks better),
-    one of the user's items and one of the others, both uniformly. A user who has every item is compared with no item, number I,
-    whose score is 0: what the shard lacks is absent, and absent counts as 0 where submodels are summed.
+    A triplet has a user drawn uniformly from the users with a pair, one of the user's items, and one of the other items, both
+    drawn uniformly. (Rendle et al. 2009 draw pairs; drawing users ranks better.) A user who has every item is compared with "no
+    item", number I, whose score is 0. An item that the shard lacks also scores 0 when submodels are summed.
 
     Args:
-        observed_UI: the pairs, indices ascending in every row.
-        n: how many.
-        seed: of the sequence. Triplet s depends on the seed, s and the pairs alone.
-        first: where to begin.
+        observed_UI: the pairs, with ascending indices in every row.
+        n: the number of triplets.
+        seed: the seed of the sequence. Triplet s depends only on the seed, s and the pairs.
+        first: the number of the first triplet.
     """
     drawn_n3 = np.empty((n, 3), np.int32)
     users = np.flatnonzero(np.diff(observed_UI.indptr)).astype(np.int32)
@@ -37,7 +37,7 @@ def draw_triplets(observed_UI: sparse.csr_matrix, n: int, seed: int, first: int 
 
 @compiled
 def _below(bound: int, seed: np.uint64, number: int) -> np.int64:
-    """A number of the sequence of this seed, in 0 .. bound - 1: splitmix64 (Steele et al. 2014), its upper half scaled."""
+    """One number of the sequence of this seed, in 0 .. bound - 1: the scaled upper half of splitmix64 (Steele et al. 2014)."""
     z = seed + np.uint64(number + 1) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -49,12 +49,12 @@ def _below(bound: int, seed: np.uint64, number: int) -> np.int64:
 def _draw(
     users_U: np.ndarray, starts: np.ndarray, items: np.ndarray, n_items: int, seed: np.uint64, first: int, drawn_n3: np.ndarray
 ) -> None:
-    """The negative of rank r among the user's others is found by bisection: no rejection, so no end of it to wait for.
+    """Draw the triplets. The negative of rank r among the items that the user lacks is found by bisection, without rejection.
 
-    Some triplets are bisected side by side, because each step of one waits for the step before it.
+    Several triplets are bisected together, because each step of one bisection waits for its previous step.
     """
     firsts_L, sizes_L, ranks_L = np.empty(_LANES, np.int64), np.empty(_LANES, np.int64), np.empty(_LANES, np.int64)
-    below_L = np.empty(_LANES, np.int64)  # how many of the user's items are known to come before the negative
+    below_L = np.empty(_LANES, np.int64)  # the number of the user's items known to come before the negative
     for begin in range(0, len(drawn_n3), _LANES):
         lanes, largest = min(_LANES, len(drawn_n3) - begin), 0
         for lane in range(lanes):
@@ -70,7 +70,7 @@ def _draw(
             for lane in range(lanes):
                 half = (sizes_L[lane] + 1) >> 1
                 middle = below_L[lane] + half - 1
-                # Where a lane is done, half is 0 and nothing moves; what it looks at need only be there.
+                # In a finished lane, half is 0 and nothing changes; `max` only keeps its index inside the array.
                 comes_before = items[max(firsts_L[lane] + middle, 0)] - middle <= ranks_L[lane]
                 below_L[lane] += half * np.int64(comes_before)
                 sizes_L[lane] -= half

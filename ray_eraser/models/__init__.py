@@ -1,4 +1,4 @@
-"""The base models: one class a file, each from interactions to embeddings. Those of other packages: docs/extend.md."""
+"""The base models, one class per file. A model turns interactions into embeddings. To add your own, see docs/extend.md."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ray_eraser.models.untrained import Untrained
 
 
 def make_model(config: ModelSettings, device: Device = "cpu") -> BaseModel:
-    """The base model that the configuration names. The classes are imported late, because they import torch or numba.
+    """Make the base model that the configuration names. The classes are imported late because they import torch or numba.
 
-    A model of another package is made from its settings alone: it computes where it likes.
+    A model of another package is made from its settings alone and chooses its own device.
 
     Raises:
-        ConfigError: it is of another package, which this process does not have.
-        DeviceError: this process sees no GPU, and needs one.
+        ConfigError: the model belongs to another package, which this process does not have.
+        DeviceError: the device is a GPU, and this process sees none.
     """
     own = Untrained(config) if not config.is_trained else _on_torch(config, device) if by_torch(device) else _on_cpu(config)
     return cast(BaseModel, extension(config)(config)) if own is None else own
 
 
 def _on_cpu(config: ModelSettings) -> BaseModel | None:
-    """The model by compiled loops; None where it is of another package."""
+    """The model in compiled loops; None for a model of another package."""
     if isinstance(config, WmfAlsConfig):
         from ray_eraser.models.wmf_als import WmfAls
 
@@ -45,7 +45,7 @@ def _on_cpu(config: ModelSettings) -> BaseModel | None:
 
 
 def _on_torch(config: ModelSettings, device: Device) -> BaseModel | None:
-    """The model by PyTorch; None where it is of another package."""
+    """The model in PyTorch; None for a model of another package."""
     where = torch_device(device)
     if isinstance(config, WmfAlsConfig):
         from ray_eraser.models.wmf_als_torch import WmfAlsTorch

@@ -1,7 +1,7 @@
 """Matrix factorisation by Bayesian personalised ranking: BPR-MF (Rendle et al. 2009), with Adagrad's steps (Duchi et al. 2011).
 
-U users and I items of the shard in its compact numbering, J = I + 1 with a row for no item, n triplets (user u, an item i the
-user has, an item j the user has not), R distinct rows that a batch names, D width.
+U users and I items of the shard in its compact numbering, J = I + 1 with a row for "no item", n triplets (user u, an item i of
+the user, an item j that the user does not have), R distinct rows in a batch, D width.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.seeds import derive, normal_rows
 
 _START_SCALE = 0.01
-"""Deviation of every coordinate at the start; the loss is flat at zero, where all scores are equal."""
+"""Standard deviation of the initial coordinates. They must not be zero, because the loss is flat where all scores are equal."""
 
 _ACCUMULATOR_START = 1e-8
-"""Adagrad's first squared gradient: small, so that the first step of a row is a whole `lr`, as in models/wmf_adagrad.py."""
+"""Initial value of Adagrad's accumulator. It is so small that the first step of a row has length `lr`, as in wmf_adagrad.py."""
 
 _AHEAD = 8
-"""How many rows ahead of the arithmetic memory is asked for what comes: the tables of a large log are in no cache."""
+"""Number of rows to prefetch ahead of the arithmetic, because the tables of a large log fit in no cache."""
 
 _LINE_BYTES = 64
-"""What a processor fetches at once."""
+"""Size of a cache line in bytes."""
 
 
 class Bpr(BaseModel):
@@ -47,7 +47,7 @@ class Bpr(BaseModel):
         start: Start,
         epochs: int,
     ) -> TrainingState:
-        """Train for all epochs, each of as many triplets as there are interactions."""
+        """Train for all epochs. An epoch draws as many triplets as there are interactions."""
         config = self.config
         compact = interactions.compact()
         observed_UI = compact.matrix()
@@ -81,14 +81,14 @@ def _fresh(rows: np.ndarray, normal_RD: np.ndarray) -> Table:
 
 
 def user_start(n_users: int, width: int, start: Start) -> np.ndarray:
-    """Standard normal vectors of the users, (n_users, width) float32, by their places among the shard's users."""
+    """Standard normal vectors of the users, (n_users, width) float32. A row depends on the user's position in the shard."""
     return normal_rows(np.arange(n_users, dtype=np.uint64), derive(start.seed, "users"), width)
 
 
 def bpr_slopes(users_UD: np.ndarray, items_ID: np.ndarray, triplets_n3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The gradients (U, D) and (I, D) of the loss of these triplets. Rendle et al. 2009, "BPR-Opt" without its ridge.
 
-    loss = sum over triplets of -log sigmoid(p_u . (q_i - q_j)), where item number I is no item, and its q is zero.
+    loss = sum over triplets of -log sigmoid(p_u . (q_i - q_j)). Item number I means "no item", with q = 0.
     """
     items_JD = _with_no_item(items_ID)
     slope_UD, slope_JD = np.zeros_like(users_UD), np.zeros_like(items_JD)
@@ -107,16 +107,16 @@ def _train_epoch(
     lr: np.float32,
     reg: np.float32,
 ) -> None:
-    """One step of Adagrad for every batch of triplets, in place; the last, shorter batch is kept.
+    """Take one Adagrad step for every batch of triplets, in place. A shorter last batch is kept.
 
-    A batch moves the rows that it names: what the ridge does to the others would cost a pass over both tables a step. Slopes
-    are kept for those rows alone, where they stay in the cache that the tables of a large log leave.
+    A batch updates only its own rows. To regularise the other rows as well would cost a pass over both tables at every step.
+    Gradients are stored for the rows of the batch only, so they stay in the cache even if the tables do not fit.
     """
     n_items, batch = len(items_ID), min(batch, len(triplets_n3))
     items_JD = _with_no_item(items_ID)
     users_R, items_R = np.empty(batch, np.int32), np.empty(2 * batch, np.int32)
     user_slopes_RD = np.zeros((batch, users_UD.shape[1]), users_UD.dtype)
-    # The last row is for the slope of no item, which nobody reads.
+    # The last row takes the gradient of "no item" and is never read.
     item_slopes_RD = np.zeros((2 * batch + 1, users_UD.shape[1]), users_UD.dtype)
     place_of_user, place_of_item = np.full(len(users_UD), -1, np.int32), np.full(n_items + 1, -1, np.int32)
     place_of_item[n_items] = 2 * batch
@@ -135,7 +135,7 @@ def _train_epoch(
 
 @compiled
 def _with_no_item(items_ID: np.ndarray) -> np.ndarray:
-    """J = I + 1 rows, the last of zeros: it stands for no item."""
+    """Append a row of zeros, which represents "no item": J = I + 1 rows."""
     items_JD = np.zeros((len(items_ID) + 1, items_ID.shape[1]), items_ID.dtype)
     items_JD[: len(items_ID)] = items_ID
     return items_JD
@@ -143,13 +143,13 @@ def _with_no_item(items_ID: np.ndarray) -> np.ndarray:
 
 @compiled
 def _number(named_nm: np.ndarray, place_of: np.ndarray, rows_R: np.ndarray, places_nm: np.ndarray) -> int:
-    """Number the distinct rows among `named_nm` in the order in which they come, and say how many they are.
+    """Number the distinct rows in `named_nm` in order of first occurrence, and return how many there are.
 
     Args:
-        named_nm: rows, each any number of times.
-        place_of: by row its number, negative where it has none yet.
-        rows_R: takes the rows in the order of their numbers.
-        places_nm: takes the number of each of `named_nm`.
+        named_nm: rows, which may repeat.
+        place_of: the number of each row; negative for a row without a number.
+        rows_R: output, the distinct rows in the order of their numbers.
+        places_nm: output, the number of each entry of `named_nm`.
     """
     count = 0
     for n in range(named_nm.shape[0]):
@@ -164,15 +164,15 @@ def _number(named_nm: np.ndarray, place_of: np.ndarray, rows_R: np.ndarray, plac
     return count
 
 
-# Below, rows are written out as weights_RD[row, d]: a name for a row would be counted and forgotten at every triplet, which
-# costs as much as the arithmetic.
+# The loops below write weights_RD[row, d] instead of naming a row view: numba would count references to the view at every
+# triplet, which costs as much as the arithmetic.
 
 
 @compiled
 def _adagrad_steps(
     rows_R: np.ndarray, weights_ND: np.ndarray, slopes_RD: np.ndarray, squares_ND: np.ndarray, lr: np.float32
 ) -> None:
-    """One step of Adagrad of each of these rows of N, in place. The slopes are used up."""
+    """Take one Adagrad step for these rows of N, in place. The gradients are reset to zero."""
     for r in range(len(rows_R)):
         if r + _AHEAD < len(rows_R):
             _fetch(squares_ND, rows_R[r + _AHEAD])
@@ -196,7 +196,7 @@ def _add_slopes(
     item_slopes_RD: np.ndarray,
     reg: np.float32,
 ) -> None:
-    """Add every triplet's gradient of -log sigmoid(p.(q_i - q_j)) + reg / 2 (p^2 + q_i^2 + q_j^2) to its places' slopes."""
+    """Add every triplet's gradient of -log sigmoid(p.(q_i - q_j)) + reg / 2 (p^2 + q_i^2 + q_j^2) to the slopes."""
     zero, one, width = users_UD.dtype.type(0), users_UD.dtype.type(1), users_UD.shape[1]
     products_D, fours = np.empty_like(users_UD[0]), width // 4 * 4
     for s in range(len(triplets_n3)):
@@ -208,7 +208,7 @@ def _add_slopes(
         to_u, to_i, to_j = places_n3[s, 0], places_n3[s, 1], places_n3[s, 2]
         for d in range(width):
             products_D[d] = users_UD[u, d] * (items_JD[i, d] - items_JD[j, d])
-        # In four sums that a processor can add side by side; in one, every addition would wait for the last.
+        # Four independent sums, because each addition to a single sum would wait for the previous one.
         sum_0 = sum_1 = sum_2 = sum_3 = zero
         for d in range(0, fours, 4):
             sum_0 += products_D[d]
@@ -228,6 +228,6 @@ def _add_slopes(
 
 @compiled
 def _fetch(table_RD: np.ndarray, row: int) -> None:
-    """Ask for a row to be brought into the cache; it changes no bit."""
+    """Prefetch a row into the cache. This changes no result."""
     for d in range(0, table_RD.shape[1], _LINE_BYTES // table_RD.itemsize):
         prefetch(table_RD, np.int64(row) * table_RD.shape[1] + d)

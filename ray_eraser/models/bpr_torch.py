@@ -1,7 +1,7 @@
-"""BPR-MF as in models/bpr.py, on a torch device: the same triplets, batches and steps, so that only rounding differs.
+"""BPR-MF on a torch device. Triplets, batches and steps are those of models/bpr.py, so only rounding differs.
 
-U users and I items of the shard in its compact numbering, n triplets (user, own item, other item), B of them in a batch, which
-names C = 2 B items, N rows of a table, M = N + 1 with a row for no item, R distinct rows that a batch names, D width.
+U users and I items of the shard in its compact numbering, n triplets (user, own item, other item), B triplets of a batch with
+C = 2 B items, N rows of a table, M = N + 1 with a row for "no item", R distinct rows of a batch, D width.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class BprTorch(BaseModel):
     def train(
         self, before: TrainingState, interactions: Interactions, valid: Interactions, start: Start, epochs: int
     ) -> TrainingState:
-        """Train for all epochs, each of as many triplets as there are interactions."""
+        """Train for all epochs. An epoch draws as many triplets as there are interactions."""
         config, n, seed = self.config, len(interactions), derive(start.seed, "triplets")
-        # No epoch on the CPU: both devices begin with the same numbers.
+        # Zero epochs on the CPU make the initial state, so that both devices start with the same numbers.
         state = Bpr(config).train(before, interactions, valid, start, 0)
         pairs = Pairs.of(slice_of(interactions, self._device).by_user)
         users, items = (AdagradTable(table, config.lr, self._device) for table in (state.users, state.items))
@@ -51,10 +51,10 @@ class BprTorch(BaseModel):
 
 
 class AdagradTable:
-    """One side's vectors and squared gradients on a device; `step` moves them in place.
+    """The vectors and squared gradients of one side on a device. `step` changes them in place.
 
     Attributes:
-        vectors_MD: the last row stands for no item and stays zero; a table of users has it too.
+        vectors_MD: the last row represents "no item" and stays zero. A table of users has this row as well.
     """
 
     def __init__(self, table: Table, lr: float, device: torch.device) -> None:
@@ -68,26 +68,27 @@ class AdagradTable:
         return len(self._squares_ND)
 
     def step(self, rows_R: Tensor, slopes_RD: Tensor) -> None:
-        """One step of Adagrad of these distinct rows: squares += slope^2, vectors -= lr * slope / sqrt(squares)."""
+        """Take one Adagrad step for these distinct rows: squares += slope^2, vectors -= lr * slope / sqrt(squares)."""
         squares_RD = self._squares_ND.index_select(0, rows_R).addcmul_(slopes_RD, slopes_RD)
         vectors_RD = self.vectors_MD.index_select(0, rows_R).addcdiv_(slopes_RD, squares_RD.sqrt(), value=-self._lr)
         self._squares_ND.index_copy_(0, rows_R, squares_RD)
         self.vectors_MD.index_copy_(0, rows_R, vectors_RD)
 
     def table(self) -> Table:
-        """What is kept of it, in host memory."""
+        """The table in host memory."""
         vectors_ND, squares_ND = self.vectors_MD[:-1].cpu().numpy(), self._squares_ND.cpu().numpy()
         return Table(self._rows, {"vectors": vectors_ND, "squares": squares_ND})
 
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """The distinct rows that one batch names.
+    """The distinct rows of one batch.
 
     Attributes:
-        rows: (R,) ascending, without that of no item.
-        places: the places in the batch that name a row, those of one row together; those of no item are the last.
-        starts: where each row's begin in `places`, those of no item too if there are any, and where the last ones end.
+        rows: (R,) ascending, without the row of "no item".
+        places: positions in the batch, grouped by row. The positions of "no item" come last.
+        starts: the start of each row's group in `places`, including the group of "no item" if there is one, and the end of the
+            last group.
     """
 
     rows: Tensor
@@ -95,21 +96,21 @@ class Named:
     starts: Tensor
 
     def sums(self, slopes_nD: Tensor) -> Tensor:
-        """(R, D): each row's sum of the slopes at its places, added in their order."""
-        # index_add_ does it too, but would sort in every batch on a GPU.
+        """Sum the gradients of each row in the order of its positions, (R, D)."""
+        # The deterministic index_add_ would sort every batch again on a GPU.
         sums = embedding_bag(self.places, slopes_nD, self.starts, mode="sum", include_last_offset=True)
         return sums[: len(self.rows)]
 
 
 def named_by_batch(named_n: Tensor, n_rows: int, batch: int) -> Iterator[Named]:
-    """The distinct rows of every batch.
+    """Find the distinct rows of every batch.
 
-    All batches are sorted together: each alone would have the host wait to learn how many rows it names.
+    All batches are sorted together. To sort them one by one, the host would wait for the device after each batch.
 
     Args:
-        named_n: rows below n_rows, or n_rows for no item; each any number of times.
+        named_n: rows below n_rows, or n_rows for "no item"; rows may repeat.
         n_rows: N.
-        batch: how many of `named_n` a batch has; the last may be shorter.
+        batch: the number of entries of `named_n` in a batch; the last batch may be shorter.
     """
     numbers_n = torch.arange(len(named_n), device=named_n.device)
     keys_n, order_n = torch.sort(numbers_n // batch * (n_rows + 1) + named_n, stable=True)
@@ -117,7 +118,7 @@ def named_by_batch(named_n: Tensor, n_rows: int, batch: int) -> Iterator[Named]:
     rows, places_n = distinct % (n_rows + 1), order_n % batch
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     batches = torch.arange(-(-len(named_n) // batch), device=named_n.device)[:, None]
-    # Where the distinct keys of each batch begin, where that of no item would be, and where they end.
+    # For each batch: the start of its distinct keys, the place of the key of "no item", and the end.
     edges = batches * (n_rows + 1) + torch.tensor([0, n_rows, n_rows + 1], device=named_n.device)
     for number, (first, no_item, last) in enumerate(torch.searchsorted(distinct, edges).tolist()):
         begin = number * batch
@@ -125,9 +126,9 @@ def named_by_batch(named_n: Tensor, n_rows: int, batch: int) -> Iterator[Named]:
 
 
 def train_on(triplets_n3: Tensor, users: AdagradTable, items: AdagradTable, batch: int, reg: float) -> None:
-    """One step of Adagrad for every batch of triplets, in place; the last, shorter batch is kept.
+    """Take one Adagrad step for every batch of triplets, in place. A shorter last batch is kept.
 
-    A batch moves the rows that it names, as in models/bpr.py.
+    A batch updates only its own rows, as in models/bpr.py.
     """
     named_users = named_by_batch(triplets_n3[:, 0], len(users), batch)
     named_items = named_by_batch(triplets_n3[:, 1:].reshape(-1), len(items), 2 * batch)
@@ -141,7 +142,7 @@ def triplet_slopes(triplets_B3: Tensor, users_UD: Tensor, items_MD: Tensor, reg:
     """Every triplet's gradient of -log sigmoid(p.(q_i - q_j)) + reg / 2 (p^2 + q_i^2 + q_j^2). Rendle et al. 2009.
 
     Returns:
-        (B, D) at the users, and (2 B, D) at the items, those of q_i and q_j in turn.
+        (B, D) for the users, and (2 B, D) for the items, with q_i and q_j alternating.
     """
     users_BD = users_UD.index_select(0, triplets_B3[:, 0])
     items_B2D = items_MD.index_select(0, triplets_B3[:, 1:].reshape(-1)).view(-1, 2, items_MD.shape[1])

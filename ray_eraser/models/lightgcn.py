@@ -1,6 +1,6 @@
-"""LightGCN (He et al. 2020): BPR on vectors that are smoothed over the shard's own graph of users and items.
+"""LightGCN (He et al. 2020): BPR on vectors that are smoothed over the shard's own user-item graph.
 
-U users and I items of the shard in its compact numbering, R rows of either side and C of the other, D width.
+U users and I items of the shard in its compact numbering, R rows of one side and C of the other, D width.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ray_eraser.models.bpr import bpr_slopes, user_start
 from ray_eraser.seeds import derive
 
 _START_SCALE = 0.1
-"""Deviation of every coordinate at the start, as in the authors' code."""
+"""Standard deviation of the initial coordinates, as in the authors' code."""
 
 DECAY_1, DECAY_2, EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
-"""Adam's, as Kingma and Ba 2015 have them."""
+"""Adam's constants, as in Kingma and Ba 2015."""
 
 
 class LightGcn(BaseModel):
-    """LightGCN. Its state has the vectors before smoothing."""
+    """LightGCN. Its training state holds the vectors before smoothing."""
 
     config: LightGcnConfig
 
@@ -42,7 +42,7 @@ class LightGcn(BaseModel):
         start: Start,
         epochs: int,
     ) -> TrainingState:
-        """Train for all epochs, each of as many triplets as there are interactions."""
+        """Train for all epochs. An epoch draws as many triplets as there are interactions."""
         config = self.config
         compact = interactions.compact()
         observed_UI = compact.matrix()
@@ -55,7 +55,7 @@ class LightGcn(BaseModel):
         n, seed = len(interactions), derive(start.seed, "triplets")
         for epoch in range(epochs):
             triplets_n3 = draw_triplets(observed_UI, n, seed, first=epoch * n)
-            # The last, shorter batch is kept: a shard of fewer interactions than a batch has no other.
+            # A shorter last batch is kept, because a small shard has only this one.
             for first in range(0, n, config.batch):
                 batch_n3 = triplets_n3[first : first + config.batch]
                 slope_UD, slope_ID = slopes(graph, users.weights, items.weights, batch_n3, config.reg)
@@ -71,12 +71,12 @@ class LightGcn(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The shard's interactions as edges between users and items, none of which is without one.
+    """The shard's interactions as edges between users and items. Every user and every item has an edge.
 
     Attributes:
         by_user: (U, I).
         by_item: (I, U), the same edges.
-        layers: how many steps `smoothed` looks along the edges.
+        layers: the number of steps along the edges that `smoothed` takes.
     """
 
     by_user: sparse.csr_matrix
@@ -88,10 +88,10 @@ class Graph:
         return cls(observed_UI, observed_UI.T.tocsr(), layers)
 
     def smoothed(self, users_UD: np.ndarray, items_ID: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The mean over l = 0 .. layers of A^l x, (U, D) and (I, D), with A the edges over the roots of both ends' degrees.
+        """The mean over l = 0 .. layers of A^l x, (U, D) and (I, D). A weights an edge by 1 / sqrt(product of both degrees).
 
         He et al. 2020, eq. 7 and 8. In the scale y = x / sqrt(degree), A is the plain mean over a row's neighbours. The map is
-        symmetric, so it also takes the slope at its result to the slope at its argument.
+        symmetric, so it also maps a gradient at its result to the gradient at its argument.
         """
         roots_U, roots_I = (
             np.sqrt(np.diff(edges.indptr)).astype(users_UD.dtype)[:, None] for edges in (self.by_user, self.by_item)
@@ -107,26 +107,26 @@ class Graph:
 
 
 class Adam:
-    """One table under Adam (Kingma and Ba 2015): `step` moves it in place.
+    """One table that Adam updates in place (Kingma and Ba 2015).
 
-    A row counts its own steps, so that one which a later stage brings is no more biased at its beginning than the first were.
+    Each row counts its own steps, so that the bias correction is right for rows that a later stage adds.
     """
 
     def __init__(self, table: Table, lr: float) -> None:
         self.weights = table["vectors"]
         self._lr = lr
         self._means, self._squares, self._steps_R = table["means"], table["squares"], table["steps"]
-        # Rows of one stage are of one age, A ages in all.
+        # All rows that one stage added have the same age; there are A ages.
         self._ages_A, self._age_of_R = np.unique(self._steps_R, return_inverse=True)
 
     @staticmethod
     def table(rows: np.ndarray, vectors_RD: np.ndarray) -> Table:
-        """These vectors before the first step."""
+        """A table with these vectors, before the first step."""
         zeros, steps = np.zeros_like(vectors_RD), np.zeros(len(vectors_RD), np.int64)
         return Table(rows, {"vectors": vectors_RD, "means": zeros, "squares": zeros.copy(), "steps": steps})
 
     def step(self, slope: np.ndarray) -> None:
-        """Every coordinate by about `lr` against the running mean of its slope."""
+        """Move every coordinate by about `lr` against the running mean of its gradient."""
         self._steps_R += 1
         self._ages_A += 1
         ages = self._ages_A.tolist()
@@ -138,14 +138,14 @@ class Adam:
 def slopes(
     graph: Graph, users_UD: np.ndarray, items_ID: np.ndarray, triplets_n3: np.ndarray, reg: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients (U, D) and (I, D), at the vectors before smoothing, of the loss of these triplets. He et al. 2020, eq. 15.
+    """The gradients (U, D) and (I, D) of the loss of these triplets at the vectors before smoothing. He et al. 2020, eq. 15.
 
-    loss = sum over triplets of -log sigmoid(p_u . (q_i - q_j)) of the smoothed vectors + reg / 2 times the squares of the three
-    before smoothing.
+    loss = sum over triplets of -log sigmoid(p_u . (q_i - q_j)) with smoothed vectors
+           + reg / 2 times the squared lengths of the three vectors before smoothing.
     """
     slope_UD, slope_ID = graph.smoothed(*bpr_slopes(*graph.smoothed(users_UD, items_ID), triplets_n3))
     times_U = np.bincount(triplets_n3[:, 0], minlength=len(users_UD))
-    # Item number I is no item.
+    # Item number I means "no item".
     times_I = np.bincount(triplets_n3[:, 1:].ravel(), minlength=len(items_ID))[: len(items_ID)]
     slope_UD += (reg * times_U).astype(users_UD.dtype)[:, None] * users_UD
     slope_ID += (reg * times_I).astype(items_ID.dtype)[:, None] * items_ID
@@ -153,7 +153,7 @@ def slopes(
 
 
 def neighbour_means(edges_RC: sparse.csr_matrix, others_CD: np.ndarray) -> np.ndarray:
-    """The mean of every row's neighbours, (R, D); added in the order of storage."""
+    """The mean of every row's neighbours, (R, D), added in storage order."""
     means_RD = np.empty((edges_RC.shape[0], others_CD.shape[1]), others_CD.dtype)
     _neighbour_means(edges_RC.indptr, edges_RC.indices, others_CD, means_RD)
     return means_RD
@@ -166,7 +166,7 @@ def _neighbour_means(starts: np.ndarray, neighbours: np.ndarray, others_CD: np.n
         mean_D[:] = 0
         start, stop = starts[row], starts[row + 1]
         fours = stop - (stop - start) % 4
-        # Four at a time: the sum goes to memory and back a quarter as often, in half the time.
+        # Four neighbours at a time: the sum is stored a quarter as often, which halves the time.
         for n in range(start, fours, 4):
             a_D, b_D = others_CD[neighbours[n]], others_CD[neighbours[n + 1]]
             c_D, d_D = others_CD[neighbours[n + 2]], others_CD[neighbours[n + 3]]

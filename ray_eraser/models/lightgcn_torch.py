@@ -1,7 +1,7 @@
-"""LightGCN as in models/lightgcn.py, on a torch device: the same triplets, batches and steps, so that only rounding differs.
+"""LightGCN on a torch device. Triplets, batches and steps are those of models/lightgcn.py, so only rounding differs.
 
 U users and I items of the shard in its compact numbering, R rows of a table, A ages of its rows, B triplets (user, own item,
-other item) of a batch, which name C = 2 B items, D width.
+other item) of a batch with C = 2 B items, D width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ray_eraser.seeds import derive
 
 
 class LightGcnTorch(BaseModel):
-    """LightGCN on a torch device. Its state has the vectors before smoothing."""
+    """LightGCN on a torch device. Its training state holds the vectors before smoothing."""
 
     config: LightGcnConfig
 
@@ -36,16 +36,16 @@ class LightGcnTorch(BaseModel):
     def train(
         self, before: TrainingState, interactions: Interactions, valid: Interactions, start: Start, epochs: int
     ) -> TrainingState:
-        """Train for all epochs, each of as many triplets as there are interactions."""
+        """Train for all epochs. An epoch draws as many triplets as there are interactions."""
         config, n, seed = self.config, len(interactions), derive(start.seed, "triplets")
-        # No epoch on the CPU: both devices begin with the same numbers.
+        # Zero epochs on the CPU make the initial state, so that both devices start with the same numbers.
         state = LightGcn(config).train(before, interactions, valid, start, 0)
         held = slice_of(interactions, self._device)
         graph, pairs = GraphTorch.of(held, config.layers), Pairs.of(held.by_user)
         users, items = (AdamTorch(table, config.lr, self._device) for table in (state.users, state.items))
         for epoch in range(epochs):
             for triplets_n3 in batches_of_triplets(pairs, n, config.batch, seed, first=epoch * n):
-                # The last, shorter batch is kept: a shard of fewer interactions than a batch has no other.
+                # A shorter last batch is kept, because a small shard has only this one.
                 for batch_B3 in torch.split(triplets_n3, config.batch):
                     slope_UD, slope_ID = slopes(graph, users.vectors_RD, items.vectors_RD, batch_B3, config.reg)
                     users.step(slope_UD)
@@ -61,14 +61,14 @@ class LightGcnTorch(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class GraphTorch:
-    """The shard's interactions as edges between users and items, none of which is without one.
+    """The shard's interactions as edges between users and items. Every user and every item has an edge.
 
     Attributes:
         by_user: every user's items.
         by_item: every item's users.
-        user_degrees: (U, 1) float32, how many.
-        item_degrees: (I, 1) float32, how many.
-        layers: how many steps `smoothed` looks along the edges.
+        user_degrees: (U, 1) float32, the number of edges of each user.
+        item_degrees: (I, 1) float32, the number of edges of each item.
+        layers: the number of steps along the edges that `smoothed` takes.
     """
 
     by_user: Buckets
@@ -103,7 +103,7 @@ class GraphTorch:
 def slopes(graph: GraphTorch, users_UD: Tensor, items_ID: Tensor, triplets_B3: Tensor, reg: float) -> tuple[Tensor, Tensor]:
     """The gradients (U, D) and (I, D) of `models.lightgcn.slopes`. He et al. 2020, eq. 15."""
     smooth_UD, smooth_ID = graph.smoothed(users_UD, items_ID)
-    # Item number I is no item.
+    # Item number I means "no item".
     smooth_ID = torch.cat([smooth_ID, smooth_ID.new_zeros(1, smooth_ID.shape[1])])
     slopes_BD, slopes_CD = triplet_slopes(triplets_B3, smooth_UD, smooth_ID, 0)
     named_B, named_C = triplets_B3[:, 0].long(), triplets_B3[:, 1:].reshape(-1).long()
@@ -116,26 +116,26 @@ def slopes(graph: GraphTorch, users_UD: Tensor, items_ID: Tensor, triplets_B3: T
 
 
 def _times(named_n: Tensor, n_rows: int) -> Tensor:
-    """How often each row is named, (n_rows, 1) float32; exact, because it is counted in integers."""
-    # bincount would have the host wait for the largest number.
+    """How often each row occurs, (n_rows, 1) float32. The counts are exact because they are integers."""
+    # bincount would make the host wait for the device.
     times_R = named_n.new_zeros(n_rows).index_add_(0, named_n, torch.ones_like(named_n))
     return times_R.to(torch.float32).unsqueeze(1)
 
 
 class AdamTorch:
-    """One table under the steps of `models.lightgcn.Adam`, on a device."""
+    """One table on a device, updated as by `models.lightgcn.Adam`."""
 
     def __init__(self, table: Table, lr: float, device: torch.device) -> None:
         self.vectors_RD, self._means_RD, self._squares_RD = (
             torch.from_numpy(table[name]).to(device, copy=True) for name in ("vectors", "means", "squares")
         )
         self._before, self._lr, self._taken = table, lr, 0
-        # Powers of single precision are too coarse for old rows.
+        # Double precision, because powers in single precision are too coarse for rows with many steps.
         ages_A, age_of_R = np.unique(table["steps"], return_inverse=True)
         self._ages_A, self._age_of_R = torch.from_numpy(ages_A).to(device, torch.float64), torch.from_numpy(age_of_R).to(device)
 
     def step(self, slope_RD: Tensor) -> None:
-        """Every coordinate by about `lr` against the running mean of its slope. Kingma and Ba 2015, by each row's own age."""
+        """Move every coordinate by about `lr` against the running mean of its gradient (Kingma and Ba 2015)."""
         decay_1, decay_2 = float(DECAY_1), float(DECAY_2)
         self._taken += 1
         self._ages_A += 1
@@ -149,7 +149,7 @@ class AdamTorch:
         self.vectors_RD -= (lr_R1 * self._means_RD).div_(lengths_RD)
 
     def table(self) -> Table:
-        """What is kept of it, in host memory."""
+        """The table in host memory."""
         columns = {"vectors": self.vectors_RD, "means": self._means_RD, "squares": self._squares_RD}
         steps_R = self._before["steps"] + self._taken
         return Table(self._before.rows, {name: column.cpu().numpy() for name, column in columns.items()} | {"steps": steps_R})

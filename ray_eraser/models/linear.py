@@ -1,18 +1,18 @@
-"""A ridge linear autoencoder with degree normalisation. Nothing is trained: a user's scores are solved when they are asked for.
+"""A ridge linear autoencoder with degree normalisation. It trains nothing: each read solves for the user's scores.
 
-Related: EASE (Steck 2019), DAN's normalisation (Park et al., SIGIR 2025), graph filters (GF-CF, Shen et al. 2021). With R the
-(U, I) 0/1 matrix of the training pairs of all shards, d its degrees, r_u the items of a user:
+Related work: EASE (Steck 2019), DAN's normalisation (Park et al., SIGIR 2025), graph filters (GF-CF, Shen et al. 2021). R is
+the (U, I) 0/1 matrix of the training pairs of all shards, d are its degrees, and r_u are the items of a user:
 
     R^ = diag((d_u / mean d_u)^-b) R diag((d_i / mean d_i)^-a)        G = R^' R^        lambda = ridge * mean d_i
     x = diag((d_i / mean d_i)^-a) r_u          z = (G + lambda)^-1 G x, by deflated conjugate gradients
     scores of user u = diag((d_i / mean d_i)^a) z
 
-The deflated direction is popularity, q = diag((d_i / mean d_i)^-a) d_i, near the leading eigenvector of G. Its part of the
-solution is exact from the start (Saad et al. 2000), so that few steps suffice, on one log as on another.
+The deflated direction is popularity, q = diag((d_i / mean d_i)^-a) d_i, which is close to the leading eigenvector of G. The
+solution along q is exact from the start (Saad et al. 2000), so a few steps suffice on every log.
 
 Means are over the users and items that have a pair, so empty rows and columns of R change nothing.
 
-U users and I items in a numbering that all shards share, U' users of one shard, B users who are asked about at once.
+U users and I items in a numbering that all shards share, U' users of one shard, B users of one request.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from ray_eraser.determinism import in_parts
 from ray_eraser.kernels.products import Rows, add_at, along, deflate, descend, finish, turn, weigh
 
 _AT_ONCE = 32
-"""Users solved side by side: two cache lines of numbers for every item. More are no faster, and need more memory."""
+"""Number of users to solve together: two cache lines of numbers for every item. More are not faster and need more memory."""
 _FEW = 4
-"""From so many users on, solving side by side is faster than one by one."""
+"""Smallest number of users for which solving them together is faster than one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
     """The training pairs of one shard, R_s, and its products.
 
-    Where every user's pairs are in one slice, as with `hashed` partitions, `gram` is a shard's whole part of a product. Where
-    users are split over slices, a product takes two rounds: `to_users`, added over all slices, then `to_items`.
+    If all pairs of a user are in one slice, as in `hashed` partitions, `gram` is the shard's whole part of a product. If users
+    are split over slices, a product takes two rounds: `to_users`, summed over all slices, then `to_items`.
 
     Attributes:
         users: (U',) int32, ascending numbers of the users that have a pair here.
         by_user: (U', I) each user's items.
-        by_item: (I, U') each item's users, by their places in `users`.
+        by_item: (I, U') each item's users, as positions in `users`.
     """
 
     users: np.ndarray
@@ -53,18 +53,18 @@ class Slice:
 
     @classmethod
     def of(cls, interactions: Interactions, n_items: int) -> Slice:
-        """From pairs in the common numbering."""
+        """Make a slice from pairs in the common numbering."""
         starts = np.flatnonzero(np.diff(interactions.users, prepend=-1))
         by_user = Rows.of(np.append(starts, len(interactions)), interactions.items)
         return cls(interactions.users[starts], by_user, by_user.transposed(n_items))
 
     def without(self, gone: Interactions) -> tuple[Slice, np.ndarray, np.ndarray]:
-        """The only slice of a model, without some of its pairs: the same arrays as if it were made from the others.
+        """Remove some pairs from the only slice of a model. The arrays are the same as if made from the remaining pairs.
 
-        Users and items that lose their last pair lose their numbers, and the numbers after these move up.
+        Users and items that lose their last pair also lose their numbers, and later numbers move down.
 
         Args:
-            gone: pairs of this slice. Their users are numbered by their places in `users`.
+            gone: pairs of this slice. Users are given as positions in `users`.
 
         Returns:
             The slice, and masks of the users and items that keep a pair.
@@ -85,7 +85,7 @@ class Slice:
         return self.by_user.sums(vectors_IB)
 
     def to_users_of(self, asked: Rows, weights_I: np.ndarray) -> np.ndarray:
-        """R_s diag(weights) A', (U', B), with A the asked users' items. It visits the users who share an item with them."""
+        """R_s diag(weights) A', (U', B), with A the asked users' items. Visits only users who share an item with them."""
         return self.by_item.spread(asked, weights_I, len(self.users))
 
     def to_items(self, sums_UB: np.ndarray) -> np.ndarray:
@@ -105,13 +105,13 @@ class Slice:
         return self.to_items(sums_UB)
 
     def squares(self, vectors_IB: np.ndarray, weights_U: np.ndarray) -> np.ndarray:
-        """The second part of `gram`, in half of its time."""
+        """The second result of `gram`, in half the time."""
         return weigh(self.to_users(vectors_IB), weights_U)
 
 
 @dataclass(frozen=True, eq=False)
 class Normalisation:
-    """What the degrees of all pairs together decide.
+    """The weights that follow from the degrees of all pairs.
 
     Attributes:
         user_degrees: (U,) int64.
@@ -146,7 +146,7 @@ class Normalisation:
 
 
 class Products(Protocol):
-    """The products that `solve` needs, of R, the pairs of all slices, and W, the weights of their users.
+    """The products that `solve` needs. R holds the pairs of all slices, and W the weights of the users.
 
     The slices may be in this process or elsewhere.
     """
@@ -158,16 +158,16 @@ class Products(Protocol):
         """R' W^2 R V, (I, B), and the sums over users of (W R V)^2, (B,) float64."""
 
     def squares(self, vectors_IB: np.ndarray) -> np.ndarray:
-        """The second part of `gram`."""
+        """The second result of `gram`."""
 
 
 @dataclass(frozen=True, eq=False)
 class OfWholeUsers:
-    """Products over slices without a common user: every slice computes its whole part in one round.
+    """Products over slices without a common user. Every slice computes its whole part in one round.
 
     Attributes:
         slices: at least one; parts are added in this order.
-        weights: of each slice's users, (U',) float32.
+        weights: the weights of each slice's users, (U',) float32.
     """
 
     slices: tuple[Slice, ...]
@@ -193,11 +193,11 @@ class OfWholeUsers:
 
 @dataclass(frozen=True, eq=False)
 class OfSplitUsers:
-    """Products over slices with common users, in two rounds: users' sums over all slices, then items' sums of these.
+    """Products over slices with common users, in two rounds: sums of each user over all slices, then sums of each item.
 
     Attributes:
         slices: at least one; sums are added in this order.
-        weights: of all users, (U,) float32.
+        weights: the weights of all users, (U,) float32.
     """
 
     slices: tuple[Slice, ...]
@@ -228,7 +228,7 @@ class OfSplitUsers:
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction in which the system is solved for everybody at once.
+    """A direction along which the system is solved in advance, for all users.
 
     Attributes:
         vector: (I,) float32, q; 0 for items without a pair.
@@ -242,7 +242,7 @@ class Direction:
 
     @classmethod
     def of(cls, products: Products, norms: Normalisation) -> Direction:
-        """Popularity: each item's degree over the mean, normalised as a user's items are."""
+        """Make the popularity direction: each item's degree over the mean, with the normalisation of a user's items."""
         vector_I = norms.items * np.asarray(norms.item_degrees / _mean(norms.item_degrees), np.float32)
         if not norms.item_degrees.any():
             return cls(vector_I, vector_I, 0.0)
@@ -251,25 +251,25 @@ class Direction:
         return cls(vector_I, image_I, float(along(vector_I, image_I[:, None])[0]))
 
     def remove(self, solutions_IB: np.ndarray, residuals_IB: np.ndarray) -> np.ndarray:
-        """Solve for the direction's part, in place. Returns the squared lengths of the residuals left, (B,) float64."""
+        """Solve along the direction, in place. Returns the squared lengths of the remaining residuals, (B,) float64."""
         parts_B = self.share(along(self.vector, residuals_IB))
         return np.asarray(deflate(parts_B, self.vector, self.image, solutions_IB, residuals_IB))
 
     def share(self, products_B: np.ndarray) -> np.ndarray:
-        """(B,) float32: inner products over the direction's length."""
+        """Divide inner products by the direction's length, (B,) float32."""
         return np.asarray(products_B / self.length, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearModel:
-    """The linear model over all slices, and the weights that follow from their degrees. Nothing else is held.
+    """The linear model: all slices, and the weights that follow from their degrees. It holds nothing else.
 
-    To forget pairs, make the model of slices without them.
+    To forget pairs, make the model again from slices without them.
 
     Attributes:
-        products: over the slices.
-        normalisation: of all slices together.
-        popularity: the direction in which every user's system is solved already.
+        products: the products over the slices.
+        normalisation: the weights that follow from all slices together.
+        popularity: the direction along which every user's system is already solved.
         config: ridge, exponents and steps.
     """
 
@@ -280,7 +280,7 @@ class LinearModel:
 
     @classmethod
     def of(cls, slices: Sequence[Slice], n_users: int, n_items: int, config: LinearConfig) -> LinearModel:
-        """From every shard's slice, no pair in two of them. Bits depend on their order, because sums are added in it."""
+        """Make the model from the slices of all shards. No pair is in two slices. Sums, and so bits, follow their order."""
         norms = Normalisation.of(slices, n_users, n_items, config)
         if _share_users(slices, n_users):
             products: Products = OfSplitUsers(tuple(slices), norms.users)
@@ -289,16 +289,16 @@ class LinearModel:
         return cls(products, norms, Direction.of(products, norms), config)
 
     def scores(self, asked: Rows) -> np.ndarray:
-        """(B, I) float32; -inf for items without a pair, and for users none of whose items has one.
+        """Scores of all items, (B, I) float32; -inf for items without a pair, and for users whose items all have no pair.
 
-        A user's scores are the same to the last bit alone, in any batch, and on any number of cores. Asking about nobody loads
-        the compiled code.
+        A user's scores have the same bits alone, in any batch, and on any number of cores. A call without users loads the
+        compiled code.
 
         Args:
-            asked: (B, I) the items of each user. Nothing else is needed of a user, who may be in no slice.
+            asked: (B, I) the items of each user. A user needs nothing else, and need not be in any slice.
 
         Raises:
-            IndexError: an item is outside of the common numbering.
+            IndexError: an item is outside the common numbering.
         """
         norms = self.normalisation
         check_asked(asked, len(norms.items))
@@ -319,7 +319,7 @@ class LinearModel:
         return scores_BI
 
     def _load(self) -> None:
-        """Solve for one user without an item, and for two side by side."""
+        """Load the compiled code: solve for one user without items, and for two such users together."""
         for n_asked in (1, 2):
             nothing = Rows.of(np.zeros(n_asked + 1, np.int64), np.empty(0, np.int32))
             self._solve(nothing, np.empty((n_asked, len(self.normalisation.items)), np.float32))
@@ -329,11 +329,11 @@ class LinearModel:
 
 
 def solve(products: Products, asked: Rows, norms: Normalisation, known: Direction, steps: int, scores_BI: np.ndarray) -> None:
-    """Write the scores of B users into `scores_BI`: conjugate gradients on (G + lambda) z = G x, side by side.
+    """Write the scores of B users into `scores_BI` by conjugate gradients on (G + lambda) z = G x, for all users together.
 
-    Deflated: the part of z along the known direction is there from the start, and the steps go through its complement (Saad et
-    al. 2000, algorithm 3.6 with one vector). Rounding leads them out of it, so the part is corrected after each. The last step
-    needs half of a product: its length follows from p'Gp = |R^ p|^2, and nobody asks for its residual.
+    The method is deflated: z along the known direction is exact from the start, and the steps search its complement (Saad et
+    al. 2000, algorithm 3.6 with one vector). Rounding makes the steps drift out of the complement, so a correction follows each
+    step. The last step needs only half a product: its length follows from p'Gp = |R^ p|^2, and its residual is not used.
     """
     residuals_IB = norms.items[:, None] * products.gram_of(asked, norms.items * norms.items)
     directions_IB, solutions_IB, weighted_IB = np.zeros((3, *residuals_IB.shape), np.float32)
@@ -353,10 +353,10 @@ def solve(products: Products, asked: Rows, norms: Normalisation, known: Directio
 
 
 def check_asked(asked: Rows, n_items: int) -> None:
-    """Refuse items outside of the numbering: compiled loops would read beside their arrays.
+    """Refuse items outside the numbering, because compiled loops would read outside their arrays.
 
     Raises:
-        IndexError: names an item.
+        IndexError: an item is outside the numbering. The message names it.
     """
     for item in (asked.columns.min(), asked.columns.max()) if len(asked.columns) else ():
         if not 0 <= item < n_items:
@@ -364,7 +364,7 @@ def check_asked(asked: Rows, n_items: int) -> None:
 
 
 def mark_absent(scores_BI: np.ndarray, asked: Rows, norms: Normalisation) -> None:
-    """In place, -inf for the scores that cannot be computed: see `LinearModel.scores`."""
+    """Set the scores that cannot be computed to -inf, in place. See `LinearModel.scores`."""
     present_I = norms.item_degrees > 0
     if not present_I.all():
         scores_BI[:, ~present_I] = -np.inf
@@ -381,18 +381,18 @@ def _power(degrees: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def _mean(degrees: np.ndarray) -> float:
-    """Of the degrees above 0; 1 where there are none."""
+    """The mean of the degrees above 0; 1 if there are none."""
     return float(degrees.sum() / np.count_nonzero(degrees)) if degrees.any() else 1.0
 
 
 def _ratio(above_B: np.ndarray, below_B: np.ndarray) -> np.ndarray:
-    """float32; 0 for a system that is solved, or whose right side is 0."""
+    """The quotients, float32; 0 for a system that is solved or has a right side of 0."""
     ratios_B: np.ndarray = np.divide(above_B, below_B, out=np.zeros_like(above_B), where=below_B > 0)
     return ratios_B.astype(np.float32)
 
 
 def _added(parts: Iterator[np.ndarray]) -> np.ndarray:
-    """The sum of parts in their order, in the memory of the first."""
+    """Add the parts in order, in the memory of the first part."""
     total = next(parts)
     for part in parts:
         total += part

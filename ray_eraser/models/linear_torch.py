@@ -1,6 +1,6 @@
-"""The linear model by PyTorch: the equations of models/linear.py on a GPU.
+"""The linear model in PyTorch: the equations of models/linear.py on a GPU.
 
-U users and I items in a numbering that all shards share, U' users of one shard, B users who are asked about at once.
+U users and I items in a numbering that all shards share, U' users of one shard, B users of one request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray_eraser.kernels.products import Rows
 from ray_eraser.models.linear import LinearModel, Normalisation, Slice, check_asked, mark_absent
 
 _AT_ONCE = 64
-"""Users solved side by side."""
+"""Number of users to solve together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class SliceOnDevice:
     Attributes:
         users: (U',) numbers of the users that have a pair here.
         by_user: (U', I) each user's items.
-        by_item: (I, U') each item's users, by their places in `users`.
+        by_item: (I, U') each item's users, as positions in `users`.
     """
 
     users: Tensor
@@ -44,19 +44,19 @@ class SliceOnDevice:
 
 @dataclass(frozen=True, eq=False)
 class LinearTorch:
-    """The linear model of some slices on a torch device. Scores are in host memory, as those of `LinearModel`.
+    """The linear model of some slices on a torch device. Scores are returned in host memory, as by `LinearModel`.
 
-    Each product takes two rounds, users and then items, whether or not slices have users in common.
+    Each product takes two rounds, users and then items, even if no two slices have a user in common.
 
     Attributes:
-        slices: sums over them are added in this order, on which bits depend.
-        normalisation: of all slices together.
+        slices: at least one; sums, and so bits, follow this order.
+        normalisation: the weights that follow from all slices together.
         config: ridge, exponents and steps.
-        users: (U,) the normalisation's users on the device.
-        items: (I,) the normalisation's items on the device.
-        back: (I,) the normalisation's way back to scores, on the device.
-        known, image: (I, 1) the popularity's vector and image, on the device.
-        length: the popularity's.
+        users: (U,) `normalisation.users` on the device.
+        items: (I,) `normalisation.items` on the device.
+        back: (I,) `normalisation.back` on the device.
+        known, image: (I, 1) the vector and image of the popularity direction, on the device.
+        length: the length of the popularity direction.
     """
 
     slices: tuple[SliceOnDevice, ...]
@@ -71,7 +71,7 @@ class LinearTorch:
 
     @classmethod
     def of(cls, slices: Sequence[Slice], n_users: int, n_items: int, config: LinearConfig, device: torch.device) -> LinearTorch:
-        """As `LinearModel.of`. Slices are copied to the device."""
+        """Make the model as `LinearModel.of` does, and copy the slices to the device."""
         made = LinearModel.of(slices, n_users, n_items, config)
         norms, popularity = made.normalisation, made.popularity
         held = tuple(SliceOnDevice.of(own, device) for own in slices)
@@ -81,7 +81,7 @@ class LinearTorch:
 
     @torch.no_grad()
     def scores(self, asked: Rows) -> np.ndarray:
-        """As `LinearModel.scores`, but for rounding."""
+        """The scores of `LinearModel.scores`, up to rounding."""
         norms = self.normalisation
         check_asked(asked, len(norms.items))
         scores_BI = np.full((len(asked), len(norms.items)), -np.inf, np.float32)
@@ -93,7 +93,7 @@ class LinearTorch:
         return scores_BI
 
     def _solve(self, asked: Rows) -> Tensor:
-        """(B, I): `models.linear.solve`."""
+        """The scores, (B, I), as by `models.linear.solve`."""
         users_U1, items_I1, ridge = self.users[:, None], self.items[:, None], float(self.normalisation.ridge)
         first_UB = users_U1 * self._to_users(items_I1 * self._normalised(asked))
         residuals_IB = items_I1 * self._to_items(users_U1 * first_UB)
@@ -115,16 +115,16 @@ class LinearTorch:
         return (self.back[:, None] * solutions_IB).T
 
     def _without_popularity(self, solutions_IB: Tensor, residuals_IB: Tensor) -> tuple[Tensor, Tensor]:
-        """`Direction.remove`: new solutions and residuals."""
+        """The solutions and residuals after `Direction.remove`."""
         part_B = self._share(self.known, residuals_IB)
         return solutions_IB + part_B * self.known, residuals_IB - part_B * self.image
 
     def _share(self, vector_I1: Tensor, numbers_IB: Tensor) -> Tensor:
-        """(B,) float32: inner products with a vector over the popularity's length."""
+        """Inner products with a vector, divided by the length of the popularity direction, (B,) float32."""
         return (_added(vector_I1.double() * numbers_IB.double()) / self.length).float()
 
     def _normalised(self, asked: Rows) -> Tensor:
-        """Every asked user's x, (I, B)."""
+        """The normalised items x of every asked user, (I, B)."""
         device = self.items.device
         items = _sent(asked.columns[asked.starts[0] : asked.starts[-1]].astype(np.int64), device)
         lanes = _sent(np.repeat(np.arange(len(asked)), asked.degrees()), device)
@@ -153,22 +153,22 @@ def _squares(numbers_RB: Tensor) -> Tensor:
 
 
 def _added(numbers_RB: Tensor) -> Tensor:
-    """Each column's sum, (B,); the numbers are used up.
+    """The sum of each column, (B,). The input is overwritten.
 
-    Halves are added to each other, because the order in which `sum` adds may depend on how many columns there are.
+    The halves are added to each other repeatedly, because `sum` may add in an order that depends on the number of columns.
     """
     while len(numbers_RB) > 1:
         half = (len(numbers_RB) + 1) // 2
         numbers_RB[: len(numbers_RB) - half] += numbers_RB[half:]
         numbers_RB = numbers_RB[:half]
-    return numbers_RB.sum(0)  # of one row, or of none
+    return numbers_RB.sum(0)  # at most one row is left
 
 
 def _ratio(above_B: Tensor, below_B: Tensor) -> Tensor:
-    """float32; 0 for a system that is solved, or whose right side is 0."""
+    """The quotients, float32; 0 for a system that is solved or has a right side of 0."""
     return torch.where(below_B > 0, above_B / below_B, 0).float()
 
 
 def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device, on a CPU as well."""
+    """Copy the numbers to the device, even if it is the CPU."""
     return torch.tensor(numbers, device=device)

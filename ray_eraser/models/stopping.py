@@ -1,4 +1,4 @@
-"""When to stop training: once the score on held-out pairs has not improved for a while."""
+"""Early stopping: end the training when the score on held-out pairs stops improving."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Weights = TypeVar("Weights")
 
 @dataclass(frozen=True)
 class EarlyStopping(Generic[Weights]):
-    """The best weights so far and how many checks went by since; a check gives a new value.
+    """The best weights so far, and the number of checks since. Each check returns a new value.
 
-    A submodel is scored on its own shard's held-out pairs: what another shard holds must not decide when this one stops.
+    A submodel is scored on held-out pairs of its own shard, because another shard's data must not affect it.
 
     Attributes:
-        patience: checks without a better score after which training is `exhausted`; at least 1.
-        best: the weights of the best check, the earliest of equals; None before the first check.
-        best_score: their score.
-        waited: checks since then.
+        patience: the number of checks without a better score after which training is `exhausted`; at least 1.
+        best: the weights of the best check, or of the earliest one in a tie; None before the first check.
+        best_score: the score of these weights.
+        waited: the number of checks since then.
     """
 
     patience: int
@@ -27,7 +27,7 @@ class EarlyStopping(Generic[Weights]):
     waited: int = 0
 
     def after(self, score: float, weights: Weights) -> EarlyStopping[Weights]:
-        """What is known after one more check. `weights` are kept as they are: hand in a copy of what training will change."""
+        """The state after one more check. `weights` are not copied: pass a copy if training will change them."""
         if self.best is None or score > self.best_score:
             return replace(self, best=weights, best_score=score, waited=0)
         return replace(self, waited=self.waited + 1)

@@ -1,4 +1,4 @@
-"""The submodel of a model that is never trained: it knows nobody."""
+"""The base model behind models without training. Its submodels are empty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_eraser.models.base import BaseModel, Start, TrainingState
 
 
 class Untrained(BaseModel):
-    """A shard's part of a model whose only state is the interactions."""
+    """A base model that learns nothing, for models whose only state is the interactions."""
 
     def __init__(self, config: ModelSettings) -> None:
         self.config = config

@@ -1,7 +1,7 @@
-"""Weighted matrix factorisation by gradient steps over all pairs, none of them sampled: as RecEraser trains it.
+"""Weighted matrix factorisation by gradient steps over all pairs, without sampling, as RecEraser trains it.
 
-The loss is that of Chen et al. 2020 ("Efficient Neural Matrix Factorization without Sampling"), the steps are Adagrad's
-(Duchi et al. 2011), the settings those of the RecEraser authors (Chen et al. 2022).
+The loss is from Chen et al. 2020 ("Efficient Neural Matrix Factorization without Sampling"), the optimiser is Adagrad (Duchi et
+al. 2011), and the settings are those of the RecEraser authors (Chen et al. 2022).
 
 U' users and I' items of the shard in its compact numbering, B users of a batch, D width.
 """
@@ -23,10 +23,10 @@ from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.models.stopping import EarlyStopping
 
 _START_SCALE = 0.01
-"""Deviation of every coordinate at the start, as in the authors' code."""
+"""Standard deviation of the initial coordinates, as in the authors' code."""
 
 _ACCUMULATOR_START = 1e-8
-"""Adagrad's first squared gradient, as in the authors' code: small, so that the first step of a row is a whole `lr`."""
+"""Initial value of Adagrad's accumulator, as in the authors' code. It is so small that a row's first step has length `lr`."""
 
 
 class WmfAdagrad(BaseModel):
@@ -40,7 +40,7 @@ class WmfAdagrad(BaseModel):
     def train(
         self, before: TrainingState, interactions: Interactions, valid: Interactions, start: Start, epochs: int
     ) -> TrainingState:
-        """Train for all epochs or, with `patience`, until Recall@10 on `valid` stops rising; the best state then counts."""
+        """Train for all epochs. With `patience`, stop when Recall@10 on `valid` stops rising, and return the best state."""
         config = self.config
         compact = interactions.compact()
         observed_UI = compact.matrix()
@@ -54,7 +54,7 @@ class WmfAdagrad(BaseModel):
         items_ID, items_squares_ID = (torch.from_numpy(state.items[name]) for name in ("vectors", "squares"))
         stopping: EarlyStopping[TrainingState] = EarlyStopping(config.patience)
         for epoch in range(1, epochs + 1):
-            # `split` keeps the last, shorter batch. The authors drop it: a shard of fewer users than a batch never trains.
+            # `split` keeps a shorter last batch. The authors drop it, so a shard with fewer users than a batch never trains.
             for batch_B in torch.split(torch.randperm(len(users_UD), generator=generator), config.batch):
                 before_BD = users_UD.index_select(0, batch_B)
                 dropped_BD = dropout_mask(before_BD, config.keep, generator)
@@ -63,7 +63,7 @@ class WmfAdagrad(BaseModel):
                 )
                 squares_BD = users_squares_UD.index_select(0, batch_B)
                 adagrad_step(before_BD, slope_BD.mul_(dropped_BD), squares_BD, config.lr)
-                # A user is in one batch of an epoch: written back without adding, so in any order the same bits.
+                # A user is in only one batch of an epoch, so rows are written once and no order of additions affects the bits.
                 users_UD.index_copy_(0, batch_B, before_BD)
                 users_squares_UD.index_copy_(0, batch_B, squares_BD)
                 adagrad_step(items_ID, slope_ID, items_squares_ID, config.lr)
@@ -85,12 +85,12 @@ def non_sampling_loss(
 
     loss = w0 * sum over all pairs of (p.q)^2  +  sum over observed pairs of (1 - w0) (p.q)^2 - 2 p.q,
     which is the squared error with weight 1 on observed pairs (p.q - 1)^2 and w0 on the others (p.q)^2, less a constant. The
-    sum over all pairs is that of the entries of P'P * Q'Q: no pair of it is looked at.
+    sum over all pairs equals the sum of the entries of P'P * Q'Q, so no loop visits all pairs.
     """
     users_gram_DD, items_gram_DD = users_BD.T @ users_BD, items_ID.T @ items_ID
     scores_n = _observed_scores(users_BD, items_ID, observed_BI)
     loss = w0 * float((users_gram_DD * items_gram_DD).sum()) + float(((1 - w0) * scores_n * scores_n - 2 * scores_n).sum())
-    # SciPy's products add in the order of storage, so they give the same bits on any number of threads.
+    # SciPy's products add in storage order, so they give the same bits with any number of threads.
     slopes_BI = sparse.csr_matrix(
         ((2 * (1 - w0) * scores_n - 2).numpy(), observed_BI.indices, observed_BI.indptr), shape=observed_BI.shape
     )
@@ -100,20 +100,20 @@ def non_sampling_loss(
 
 
 def adagrad_step(weights: Tensor, slope: Tensor, squares: Tensor, lr: float) -> None:
-    """One step of Adagrad in place: squares += slope^2, weights -= lr * slope / sqrt(squares)."""
+    """Take one Adagrad step in place: squares += slope^2, weights -= lr * slope / sqrt(squares)."""
     squares.addcmul_(slope, slope)
     weights.addcdiv_(slope, squares.sqrt(), value=-lr)
 
 
 def dropout_mask(like: Tensor, keep: float, generator: torch.Generator) -> Tensor:
-    """1 / keep with probability `keep`, else 0, in the shape of `like`: a product with it keeps the mean."""
+    """A mask in the shape of `like`: 1 / keep with probability `keep`, else 0. Multiplying by it preserves the mean."""
     return (torch.rand(like.shape, dtype=like.dtype, generator=generator) < keep).to(like.dtype) / keep
 
 
 def _observed_scores(users_BD: Tensor, items_ID: Tensor, observed_BI: sparse.csr_matrix) -> Tensor:
-    """p.q of the observed pairs in the order of storage, (n,)."""
+    """The scores p.q of the observed pairs in storage order, (n,)."""
     with warnings.catch_warnings():
-        # torch calls the whole layout beta once a process; the one kernel used here is checked against a naive loop.
+        # torch warns once per process that this layout is in beta. A test checks the kernel used here against a naive loop.
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         pattern_BI = torch.sparse_csr_tensor(
             torch.from_numpy(observed_BI.indptr),

@@ -1,4 +1,4 @@
-"""WMF by non-sampling gradient steps, as in models/wmf_adagrad.py, on a torch device: only rounding differs.
+"""WMF by non-sampling gradient steps on a torch device. Only rounding differs from models/wmf_adagrad.py.
 
 U' users and I' items of the shard in its compact numbering, B users of a batch, n observed pairs of the batch, D width.
 """
@@ -22,7 +22,7 @@ from ray_eraser.models.stopping import EarlyStopping
 from ray_eraser.models.wmf_adagrad import WmfAdagrad, adagrad_step, dropout_mask
 
 _GATHERED = 1 << 24
-"""Numbers gathered at once for one side of observed pairs; a step holds about four arrays of this size."""
+"""Count of numbers to gather at once for one side of observed pairs. A step holds about four arrays of this size."""
 
 
 class WmfAdagradTorch(BaseModel):
@@ -38,14 +38,14 @@ class WmfAdagradTorch(BaseModel):
     def train(
         self, before: TrainingState, interactions: Interactions, valid: Interactions, start: Start, epochs: int
     ) -> TrainingState:
-        """Train for all epochs or, with `patience`, until Recall@10 on `valid` stops rising; the best state then counts."""
+        """Train for all epochs. With `patience`, stop when Recall@10 on `valid` stops rising, and return the best state."""
         config = self.config
-        # No epoch on the CPU: both devices begin with the same numbers.
+        # Zero epochs on the CPU make the initial state, so that both devices start with the same numbers.
         state = WmfAdagrad(config).train(before, interactions, valid, start, 0)
         users, items = _OnDevice.of(state.users, self._device), _OnDevice.of(state.items, self._device)
         n_users = len(state.users.rows)
         generator = torch.Generator().manual_seed(start.seed)
-        torch.randn(n_users, config.width, generator=generator)  # The users' start vectors came first in this sequence.
+        torch.randn(n_users, config.width, generator=generator)  # skip the users' initial vectors, drawn first on the CPU
         pairs = PairsByUser.of(slice_of(interactions, self._device).by_user)
         stopping: EarlyStopping[TrainingState] = EarlyStopping(config.patience)
         for epoch in range(1, epochs + 1):
@@ -58,7 +58,7 @@ class WmfAdagradTorch(BaseModel):
                 )
                 squares_BD = users.squares.index_select(0, here_B)
                 adagrad_step(before_BD, slope_BD.mul_(dropped_BD), squares_BD, config.lr)
-                # A user is in one batch of an epoch: the rows are distinct.
+                # A user is in only one batch of an epoch, so the rows are distinct.
                 users.vectors.index_copy_(0, here_B, before_BD)
                 users.squares.index_copy_(0, here_B, squares_BD)
                 adagrad_step(items.vectors, slope_ID, items.squares, config.lr)
@@ -76,7 +76,7 @@ class WmfAdagradTorch(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class _OnDevice:
-    """One side's vectors and squared gradients on a device, both (R, D); training changes them in place."""
+    """The vectors and squared gradients of one side on a device, both (R, D). Training changes them in place."""
 
     rows: np.ndarray
     vectors: Tensor
@@ -88,18 +88,18 @@ class _OnDevice:
         return cls(table.rows, vectors, squares)
 
     def table(self) -> Table:
-        """A copy in host memory."""
+        """A copy of the table in host memory."""
         vectors, squares = (tensor.to("cpu", copy=True).numpy() for tensor in (self.vectors, self.squares))
         return Table(self.rows, {"vectors": vectors, "squares": squares})
 
 
 @dataclass(frozen=True, eq=False)
 class PairsByUser:
-    """Observed pairs on a device, of which a batch's users are looked up.
+    """Observed pairs on a device, grouped by user, so that the pairs of a batch can be looked up.
 
     Attributes:
         starts: (U' + 1,) int64 in host memory, where each user's items begin.
-        items: (pairs,) on the device, one user's after another's.
+        items: (pairs,) on the device, user after user.
     """
 
     starts: np.ndarray
@@ -110,10 +110,10 @@ class PairsByUser:
         return cls(by_user.starts, by_user.columns)
 
     def of_users(self, batch_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's pairs, (n,) int64 each: the place of the user in the batch, ascending, and the item.
+        """The pairs of a batch, (n,) int64 each: the user's position in the batch, ascending, and the item.
 
         Args:
-            batch_B: user numbers, in host memory: it then knows n without waiting for the device.
+            batch_B: user numbers in host memory, so that n is known without waiting for the device.
         """
         users_B = batch_B.numpy()
         begins_B, sizes_B = self.starts[users_B], self.starts[users_B + 1] - self.starts[users_B]
@@ -131,8 +131,8 @@ def non_sampling_slopes(users_BD: Tensor, items_ID: Tensor, pairs: tuple[Tensor,
     Args:
         users_BD: vectors of the batch's users.
         items_ID: vectors of all items.
-        pairs: of `PairsByUser.of_users`.
-        w0: weight of an unobserved pair.
+        pairs: the result of `PairsByUser.of_users`.
+        w0: the weight of an unobserved pair.
     """
     slope_BD = (users_BD @ (items_ID.T @ items_ID)).mul_(2 * w0)
     slope_ID = (items_ID @ (users_BD.T @ users_BD)).mul_(2 * w0)

@@ -1,9 +1,9 @@
-"""Weighted matrix factorisation, solved exactly: alternating least squares over observed and unobserved pairs.
+"""Weighted matrix factorisation by exact alternating least squares over observed and unobserved pairs.
 
-Hu, Koren, Volinsky 2008; the regularisation of Rendle et al. 2021 ("Revisiting the performance of iALS"). The loss is
+Hu, Koren, Volinsky 2008, with the regularisation of Rendle et al. 2021 ("Revisiting the performance of iALS"). The loss is
     alpha0 * sum over all (u, v) of (p_u . q_v)^2  +  sum over observed (u, v) of (p_u . q_v - 1)^2  +  ridge.
 
-R rows are solved against C columns: users against items or items against users. D width.
+R rows are solved against C columns: users against items, or items against users. D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray_eraser.models.base import START_LENGTH, BaseModel, Start, Table, Traini
 
 
 class WmfAls(BaseModel):
-    """WMF by alternating least squares. Its state is the items' vectors: the users' follow from them."""
+    """WMF by alternating least squares. Its state holds only the items' vectors; the users' vectors follow from them."""
 
     config: WmfAlsConfig
 
@@ -30,7 +30,7 @@ class WmfAls(BaseModel):
         self,
         before: TrainingState,
         interactions: Interactions,
-        valid: Interactions,  # noqa: ARG002 - no early stopping: few epochs, all of them cheap
+        valid: Interactions,  # noqa: ARG002 - no early stopping, because epochs are few and cheap
         start: Start,
         epochs: int,
     ) -> TrainingState:
@@ -46,7 +46,7 @@ class WmfAls(BaseModel):
         return TrainingState(items=Table(compact.item_rows, {"vectors": items_ID}))
 
     def embeddings(self, state: TrainingState, interactions: Interactions) -> Embeddings:
-        """End with the users."""
+        """Solve the users on the final items."""
         compact, items_ID = interactions.compact(), state.items["vectors"]
         users_UD = self._half_sweep(compact.matrix(), items_ID)
         return Embeddings(compact.user_rows, users_UD, compact.item_rows, items_ID)
@@ -56,20 +56,20 @@ class WmfAls(BaseModel):
 
 
 def half_sweep(matrix: sparse.csr_matrix, others_CD: np.ndarray, alpha0: float, reg: float) -> np.ndarray:
-    """Every row's best vector while the other side stands still, (R, D) float32; rows without a pair get zeros.
+    """The best vector of every row while the other side is fixed, (R, D) float32; zeros for rows without a pair.
 
-    Row r solves (alpha0 Q'Q + Q_r'Q_r + reg (n_r + alpha0 C) I) p = sum of the q of its columns, with Q the other side, Q_r its
-    rows that r is paired with and n_r their number.
+    Row r solves (alpha0 Q'Q + Q_r'Q_r + reg (n_r + alpha0 C) I) p = sum of the rows of Q_r. Q is the other side, Q_r are its
+    rows that r is paired with, and n_r is their number.
     """
     ridge_R = ridge_of(np.diff(matrix.indptr), len(others_CD), alpha0, reg)
     return Ridge(others_CD, base_of(others_CD, alpha0)).solve(matrix.indptr, matrix.indices, ridge_R)
 
 
 def base_of(others_CD: np.ndarray, alpha0: float) -> np.ndarray:
-    """(D, D) float32, what the systems of all rows have in common: alpha0 Q'Q."""
+    """The part that the systems of all rows share, alpha0 Q'Q, (D, D) float32."""
     return np.asarray(np.float32(alpha0) * (others_CD.T @ others_CD), np.float32)
 
 
 def ridge_of(degrees_R: np.ndarray, n_columns: int, alpha0: float, reg: float) -> np.ndarray:
-    """(R,) float32, every row's ridge: reg (n_r + alpha0 C)."""
+    """The ridge of every row, reg (n_r + alpha0 C), (R,) float32."""
     return np.asarray(reg * (degrees_R + alpha0 * n_columns), np.float32)

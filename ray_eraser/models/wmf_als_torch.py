@@ -1,6 +1,6 @@
-"""Weighted matrix factorisation, solved exactly, by PyTorch: the equations of models/wmf_als.py on a GPU.
+"""Weighted matrix factorisation by exact alternating least squares in PyTorch: the equations of models/wmf_als.py on a GPU.
 
-R rows are solved against C columns: users against items or items against users. D width.
+R rows are solved against C columns: users against items, or items against users. D width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray_eraser.models.wmf_als import ridge_of
 
 
 class WmfAlsTorch(BaseModel):
-    """WMF by alternating least squares on a torch device. State and results are in host memory, as those of `WmfAls`."""
+    """WMF by alternating least squares on a torch device. State and results are in host memory, as with `WmfAls`."""
 
     config: WmfAlsConfig
 
@@ -37,7 +37,7 @@ class WmfAlsTorch(BaseModel):
         start: Start,
         epochs: int,
     ) -> TrainingState:
-        """Alternate exact solves, users then items. The slice is uploaded once, and the items are downloaded once."""
+        """Alternate exact solves, users then items. The data is uploaded once, and the items are downloaded once."""
         held = slice_of(interactions, self._device)
         first_ID = start.items * np.float32(START_LENGTH / self.config.width**0.5)
         state = TrainingState(items=Table(held.compact.item_rows, {"vectors": first_ID})).after(before)
@@ -45,7 +45,7 @@ class WmfAlsTorch(BaseModel):
         return TrainingState(items=Table(held.compact.item_rows, {"vectors": items_ID}))
 
     def embeddings(self, state: TrainingState, interactions: Interactions) -> Embeddings:
-        """End with the users."""
+        """Solve the users on the final items."""
         held, items_ID = slice_of(interactions, self._device), state.items["vectors"]
         side = Side.over(held.by_user, self._alpha0, self.config.reg)
         users_UD = half_sweep_torch(side, uploaded(items_ID, self._device), self._alpha0).cpu().numpy()
@@ -58,10 +58,10 @@ class WmfAlsTorch(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What a half sweep needs to know of the rows that it solves, on a device: the same in all epochs.
+    """The rows that a half sweep solves, on a device. They stay the same in all epochs.
 
     Attributes:
-        buckets: which columns each row has.
+        buckets: the columns of each row.
         ridge: (R,) see `ridge_of`.
     """
 
@@ -79,19 +79,19 @@ class Side:
 
 
 def half_sweep_torch(side: Side, others_CD: Tensor, alpha0: float) -> Tensor:
-    """Every row's best vector while the other side stands still, (R, D) float32: `half_sweep` of models/wmf_als.py."""
+    """The best vector of every row while the other side is fixed, (R, D) float32, as in `models.wmf_als.half_sweep`."""
     return side.buckets.solve(others_CD, alpha0 * (others_CD.T @ others_CD), side.ridge)
 
 
 def alternate(held: Slice, items_ID: np.ndarray, alpha0: float, reg: float, sweeps: int) -> np.ndarray:
-    """The items after `sweeps` rounds of users, then items, (I, D) float32. Nothing leaves the device in between.
+    """The items after `sweeps` rounds of users, then items, (I, D) float32. Nothing leaves the device between rounds.
 
     Args:
-        held: who has what, on the device that computes.
-        items_ID: float32 vectors to begin with; they are not changed.
-        alpha0: weight of an unobserved pair against 1 for an observed one.
-        reg: ridge, scaled by each row's degree.
-        sweeps: how many rounds.
+        held: the interactions, on the device that computes.
+        items_ID: float32, the initial vectors; they are not changed.
+        alpha0: the weight of an unobserved pair; an observed pair has weight 1.
+        reg: the ridge, scaled by each row's degree.
+        sweeps: the number of rounds.
     """
     users, items = (Side.over(buckets, alpha0, reg) for buckets in (held.by_user, held.by_item))
     vectors = uploaded(items_ID, held.device)
@@ -101,5 +101,5 @@ def alternate(held: Slice, items_ID: np.ndarray, alpha0: float, reg: float, swee
 
 
 def uploaded(vectors: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device, on a CPU as well."""
+    """Copy the vectors to the device, even if it is the CPU."""
     return torch.tensor(vectors, device=device)

@@ -1,4 +1,4 @@
-"""How interactions are divided into shards.
+"""Partitions: divide interactions into shards.
 
 n interactions, K shards, U users, I items.
 """
@@ -21,8 +21,10 @@ __all__ = ["Divider", "Partition", "divide", "place", "place_learned"]
 
 
 class Divider(Protocol):
-    """A partition of another package, made from its settings; see docs/extend.md. What `divide` gives depends on its arguments
-    and the settings alone, and where the settings say that it is not learned, a pair's place on the keys of that pair alone.
+    """A partition of another package, made from its settings; see docs/extend.md.
+
+    The result of `divide` must depend only on its arguments and the settings. If the settings say that the partition is not
+    learned, the shard of a pair must depend only on the keys of that pair.
     """
 
     def divide(
@@ -45,7 +47,7 @@ def divide(
     seed: int,
     embeddings: Embeddings | None = None,
 ) -> Partition:
-    """An owner for every interaction, by any kind of partition.
+    """Assign every interaction to a shard, with any kind of partition.
 
     Args:
         interactions: n pairs.
@@ -53,7 +55,7 @@ def divide(
         item_keys: (I,) uint64, the same for items.
         config: the kind and its settings.
         seed: the root seed.
-        embeddings: of the whole log, for the kinds made from them (`needs_embeddings`); the others pass them over.
+        embeddings: embeddings of the whole log, for the kinds that need them (`needs_embeddings`); ignored by the others.
     """
     if not isinstance(config, PartitionConfig):
         return cast(Divider, extension(config)(config)).divide(interactions, user_keys, item_keys, seed, embeddings)
@@ -77,20 +79,20 @@ def place(
     config: PartitionSettings,
     seed: int,
 ) -> np.ndarray:
-    """The shards that held-out interactions go to, (n_valid,) int16, so that each shard stops early by its own alone.
+    """Assign held-out interactions to shards, (n_valid,) int16, so that each shard uses only its own for early stopping.
 
-    What is not learned places a pair where it would have put it at first. `item_based` sends it to the item's shard, the
-    other learned kinds to the shard that owns most of the user's interactions (ties: the lowest shard). Users and items without
-    interactions go by keyed hash.
+    A partition that is not learned assigns a held-out pair like any other pair. `item_based` assigns it to the shard of its
+    item, and the other learned kinds to the shard that owns most of the user's interactions (ties: the lowest shard). Users and
+    items without interactions are assigned by keyed hash.
 
     Args:
-        valid: pairs held out, none of them in `interactions`.
-        interactions: what was divided.
-        partition: how.
+        valid: held-out pairs, none of them in `interactions`.
+        interactions: the interactions that were divided.
+        partition: the result of `divide`.
         user_keys: (U,) uint64, keyed hash of the raw id by row.
         item_keys: (I,) uint64, the same for items.
-        config: what `divide` was given.
-        seed: what `divide` was given.
+        config: the same as for `divide`.
+        seed: the same as for `divide`.
     """
     if not config.is_learned:
         return divide(valid, user_keys, item_keys, config, seed).owners
@@ -100,17 +102,17 @@ def place(
 
 
 def place_learned(new: KeyedPairs, shards: Sequence[ShardData], config: PartitionSettings, seed: int) -> list[KeyedPairs]:
-    """What every shard gains of interactions that come when the partition is made already.
+    """Assign interactions that arrive after the partition was made, and return the pairs that each shard gains.
 
-    What is not learned places a pair where it would have put it at first. `item_based` sends it to the shard that owns most
-    of the item's interactions, the other learned kinds to the one that owns most of the user's (ties: the lowest shard); a user
-    or item that no shard knows goes to the shard that has the fewest interactions by then, those with the lowest key first.
+    A partition that is not learned assigns a new pair like any other pair. `item_based` assigns it to the shard that owns most
+    of the item's interactions, and the other learned kinds to the shard that owns most of the user's (ties: the lowest shard).
+    Unknown users or items go to the shard with the fewest interactions at that point, in ascending order of their keys.
 
     Args:
         new: pairs that no shard has.
-        shards: what each shard has, in order.
-        config: what `divide` was given.
-        seed: what `divide` was given.
+        shards: the data of each shard, in order.
+        config: the same as for `divide`.
+        seed: the same as for `divide`.
     """
     pairs, user_keys, item_keys = new.compact()
     if not config.is_learned:
@@ -127,12 +129,12 @@ def place_learned(new: KeyedPairs, shards: Sequence[ShardData], config: Partitio
 
 
 def _homes(keys: np.ndarray, wanted: np.ndarray, shards: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The shard that each key's interactions go to, (n,) int16.
+    """The shard for the new interactions of each key, (n,) int16.
 
     Args:
         keys: (n,) ascending, of users or of items.
-        wanted: (n,) how many interactions of each come.
-        shards: of each the keys of its rows, and the row of every interaction that it learns from.
+        wanted: (n,) the number of new interactions of each key.
+        shards: for each shard, the keys of its rows and the row of every training interaction.
     """
     owned = np.zeros((len(shards), len(keys)), np.int64)
     for shard, (known, rows) in enumerate(shards):
@@ -151,7 +153,7 @@ def _homes(keys: np.ndarray, wanted: np.ndarray, shards: Sequence[tuple[np.ndarr
 
 
 def _main_shards(rows: np.ndarray, partition: Partition, keys: np.ndarray) -> np.ndarray:
-    """The shard that owns most interactions of each user (or item), by row; (U,) int16. `rows`: (n,), whose each one is."""
+    """The shard that owns most interactions of each user (or item), (U,) int16. `rows` (n,) is the user of each interaction."""
     main = hashed.shard_of_keys(keys, partition.n_shards)
     present, shards = _most_owned(rows, partition.owners, partition.n_shards)
     main[present] = shards

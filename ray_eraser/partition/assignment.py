@@ -1,4 +1,4 @@
-"""Which shard owns which interaction.
+"""The assignment of interactions to shards.
 
 K shards, n interactions, U users, D embedding width.
 """
@@ -19,38 +19,39 @@ from ray_eraser.embeddings import Embeddings
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """An owner for every interaction.
+    """The owning shard of every interaction.
 
     Attributes:
         n_shards: K.
-        owners: (n,) int16, the owning shard of each interaction, in the order of the interactions that were divided.
+        owners: (n,) int16, the owning shard of each interaction, in the order of the divided interactions.
     """
 
     n_shards: int
     owners: np.ndarray
 
     def sizes(self) -> np.ndarray:
-        """Interactions of every shard, (K,)."""
+        """The number of interactions of every shard, (K,)."""
         return np.bincount(self.owners, minlength=self.n_shards)
 
     def balance(self) -> float:
-        """The largest shard over the mean; 1 is perfect."""
+        """The size of the largest shard, divided by the mean; 1 is perfect."""
         return balance_of(self.sizes())
 
     def shards_per_user(self, interactions: Interactions) -> float:
-        """How many shards the data of one user sits in, on average: what one erasure costs."""
+        """The mean number of shards that hold data of a user. Erasing a user retrains these shards."""
         pairs = np.unique(interactions.users.astype(np.int64) * self.n_shards + self.owners)
         return len(pairs) / max(1, len(interactions.user_rows()))
 
     def scatter(self, interactions: Interactions, embeddings: Embeddings) -> float:
-        """How unlike each other the users of a shard are: squares within the shards over all squares, 0 to 1.
+        """How much the users within a shard differ: the sum of squares within shards over the total sum of squares, 0 to 1.
 
-        Both are sums of squared distances, from users' vectors to the mean of their shard and to the mean of all. A user counts
-        once an interaction, wherever that is: so the total is the same for every partition of a log, also for those that divide
-        users. A random one comes close to 1; what is missing to 1 is what the shards tell about a user.
+        The squares are distances from users' vectors to the mean of their shard and to the mean of all. A user counts once per
+        interaction, in the shard of that interaction. The total is therefore the same for every partition of a log, even if
+        users are divided. A random partition has a scatter close to 1. The smaller the scatter, the more a user's shard tells
+        about the user.
 
         Args:
-            interactions: what was divided.
+            interactions: the interactions that were divided.
             embeddings: vectors of at least every user of `interactions`.
         """
         if len(interactions) == 0:
@@ -69,7 +70,7 @@ class Partition:
         return max(0.0, 1 - between / total) if total > 0 else 0.0
 
     def describe(self, interactions: Interactions, embeddings: Embeddings | None = None) -> dict[str, Any]:
-        """What says how well interactions are divided: `sizes`, `balance`, `shards_per_user`; with embeddings, `scatter`."""
+        """Measures of the partition: `sizes`, `balance`, `shards_per_user` and, with embeddings, `scatter`."""
         figures: dict[str, Any] = {
             "sizes": self.sizes().tolist(),
             "balance": self.balance(),
@@ -79,12 +80,13 @@ class Partition:
 
 
 def capacity_of(slack: float, load: int, n_shards: int) -> int:
-    """What a shard may take: `slack` times the mean load, rounded up. The slack counts as it is written: in binary fractions,
-    1.1 times 50 is a little more than 55.
+    """The capacity of a shard: `slack` times the mean load, rounded up.
+
+    The slack is taken as a decimal number, because 1.1 times 50 is a little more than 55 in binary floating point.
     """
     return math.ceil(Fraction(str(slack)) * load / n_shards)
 
 
 def balance_of(sizes: np.ndarray) -> float:
-    """The largest of shards with so many interactions, (K,), over the mean; 1 is perfect."""
+    """The largest of the sizes (K,), divided by their mean; 1 is perfect."""
     return float(sizes.max() / sizes.mean()) if sizes.sum() else 1.0

@@ -2,10 +2,10 @@
 
 n units (users, items or interactions), K shards, D embedding width, V vectors.
 
-One greedy assignment serves all kinds: all unit-anchor costs in ascending order (ties: unit number, then shard number), each
-free unit to its anchor if that shard has room. `walk_down` does just that. `deferred_acceptance` comes to the same without the
-sort, but only where all units weigh the same: a shard that refuses a light unit for a nearer heavy one may lose the heavy one
-to a nearer unit still, and then the light one would have fit after all.
+All kinds use one greedy assignment: go through all unit-anchor costs in ascending order (ties: unit number, then shard number),
+and assign each free unit to the anchor's shard if that has room. `walk_down` does exactly this. `deferred_acceptance` gives the
+same result without the sort, but only if all units have the same weight. With different weights, a shard could refuse a light
+unit for a nearer heavy one, and then replace the heavy one by a still nearer unit, so that the light one would have fit.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ray_eraser.seeds import derive
 log = logging.getLogger(__name__)
 
 Costs = Callable[[np.ndarray], np.ndarray]
-"""Unit numbers (m,) to their costs (m, K), float32 and not negative."""
+"""A function from unit numbers (m,) to their costs (m, K), float32 and not negative."""
 
-_BLOCK = 1 << 19  # costs held at a time: what fits a core's cache is also the fastest
+_BLOCK = 1 << 19  # number of costs in memory at once; they fit in a core's cache, which is fastest
 _NO_LIMIT = np.iinfo(np.int64).max
 _UNIT = np.int64(0xFFFFFFFF)
 
@@ -40,15 +40,15 @@ class Factor:
 
     Attributes:
         vectors: (V, D) float64.
-        of_unit: (n,) integers, which of the vectors is the unit's.
+        of_unit: (n,) integers, the index of each unit's vector.
     """
 
     vectors: np.ndarray
     of_unit: np.ndarray
 
     def distances(self, anchors_KD: np.ndarray) -> np.ndarray:
-        """Euclidean, (V, K) float32."""
-        # Not from inner products: BLAS would bring its thread count into the bits.
+        """Euclidean distances, (V, K) float32."""
+        # Not computed from inner products, because BLAS would make the bits depend on its thread count.
         return np.asarray(cdist(self.vectors, anchors_KD), np.float32)
 
     def means(self, owners: np.ndarray, anchors_KD: np.ndarray) -> np.ndarray:
@@ -56,16 +56,16 @@ class Factor:
         shape = (len(anchors_KD), len(self.vectors))
         members_KV = sparse.csr_matrix((np.ones(len(owners)), (owners, self.of_unit)), shape=shape)
         sizes_K1 = np.bincount(owners, minlength=len(anchors_KD))[:, None]
-        # Per dimension, as the paper's equations say; the authors' code takes one scalar mean over members and dimensions.
+        # The mean of each dimension, as in the paper's equations. The authors' code takes one mean over members and dimensions.
         return np.where(sizes_K1 > 0, (members_KV @ self.vectors) / np.maximum(sizes_K1, 1), anchors_KD)
 
 
 def balanced(interactions: Interactions, embeddings: Embeddings, config: PartitionConfig, seed: int) -> Partition:
-    """Divide by nearness to anchors, every shard within its capacity.
+    """Assign units to near anchors, and keep every shard within its capacity.
 
     Args:
-        interactions: what is divided.
-        embeddings: of the whole log; cover every user and item of `interactions`, and may cover more.
+        interactions: the interactions to divide.
+        embeddings: embeddings of the whole log. They must cover every user and item of `interactions`.
         config: `kind` is `user_based`, `item_based` or `interaction_based`.
         seed: chooses the first anchors.
     """
@@ -87,11 +87,11 @@ def balanced(interactions: Interactions, embeddings: Embeddings, config: Partiti
 def whole_units(vectors_VD: np.ndarray, weights: np.ndarray, config: PartitionConfig, seed: int) -> np.ndarray:
     """Algorithm 1, UBP for users and IBP for items: E = ||p - a||, every unit in one shard.
 
-    The paper counts units; by default we count their interactions, since those are what training costs and what an erasure
-    trains again. An anchor is the mean of its units, each counted once, either way.
+    The paper limits the number of units in a shard. Our default limits their interactions, because these determine the cost of
+    training and of erasures. In both cases an anchor is the mean of its units, each counted once.
 
     Args:
-        vectors_VD: (V, D) float64, one a unit.
+        vectors_VD: (V, D) float64, one per unit.
         weights: (V,) interactions of each unit, at least 1.
         config: the partition's settings.
         seed: chooses the first anchors.
@@ -106,7 +106,7 @@ def whole_units(vectors_VD: np.ndarray, weights: np.ndarray, config: PartitionCo
 def interaction_based(user: Factor, item: Factor, config: PartitionConfig, seed: int) -> np.ndarray:
     """Algorithm 2, InBP: anchors are pairs (p_a, q_a), E = ||p_u - p_a|| * ||q_v - q_a||.
 
-    Distances are taken once a user and once an item; interactions multiply what they look up.
+    Distances are computed once per user and once per item. The cost of an interaction is the product of two of them.
 
     Args:
         user: user vectors, and the user of every interaction.
@@ -121,7 +121,7 @@ def interaction_based(user: Factor, item: Factor, config: PartitionConfig, seed:
 
 
 def product_costs(factors: list[Factor], anchors: list[np.ndarray]) -> Costs:
-    """E(unit, anchor), the product of the factors' distances, looked up for the units asked for."""
+    """Make the cost function E(unit, anchor): the product of the factors' distances."""
     first, *others = [(factor.distances(anchor), factor.of_unit) for factor, anchor in zip(factors, anchors, strict=True)]
 
     def costs(units: np.ndarray) -> np.ndarray:
@@ -135,12 +135,12 @@ def product_costs(factors: list[Factor], anchors: list[np.ndarray]) -> Costs:
 
 
 def _settle(factors: list[Factor], weights: np.ndarray | None, config: PartitionConfig, seed: int) -> np.ndarray:
-    """Assign and move the anchors in turn, until nothing changes or the iterations are used up; (n,) int16."""
+    """Assign units and move anchors in turn, until nothing changes or `max_iterations` is reached; (n,) int16."""
     n_units = len(factors[0].of_unit)
     load = n_units if weights is None else int(weights.sum())
     # The paper leaves the capacity open; its code takes 1.2 times the mean: PartitionConfig.slack.
     capacity = capacity_of(config.slack, load, config.n_shards)
-    # With fewer units than shards the last shards stay empty.
+    # With fewer units than shards, the last shards stay empty.
     n_anchors = min(n_units, config.n_shards)
     chosen = np.random.default_rng(derive(seed, "partition", "anchors")).choice(n_units, n_anchors, replace=False)
     anchors = [factor.vectors[factor.of_unit[chosen]] for factor in factors]
@@ -163,25 +163,25 @@ def _settle(factors: list[Factor], weights: np.ndarray | None, config: Partition
 
 
 def walk_down(costs_nK: np.ndarray, weights: np.ndarray, capacity: int) -> np.ndarray:
-    """The greedy assignment of weighted units, by definition: sort every cost and walk down. (n,) int16.
+    """The greedy assignment of weighted units by its definition: sort all costs and walk down. (n,) int16.
 
-    A shard has room for a unit if used + weight <= capacity, so a shard that refuses a heavy unit may take a lighter one later.
-    Units that fit nowhere come last, the heaviest first (ties: unit number), each into the emptiest shard (ties: shard number);
-    only then is a shard fuller than its capacity.
+    A shard has room for a unit if used + weight <= capacity, so a shard that refuses a heavy unit may accept a lighter one
+    later. Units that fit nowhere are assigned last, the heaviest first (ties: unit number), each to the emptiest shard (ties:
+    shard number). Only these units can push a shard over its capacity.
 
     Args:
         costs_nK: (n, K).
         weights: (n,) integers.
-        capacity: what the weights in one shard may add up to.
+        capacity: the maximum total weight in one shard.
     """
     n_units, n_shards = costs_nK.shape
     owners = np.full(n_units, -1, np.int16)
     room = np.full(n_shards, capacity, np.int64)
-    # Row after row: a stable sort of the flat costs breaks ties by unit, then by shard.
+    # The costs are flattened row by row, so a stable sort breaks ties by unit, then by shard.
     order = np.argsort(costs_nK.ravel(), kind="stable")
     for start in range(0, len(order), max(1, n_units)):
         units, shards = np.divmod(order[start : start + n_units], n_shards)
-        # Owned stays owned and room only shrinks: what fails here would fail in the walk.
+        # Assignments are final and room only shrinks, so a unit that fails here would also fail in the walk below.
         possible = (owners[units] < 0) & (weights[units] <= room[shards])
         units, shards = units[possible], shards[possible]
         for unit, shard, weight in zip(units.tolist(), shards.tolist(), weights[units].tolist(), strict=True):
@@ -196,19 +196,19 @@ def walk_down(costs_nK: np.ndarray, weights: np.ndarray, capacity: int) -> np.nd
 
 
 def deferred_acceptance(costs: Costs, n_units: int, n_shards: int, capacity: int) -> np.ndarray:
-    """The greedy assignment of units that weigh 1, in rounds and without sorting n * K costs. (n,) int16.
+    """The greedy assignment of units of weight 1, in rounds and without sorting n * K costs. (n,) int16.
 
-    Every free unit proposes to the nearest shard that would still take it; a shard with too many keeps its nearest `capacity`
-    (ties: unit number), and once full takes only what is nearer than the farthest it keeps. Both sides rank by the same costs,
-    so there is one stable matching (Gale and Shapley 1962): the walk's.
+    Every free unit proposes to the nearest shard that would still accept it. A shard with too many units keeps the nearest
+    `capacity` of them (ties: unit number). A full shard accepts only units nearer than its farthest one. Both sides rank by the
+    same costs, so there is only one stable matching (Gale and Shapley 1962), and it equals the result of `walk_down`.
 
     Args:
-        costs: of any units, not negative.
+        costs: the cost function; costs are not negative.
         n_units: n, at most K * capacity and less than 2^32.
         n_shards: K.
-        capacity: units a shard may own.
+        capacity: the maximum number of units in a shard.
     """
-    assert n_units <= n_shards * capacity, "a unit that every shard refuses would propose for ever"
+    assert n_units <= n_shards * capacity, "a unit that every shard refuses would propose forever"
     kept = [np.empty(0, np.int64)] * n_shards
     limits = np.full(n_shards, _NO_LIMIT)
     free = np.arange(n_units)
@@ -230,10 +230,10 @@ def deferred_acceptance(costs: Costs, n_units: int, n_shards: int, capacity: int
 
 
 def _propose(costs: Costs, free: np.ndarray, limits: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """The shards that are proposed to, each with its suitors' keys.
+    """The shards that receive proposals, each with the keys of the proposing units.
 
-    A key is the bits of a cost above those of the unit number. Floats that are not negative order as their bits do, so keys
-    rank by cost, then by unit, and no two are equal.
+    A key holds the bits of a cost above the bits of the unit number. The bits of non-negative floats sort like the floats, so
+    keys sort by cost, then by unit, and no two are equal.
     """
     shards, keys = np.empty(len(free), np.int16), np.empty(len(free), np.int64)
     block = max(1, _BLOCK // len(limits))
@@ -243,7 +243,7 @@ def _propose(costs: Costs, free: np.ndarray, limits: np.ndarray) -> list[tuple[i
         keys_mK <<= 32
         keys_mK |= units[:, None]
         keys_mK[keys_mK >= limits] = _NO_LIMIT
-        nearest = keys_mK.argmin(axis=1)  # the first of equals: ties go to the lower shard
+        nearest = keys_mK.argmin(axis=1)  # the first minimum, so ties go to the lower shard
         shards[start : start + block] = nearest
         keys[start : start + block] = keys_mK[np.arange(len(units)), nearest]
     order = np.argsort(shards, kind="stable")
@@ -252,13 +252,13 @@ def _propose(costs: Costs, free: np.ndarray, limits: np.ndarray) -> list[tuple[i
 
 
 def unit_weights(rows: np.ndarray, config: PartitionConfig) -> np.ndarray:
-    """What each whole user (or item) takes of a capacity: its interactions, or 1 where `units` are balanced. `rows`: (n,)."""
+    """The load of each whole user (or item): its number of interactions, or 1 if `balance` is `units`. `rows`: (n,)."""
     counts = np.bincount(rows)
     return counts if config.balance == "interactions" else np.ones_like(counts)
 
 
 def vectors_of(rows: np.ndarray, table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The vectors of rows, float64."""
+    """The vectors of the wanted rows, float64."""
     positions = np.searchsorted(rows, wanted)
-    assert np.array_equal(rows.take(positions, mode="clip"), wanted), "the embeddings do not cover all that is to be divided"
+    assert np.array_equal(rows.take(positions, mode="clip"), wanted), "the embeddings must cover all users and items to divide"
     return np.asarray(table[positions], np.float64)

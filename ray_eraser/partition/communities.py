@@ -2,9 +2,9 @@
 
 n users, K shards, I items.
 
-GraphEraser divides the nodes of a graph. In the graph of users and items an item's node cannot be in one shard without taking
-its interactions from their users, or losing them. So users are what is divided, each whole in one shard, as RecEraser's paper
-has it where it compares with GraphEraser. An edge of our graph joins users with items in common.
+GraphEraser divides the nodes of a graph. In a user-item graph, an item's node cannot be in one shard without separating its
+interactions from their users, or losing them. We therefore divide users, each whole in one shard, as the RecEraser paper does
+in its comparison with GraphEraser. An edge of our graph joins two users with items in common.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ray_eraser.seeds import derive
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 1 << 22  # similarities held at a time
+_BLOCK = 1 << 22  # number of similarities in memory at once
 
 
 def label_propagation(interactions: Interactions, config: PartitionConfig, seed: int) -> Partition:
-    """BLPA: users take the label that most of the users like them have, as far as there is room. Needs no embeddings.
+    """BLPA: each user takes the most frequent label of its similar users, if that shard has room. It needs no embeddings.
 
-    The paper counts a shard's nodes; by default we count their interactions, since those are what training costs and what an
-    erasure trains again.
+    The paper limits the number of nodes in a shard. Our default limits their interactions, because these determine the cost of
+    training and of erasures.
 
     Args:
-        interactions: what is divided.
+        interactions: the interactions to divide.
         config: `neighbours`, `slack`, `balance` and `max_iterations` are used.
         seed: chooses the first labels.
     """
@@ -63,13 +63,13 @@ def label_propagation(interactions: Interactions, config: PartitionConfig, seed:
 def embedding_kmeans(interactions: Interactions, embeddings: Embeddings, config: PartitionConfig, seed: int) -> Partition:
     """BEKM: balanced k-means on the users' vectors.
 
-    RecEraser's user-based algorithm grew out of it: the same greedy assignment, the same anchors, begun at random users. What
-    differs is the capacity and the number of rounds, which `config` has by its kind.
+    RecEraser's user-based algorithm is derived from it. Both use the same greedy assignment and anchors that start at random
+    users. They differ in the capacity and the number of rounds, which `config` sets by its kind.
 
     Args:
-        interactions: what is divided.
-        embeddings: of the whole log; cover every user of `interactions`, and may cover more. The paper takes them from a graph
-            network; ours are the factorisation's that all learned partitions here are made from.
+        interactions: the interactions to divide.
+        embeddings: embeddings of the whole log. They must cover every user of `interactions`. The paper takes them from a graph
+            network; ours come from the factorisation that all learned partitions here use.
         config: `slack`, `balance` and `max_iterations` are used.
         seed: chooses the first anchors.
     """
@@ -82,18 +82,18 @@ def embedding_kmeans(interactions: Interactions, embeddings: Embeddings, config:
 
 
 def similarity_graph(matrix_nI: sparse.csr_matrix, n_neighbours: int) -> sparse.csr_matrix:
-    """Who is like whom: an edge where one is among the other's most similar users, (n, n) int32, symmetric, no loops.
+    """The graph of similar users, (n, n) int32, symmetric, without loops.
 
-    Similarity is the cosine of the two users' item sets, common / sqrt(degree degree'); ties go to the lower user. Users
-    without a common item are never joined.
+    An edge joins two users if one is among the most similar users of the other. Similarity is the cosine of the two users' item
+    sets, common / sqrt(degree degree'); ties go to the lower user. Users without a common item are never joined.
 
     Args:
         matrix_nI: ones where a user has an item.
-        n_neighbours: the most similar users that each user chooses; others may choose it too.
+        n_neighbours: the number of similar users that each user chooses. More users may choose it.
     """
     n_users = matrix_nI.shape[0]
     degrees = np.diff(matrix_nI.indptr)
-    # Of one user, cosines order as common^2 / degree' does: whole numbers divided once, so that equals are equal.
+    # For one user, common^2 / degree' sorts like the cosine. It divides whole numbers once, so equal values stay equal.
     transposed_In = matrix_nI.T.tocsr()
     chosen: list[np.ndarray] = []
     block = max(1, _BLOCK // max(1, n_users))
@@ -112,7 +112,7 @@ def similarity_graph(matrix_nI: sparse.csr_matrix, n_neighbours: int) -> sparse.
 
 
 def _highest(users: np.ndarray, keys: np.ndarray, n_wanted: int) -> np.ndarray:
-    """The users with the highest keys, at most `n_wanted`; ties go to the lower user, and a key of zero is none."""
+    """At most `n_wanted` users with the highest keys above zero; ties go to the lower user."""
     users, keys = users[keys > 0], keys[keys > 0]
     if len(users) <= n_wanted:
         return users
@@ -122,9 +122,9 @@ def _highest(users: np.ndarray, keys: np.ndarray, n_wanted: int) -> np.ndarray:
 
 
 def dealt_out(weights: np.ndarray, n_shards: int, seed: int) -> np.ndarray:
-    """A random balanced labelling, (n,) int16: users in random order, each to the emptiest shard (ties: the lowest).
+    """A random balanced labelling, (n,) int16: users in random order, each to the emptiest shard (ties: the lowest shard).
 
-    No shard is fuller than the mean by more than one user.
+    No shard exceeds the mean load by more than one user.
     """
     labels = np.empty(len(weights), np.int16)
     shards = [(0, shard) for shard in range(n_shards)]
@@ -136,20 +136,21 @@ def dealt_out(weights: np.ndarray, n_shards: int, seed: int) -> np.ndarray:
 
 
 def propagate(graph: sparse.csr_matrix, labels: np.ndarray, weights: np.ndarray, capacity: int, n_shards: int) -> np.ndarray:
-    """One round of BLPA, algorithm 1 of the paper: the labels after it, (n,) int16.
+    """The labels after one round of BLPA, (n,) int16. Algorithm 1 of the paper.
 
-    Each user wishes the label that most neighbours have; its gain is their number. Users are visited by descending gain (ties:
-    user number). One who wishes another label moves if that shard has room, else joins the queue for it. A move out admits the
-    head of the queue for the shard that was left, which may admit another in turn.
+    Each user wishes for the most frequent label among its neighbours, and its gain is the number of neighbours with that label.
+    Users are visited by descending gain (ties: user number). A user who wishes for another label moves if that shard has room,
+    and joins the shard's queue otherwise. When a user leaves a shard, the head of that shard's queue moves in, which may let
+    another user move in turn.
 
-    The authors' code admits the whole queue once one user has left, so that shards outgrow their capacity, and sends users
+    The authors' code admits the whole queue after one user has left, so shards exceed their capacity. It also sends users
     without neighbours to shard 0; here they stay.
 
     Args:
         graph: (n, n) neighbours, symmetric.
-        labels: (n,) int16, at the beginning of the round.
-        weights: (n,) integers, what a user takes of its shard's capacity.
-        capacity: what the weights in one shard may add up to; a shard that is fuller already takes nobody.
+        labels: (n,) int16, at the start of the round.
+        weights: (n,) integers, the load of each user.
+        capacity: the maximum total weight in one shard. A shard that already exceeds it accepts no user.
         n_shards: K.
     """
     wishes, gains = _wishes(graph, labels, n_shards)
@@ -165,7 +166,7 @@ def propagate(graph: sparse.csr_matrix, labels: np.ndarray, weights: np.ndarray,
     sizes: list[int] = weights.tolist()
 
     def move(user: int) -> int:
-        """The shard that was left."""
+        """Move a user to its target, and return the shard that it left."""
         room[targets[user]] -= sizes[user]
         room[sources[user]] += sizes[user]
         moved[user] = targets[user]
@@ -178,24 +179,24 @@ def propagate(graph: sparse.csr_matrix, labels: np.ndarray, weights: np.ndarray,
         left = deque([move(user)])
         while left:
             freed = left.popleft()
-            # Where users weigh the same this admits one; where they do not, as many as fit.
+            # This admits one user if all weights are equal, and otherwise as many as fit.
             while queues[freed] and sizes[queues[freed][0]] <= room[freed]:
                 left.append(move(queues[freed].popleft()))
     return moved
 
 
 def _wishes(graph: sparse.csr_matrix, labels: np.ndarray, n_shards: int) -> tuple[np.ndarray, np.ndarray]:
-    """The label that most neighbours of each user have, and how many have it, (n,) each.
+    """The most frequent label among each user's neighbours, and the number of neighbours with it, (n,) each.
 
-    Ties: the own label, so that labels can come to rest; else the next one upwards, cyclically. The code of the paper draws
-    among equals; the lowest would favour shard 0, to which almost all tie at first.
+    In a tie, a user keeps its own label if it can, so that labels can settle, and otherwise takes the next higher one,
+    cyclically. The paper's code draws at random. The lowest label would favour shard 0, because almost all labels tie at first.
     """
     n_users = len(labels)
     one_hot_nK = sparse.csr_matrix((np.ones(n_users, np.int64), labels, np.arange(n_users + 1)), shape=(n_users, n_shards))
     counts_nK = graph @ one_hot_nK
     lengths = np.diff(counts_nK.indptr)
     steps = (counts_nK.indices - np.repeat(labels, lengths)) % n_shards
-    # One number ranks by count, then by the fewest steps upwards; a user without neighbours keeps its label with gain 0.
+    # Keys sort by count, then by the fewest steps upwards. A user without neighbours keeps its label with gain 0.
     keys = counts_nK.data * n_shards + (n_shards - 1 - steps)
     best = np.full(n_users, n_shards - 1)
     best[lengths > 0] = np.maximum.reduceat(keys, counts_nK.indptr[:-1][lengths > 0]) if len(keys) else 0

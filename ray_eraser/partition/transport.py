@@ -21,20 +21,20 @@ from ray_eraser.seeds import derive
 
 log = logging.getLogger(__name__)
 
-_TOLERANCE = 1e-4  # mass in the wrong column, of 1: what is repaired afterwards anyway
-_ON_THE_WAY = 1e-2  # the same at a larger eps, whose prices are but where the next begins
-_MAX_STEPS = 2000  # of Sinkhorn, at one eps
+_TOLERANCE = 1e-4  # share of the mass that may be in the wrong column; rounding repairs it
+_ON_THE_WAY = 1e-2  # the tolerance at a larger eps, whose prices are only the start for the next eps
+_MAX_STEPS = 2000  # maximum number of Sinkhorn steps at one eps
 
 
 def transport(interactions: Interactions, embeddings: Embeddings, config: PartitionConfig, seed: int) -> Partition:
-    """Carry the users to anchors at the least squared distance, an equal load to each; then move the anchors, in turn.
+    """Transport users to anchors at the least squared distance, with an equal load for each anchor; move the anchors; repeat.
 
-    A user weighs what it takes of a capacity (`balance`): by default its interactions, so that those are what is balanced. The
-    plan may divide a user; whole users go where most of them is carried, see `rounded`.
+    The load of a user depends on `balance`; by default it is the number of interactions. A transport plan may divide a user
+    over several anchors. The whole user then goes to the anchor with the largest share; see `rounded`.
 
     Args:
-        interactions: what is divided.
-        embeddings: of the whole log; cover every user of `interactions`, and may cover more.
+        interactions: the interactions to divide.
+        embeddings: embeddings of the whole log. They must cover every user of `interactions`.
         config: `entropy`, `slack`, `balance` and `max_iterations` are used.
         seed: chooses the first anchors.
     """
@@ -45,7 +45,7 @@ def transport(interactions: Interactions, embeddings: Embeddings, config: Partit
     users_nD = vectors_of(embeddings.user_rows, embeddings.users, compact.user_rows)
     weights = unit_weights(users, config)
     capacity = capacity_of(config.slack, int(weights.sum()), config.n_shards)
-    # With fewer users than shards the last shards stay empty.
+    # With fewer users than shards, the last shards stay empty.
     n_anchors = min(len(users_nD), config.n_shards)
     mass, columns = weights / weights.sum(), np.full(n_anchors, 1 / n_anchors)
     generator = np.random.default_rng(derive(seed, "partition", "anchors"))
@@ -54,9 +54,9 @@ def transport(interactions: Interactions, embeddings: Embeddings, config: Partit
     settled, iteration = False, 0
     while not settled and iteration < config.max_iterations:
         iteration += 1
-        # Not from inner products: BLAS would bring its thread count into the bits.
+        # Not computed from inner products, because BLAS would make the bits depend on its thread count.
         costs_nK, previous = cdist(users_nD, anchors_KD, "sqeuclidean"), owners
-        # Where all users are alike, any plan is the cheapest and eps is of no account.
+        # If all users are equal, all costs are zero, and any positive eps will do.
         eps = config.entropy * (float(costs_nK.mean()) or 1.0)
         prices = sinkhorn(costs_nK, mass, columns, eps)
         owners = rounded(costs_nK - prices, weights, capacity)
@@ -77,19 +77,19 @@ def sinkhorn(
     tolerance: float = _TOLERANCE,
     max_steps: int = _MAX_STEPS,
 ) -> np.ndarray:
-    """The plan pi that minimises sum pi C - eps H(pi) with the given marginals, as the price of each column, (K,).
+    """The column prices (K,) of the plan pi that minimises sum pi C - eps H(pi) with the given marginals.
 
-    Sinkhorn's iterations on logarithms, where no eps is too small for the exponential. The rows' potentials follow from the
-    prices, so that a plan's rows always hold, see `log_plan`. Eps comes down by halves from the largest cost: a step moves a
-    price by some eps, so that a small one would take long to come from afar.
+    Sinkhorn's iterations on logarithms, so that no eps is too small for the exponential. The row potentials follow from the
+    prices, so a plan always has the right row sums; see `log_plan`. Eps starts at the largest cost and is halved repeatedly: a
+    step moves a price by about eps, so a small eps alone would need many steps.
 
     Args:
         costs_nK: C.
-        rows: (n,) what each row carries, positive; they sum to 1.
-        columns: (K,) what each column takes, positive; they sum to 1.
-        eps: weight of the entropy, positive.
-        tolerance: how much mass may end in the wrong columns.
-        max_steps: at each eps; where they do not suffice, the prices are what has been reached.
+        rows: (n,) the mass of each row, positive, with sum 1.
+        columns: (K,) the mass of each column, positive, with sum 1.
+        eps: the weight of the entropy, positive.
+        tolerance: the maximum mass in wrong columns.
+        max_steps: the maximum number of steps at each eps. If they do not suffice, the prices reached so far are used.
     """
     prices, log_columns = np.zeros(len(columns)), np.log(columns)
     halvings = max(0, math.ceil(math.log2(costs_nK.max() / eps))) if costs_nK.any() else 0
@@ -104,7 +104,7 @@ def sinkhorn(
 
 
 def log_plan(costs_nK: np.ndarray, rows: np.ndarray, prices: np.ndarray, eps: float) -> np.ndarray:
-    """Logarithms of the plan with these prices, (n, K): each row's mass by the softmax of (price - cost) / eps."""
+    """Logarithms of the plan with these prices, (n, K): each row's mass times the softmax of (price - cost) / eps."""
     logits_nK: np.ndarray = (prices - costs_nK) / eps
     logits_nK += np.log(rows)[:, None] - _log_sums(logits_nK, axis=1)[:, None]
     return logits_nK
@@ -116,16 +116,17 @@ def _log_sums(logs: np.ndarray, axis: int) -> np.ndarray:
 
 
 def rounded(net_costs_nK: np.ndarray, weights: np.ndarray, capacity: int) -> np.ndarray:
-    """Whole users where most of each is carried, and where that is more than fits, repaired; (n,) int16.
+    """Assign whole users to the shard with their largest share, and repair shards that are too full; (n,) int16.
 
-    Most of a user goes where cost less price is least, whatever eps is. Users are taken in the order of what any other shard
-    would cost them more, so that those who are nearly indifferent give way. A user that finds its shard full goes on to the
-    next. `walk_down` does this, with the cost of a shard over the best of the others, which is negative for the best alone.
+    For every eps, the largest share of a user goes to the shard with the least cost minus price. Users are assigned in the
+    order of how much the next best shard would cost them more, the largest difference first, so that nearly indifferent users
+    give way. A user whose shard is full goes on to the next best. `walk_down` does this for the costs relative to the best
+    other shard, which are negative only for the best shard.
 
     Args:
-        net_costs_nK: cost less price.
+        net_costs_nK: cost minus price.
         weights: (n,) integers.
-        capacity: what the weights in one shard may add up to; see `walk_down` for what fits nowhere.
+        capacity: the maximum total weight in one shard. See `walk_down` for users that fit nowhere.
     """
     n_units, n_shards = net_costs_nK.shape
     if n_shards == 1:
@@ -136,7 +137,7 @@ def rounded(net_costs_nK: np.ndarray, weights: np.ndarray, capacity: int) -> np.
 
 
 def _weighted_means(users_nD: np.ndarray, weights: np.ndarray, owners: np.ndarray, anchors_KD: np.ndarray) -> np.ndarray:
-    """Mean vector of each shard's users by weight, (K, D); a shard without users keeps its anchor."""
+    """The weighted mean vector of each shard's users, (K, D); a shard without users keeps its anchor."""
     shape = (len(anchors_KD), len(owners))
     members_Kn = sparse.csr_matrix((weights.astype(np.float64), (owners, np.arange(len(owners)))), shape)
     loads_K1 = np.bincount(owners, weights, minlength=len(anchors_KD))[:, None]

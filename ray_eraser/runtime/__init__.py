@@ -1,1 +1,1 @@
-"""Ray: the only folder that imports it."""
+"""The deployment on Ray. No other folder imports Ray."""

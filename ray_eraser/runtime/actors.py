@@ -1,7 +1,7 @@
-"""The plain classes as Ray actors. Nothing is decided here.
+"""The plain classes as Ray actors. This module decides nothing.
 
-An actor is given names, paths and settings, never interactions or vectors: Ray runs a constructor again after a crash, and what
-was passed by value would come back from the dead.
+A constructor gets names, paths and settings, never interactions or vectors. Ray runs it again after a crash, and arguments that
+were passed by value would bring erased data back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import RayEraserError, UnexpectedError
 from ray_eraser.ids import RawId, RequestId
 from ray_eraser.logs import named_safely
+from ray_eraser.recommend import Scored
 from ray_eraser.runtime.metrics import DeploymentMetrics
 from ray_eraser.runtime.operating import Operation
 from ray_eraser.runtime.pool import RayShardPool
@@ -41,13 +42,13 @@ AggregatorActor: Any = ray.remote(AggregatorProcess)
 
 @dataclass(frozen=True)
 class Failed:
-    """An error as a value: Ray keeps the text of exceptions among its events, and some of ours name users."""
+    """An error as a value. Ray keeps the text of exceptions among its events, and some of our errors name users."""
 
     error: RayEraserError
 
 
 def as_value(method: Callable[_P, _T]) -> Callable[_P, _T | Failed]:
-    """Let a method of an actor give its errors as `Failed`. It stands above `ray.method`: Ray looks below all wrappers."""
+    """Let a method of an actor return its errors as `Failed`. Put it above `ray.method`: Ray looks below all wrappers."""
 
     @wraps(method)
     def answering(*args: _P.args, **options: _P.kwargs) -> _T | Failed:
@@ -63,11 +64,11 @@ def as_value(method: Callable[_P, _T]) -> Callable[_P, _T | Failed]:
 
 
 class CoordinatorService:
-    """A `Coordinator` with a thread that carries out requests as they come. Reads have threads of their own.
+    """A `Coordinator` with a thread that carries out requests. Reads have their own threads.
 
     Args:
-        deployment, storage_path, config, ledger_url, on_step: the coordinator's.
-        shard_actor, aggregator_actor: what its processes are made of.
+        deployment, storage_path, config, ledger_url, on_step: see `Coordinator`.
+        shard_actor, aggregator_actor: the actor classes of its processes.
     """
 
     def __init__(
@@ -94,14 +95,14 @@ class CoordinatorService:
 
     @as_value
     def take_over(self) -> None:
-        """Come into force although another coordinator runs the deployment: it is refused from now on, and waited for."""
+        """Take over from a coordinator that runs elsewhere: it is refused from now on, and this one waits until it has ended."""
         self._operation.open(take_over=True)
         self._opened()
         self._operation.wake()
 
     @as_value
     def identity(self) -> tuple[str, EraserConfig]:
-        """(storage path, settings): what whoever attaches must agree with. Raises what opening raised."""
+        """(storage path, settings), which every new client must agree with. Raises the errors of opening."""
         opened = self._opened()
         return opened.storage_path, opened.config
 
@@ -157,7 +158,7 @@ class CoordinatorService:
     @as_value
     @ray.method(concurrency_group="requests")
     def process_now(self) -> None:
-        """Whatever the plan says: all that waits is carried out next."""
+        """Carry out all waiting requests next, whatever the plan says."""
         self._opened()
         self._operation.hurry()
 
@@ -165,6 +166,21 @@ class CoordinatorService:
     @ray.method(concurrency_group="reads")
     def recommend(self, user_id: RawId, n: int) -> list[RawId]:
         return self._opened().recommend(user_id, n)
+
+    @as_value
+    @ray.method(concurrency_group="reads")
+    def recommend_scored(self, user_id: RawId, n: int) -> list[Scored]:
+        return self._opened().recommend_scored(user_id, n)
+
+    @as_value
+    @ray.method(concurrency_group="reads")
+    def recommend_many(self, user_ids: Sequence[RawId], n: int) -> list[list[Scored] | None]:
+        return self._opened().recommend_many(user_ids, n)
+
+    @as_value
+    @ray.method(concurrency_group="reads")
+    def similar_items(self, item_id: RawId, n: int) -> list[Scored]:
+        return self._opened().similar_items(item_id, n)
 
     @as_value
     @ray.method(concurrency_group="reads")
@@ -212,7 +228,7 @@ class CoordinatorService:
     @as_value
     @ray.method(concurrency_group="work")
     def close(self) -> None:
-        """Answer no more, and stop the shards' processes; what they know is in the store."""
+        """Stop answering, and stop the shards' processes. Everything that they know is in the store."""
         self._operation.close()
 
     def _opened(self) -> Coordinator:

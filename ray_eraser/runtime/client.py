@@ -1,35 +1,39 @@
-"""A running deployment, from any program that reaches its Ray."""
+"""The client of a running deployment, for any program that can reach its Ray."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import ray
 
 from ray_eraser.config import EraserConfig, only_here
 from ray_eraser.coordinator import FitReport, Submitted
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.frames import Frame, Pairs, ids_of, pairs_of
+from ray_eraser.data.given import dataset_of
 from ray_eraser.errors import (
     ConfigError,
     DeploymentError,
     HeldError,
+    RayEraserError,
     RequestError,
     SetAsideError,
     StaleEpochError,
     WaitTimeoutError,
 )
 from ray_eraser.ids import RawId, RequestId, checked_id
+from ray_eraser.notebook import html_table, shown
+from ray_eraser.recommend import Scored
 from ray_eraser.runtime.actors import CoordinatorActor, Failed
 from ray_eraser.runtime.pool import translated
 from ray_eraser.runtime.session import NAMESPACE, ensure_ray
 from ray_eraser.status import Progress, Status
 from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
-from ray_eraser.unlearning.work import Learning
+from ray_eraser.unlearning.request_files import requests_of
 from ray_eraser.vectors import Vectors
 
 OnProgress = Callable[[Progress], None]
@@ -41,31 +45,35 @@ _LOOK_SECONDS = 0.5
 
 
 class Ticket:
-    """Something that was accepted: a request to forget, data to learn from, a new partition.
+    """An accepted request: to forget, to learn, or to partition again.
 
     Attributes:
-        request_id: ask for it again from any other client.
-        salt: opens the receipt's commitment; handed out with the request and forgotten by the system when it is finished. None
-            where nothing is forgotten, and there is no receipt.
-        here_again, suppressed: see `Submitted`.
+        request_id: its name, which any other client can ask about.
+        salt: opens the receipt's commitment. Keep it: the system forgets it when the request is finished. None for a request
+            that forgets nothing and has no receipt.
+        here_again, suppressed, pairs_absent: see `Submitted`.
     """
 
     def __init__(self, client: Client, submitted: Submitted) -> None:
-        self._client = client
+        self._client, self._submitted = client, submitted
         self.request_id = submitted.request_id
         self.salt = submitted.salt
         self.here_again, self.suppressed = submitted.here_again, submitted.suppressed
+        self.pairs_absent = submitted.pairs_absent
+
+    def _repr_html_(self) -> str:
+        return self._submitted._repr_html_()
 
     def status(self) -> RequestState:
-        """Where the request stands now."""
+        """The request's state now."""
         return self._client.status(self.request_id)
 
     def finished(self, timeout: float = 3600.0) -> RequestState:
-        """The state in which it ended, `erased` or `done`, once it has.
+        """Wait until the request has ended, and return its final state: `erased` or `done`.
 
         Raises:
-            WaitTimeoutError: not within `timeout` seconds; the request goes on all the same.
-            SetAsideError: its retraining failed again and again, and it waits for an operator.
+            WaitTimeoutError: it did not end within `timeout` seconds. The request goes on.
+            SetAsideError: its retraining failed several times, and it waits for an operator.
         """
         deadline = time.monotonic() + timeout
         pause = 0.01
@@ -79,11 +87,11 @@ class Ticket:
         return state
 
     def wait(self, timeout: float = 3600.0) -> Receipt:
-        """The receipt, once there is one.
+        """Wait until the request is finished, and return its receipt.
 
         Raises:
             WaitTimeoutError, SetAsideError: as `finished`.
-            RequestError: nothing was asked to be forgotten, so that there is no receipt.
+            RequestError: the request forgets nothing, so it has no receipt.
         """
         if self.finished(timeout) is not RequestState.ERASED:
             raise RequestError(f"request {self.request_id} asked for no erasure and has no receipt: use finished()")
@@ -97,7 +105,13 @@ class Ticket:
 
 
 class Client:
-    """One deployment. Made by `connect` or `deploy`; safe to use from several threads."""
+    """The client of one deployment, made by `connect` or `deploy`. Several threads may share it.
+
+    Example:
+        >>> client = ray_eraser.connect("shop")  # doctest: +SKIP
+        >>> client.recommend("alice", 10)  # doctest: +SKIP
+        >>> receipt = client.unlearn(user_id="alice").wait()  # doctest: +SKIP
+    """
 
     def __init__(self, deployment: str, actor: Any, timeout: float = _CALL_SECONDS) -> None:
         self.deployment = deployment
@@ -105,60 +119,103 @@ class Client:
         self._timeout = timeout
 
     def recommend(self, user_id: RawId, n: int = 10) -> list[RawId]:
-        """Raw ids of the `n` best items that the user has not seen, best first. Answered while shards retrain.
+        """The ids of the `n` best items that the user does not have, best first. Never waits for training.
 
         Raises:
             InvalidIdError: the user id cannot be one.
             UnknownIdError: the user was never here or has been erased.
-            InputError: `n` is less than 1.
+            InputError: `n` is less than 1 or no integer.
         """
         return cast(list[RawId], self._get(self._actor.recommend.remote(checked_id("user", user_id), n)))
+
+    def recommend_scored(self, user_id: RawId, n: int = 10) -> list[Scored]:
+        """The same with the items' scores, which compare within one user's list only. Raises as `recommend`."""
+        return cast(list[Scored], self._get(self._actor.recommend_scored.remote(checked_id("user", user_id), n)))
+
+    def recommend_many(self, user_ids: Sequence[RawId], n: int = 10) -> list[list[Scored] | None]:
+        """The lists that `recommend_scored` gives for many users, in their order; None for a user who is not here.
+
+        Raises:
+            InvalidIdError: a user id cannot be one.
+            InputError: `n` is less than 1 or no integer.
+        """
+        named = [checked_id("user", user_id) for user_id in ids_of(user_ids)]
+        return cast("list[list[Scored] | None]", self._get(self._actor.recommend_many.remote(named, n), _MANY_SECONDS))
+
+    def similar_items(self, item_id: RawId, n: int = 10) -> list[Scored]:
+        """The `n` items that the model ranks highest for a user who has this item alone, best first.
+
+        Raises:
+            InvalidIdError: the item id cannot be one.
+            UnknownIdError: the item was never here or has been erased.
+            InputError: `n` is less than 1 or no integer.
+        """
+        return cast(list[Scored], self._get(self._actor.similar_items.remote(checked_id("item", item_id), n)))
 
     def unlearn(
         self,
         *,
         user_id: RawId | None = None,
         item_id: RawId | None = None,
-        pairs: Sequence[tuple[RawId, RawId]] | None = None,
+        pairs: Pairs | None = None,
         idempotency_key: str | None = None,
         priority: int = 0,
     ) -> Ticket:
-        """Have a user, an item, or (user id, item id) pairs forgotten. An array with two columns is pairs as well.
+        """Have a user, an item, or (user id, item id) pairs forgotten.
 
-        On return the request is recorded and nothing that is served depends on the data; retraining follows, by the plan or,
-        with a priority above 0, at once.
+        On return the request is recorded and nothing that is served depends on the data. Retraining follows by the plan, or at
+        once with a priority above 0. Pairs that are not stored are passed over; `Ticket.pairs_absent` counts them.
+
+        Args:
+            user_id: of the user to forget.
+            item_id: of the item to forget.
+            pairs: tuples, an array of shape (n, 2), or a data frame with the columns `user_id` and `item_id`.
+            idempotency_key: a submission repeated with the same key is the same request.
+            priority: above 0: the request does not wait for others, whatever the plan.
 
         Raises:
-            RequestError, UnknownIdError, QueueFullError: it cannot be accepted; nothing was changed.
+            UnknownIdError: nothing of the user or the item is here.
+            RequestError, QueueFullError: the request cannot be accepted; nothing was changed.
         """
-        request = UnlearningRequest(user_id, item_id, _listed(pairs))
+        request = UnlearningRequest(user_id, item_id, cast(Any, pairs))
         submission = Submission(request, idempotency_key, priority)  # refuses what no key or priority can be
         return Ticket(self, self._get(self._actor.submit.remote(request, submission.idempotency_key, submission.priority)))
 
-    def unlearn_many(self, submissions: Sequence[Submission], *, partial: bool = False) -> list[Ticket | Refusal]:
-        """Have many requests accepted: all or, with `partial`, all that can be; answers in their order.
+    def unlearn_many(self, submissions: Iterable[Submission] | Frame, *, partial: bool = False) -> list[Ticket | Refusal]:
+        """Have many requests accepted: all, or with `partial` all that can be. The answers have the order of the requests.
+
+        Args:
+            submissions: requests, or a data frame with the columns and the rules of a file of requests
+                (`request_files.read_frame`): one row asks for the user, the item or the pair that it names.
+            partial: accept the sound requests and give a `Refusal` for each of the others.
 
         Raises:
-            RequestError, QueueFullError: one cannot be accepted, its row is named; nothing was changed.
+            RequestError, QueueFullError: one cannot be accepted, the error names its row; nothing was changed.
         """
-        answers = self._get(self._actor.submit_many.remote(list(submissions), partial), _MANY_SECONDS)
-        return [answer if isinstance(answer, Refusal) else Ticket(self, answer) for answer in answers]
+        asked = requests_of(submissions, partial=partial)
+        answers = self._get(self._actor.submit_many.remote(list(asked.submissions), partial), _MANY_SECONDS)
+        return asked.in_order([answer if isinstance(answer, Refusal) else Ticket(self, answer) for answer in answers])
 
-    def learn(
-        self, pairs: Sequence[tuple[RawId, RawId]], *, idempotency_key: str | None = None, take_back: bool = False
-    ) -> Ticket:
-        """Have (user id, item id) pairs learned from: the shards that they go to are trained again, by the plan.
+    def learn(self, pairs: Pairs, *, idempotency_key: str | None = None, take_back: bool = False) -> Ticket:
+        """Have (user id, item id) pairs learned: the shards that they go to are trained again, by the plan.
 
-        `take_back`: also those that were erased and are not to be learned again (`unlearning.suppress_days`).
+        Args:
+            pairs: as in `unlearn`.
+            idempotency_key: as in `unlearn`.
+            take_back: also learn pairs that were erased and must not be learned again (`unlearning.suppress_days`).
 
         Raises:
-            RequestError, QueueFullError: they cannot be accepted; nothing was changed.
+            RequestError, QueueFullError: the pairs cannot be accepted; nothing was changed.
         """
-        named = Learning(_listed(pairs)).named  # refuses what no id can be
+        named = UnlearningRequest(pairs=pairs_of(pairs)).named_pairs  # refuses values that cannot be ids
         return Ticket(self, self._get(self._actor.learn.remote(named, idempotency_key, take_back), _MANY_SECONDS))
 
     def repartition(self, *changes: str, idempotency_key: str | None = None) -> Ticket:
-        """Have everything made from scratch on what remains, with settings changed (`section.key=value`) if any are given.
+        """Have everything made from scratch from the remaining interactions.
+
+        Args:
+            changes: settings to change, as `section.key=value`.
+            idempotency_key: as in `unlearn`.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
@@ -166,15 +223,15 @@ class Client:
         return Ticket(self, self._get(self._actor.repartition.remote(list(changes), idempotency_key)))
 
     def retry(self, request_id: RequestId) -> None:
-        """Have a request that was set aside tried again."""
+        """Try a request that was set aside again."""
         self._get(self._actor.retry.remote(request_id))
 
     def process_now(self) -> None:
-        """Have everything that waits carried out next, whatever the plan says. Does not wait for it."""
+        """Have all waiting requests carried out next, whatever the plan says. Returns at once."""
         self._get(self._actor.process_now.remote())
 
     def reason(self, request_id: RequestId) -> str:
-        """Why a request was set aside; empty where it was not."""
+        """Why a request was set aside; empty if it was not."""
         return cast(str, self._get(self._actor.reason.remote(request_id)))
 
     def status(self, request_id: RequestId) -> RequestState:
@@ -185,7 +242,7 @@ class Client:
         return cast("Receipt | None", self._get(self._actor.receipt.remote(request_id)))
 
     def describe(self) -> Status:
-        """Where the deployment stands: generation, guarantee, shards, requests, nodes.
+        """The status of the deployment: generation, guarantee, shards, requests, nodes.
 
         Raises:
             DeploymentError: nothing has been trained yet.
@@ -193,36 +250,54 @@ class Client:
         return cast(Status, self._get(self._actor.describe.remote()))
 
     def erasures(self, limit: int = 100, *, finished: bool = False) -> list[dict[str, Any]]:
-        """Finished erasures, the newest first, or unfinished ones, the oldest first, in plain values that name no ids."""
+        """Finished erasures, newest first, or unfinished ones, oldest first, as plain values that name no ids."""
         return cast(list[dict[str, Any]], self._get(self._actor.erasures.remote(limit, finished)))
 
     def vectors(self) -> Vectors:
-        """The vectors that are served now, with their ids, for whoever serves them elsewhere.
-
-        What is handed out does not forget: see `Vectors`.
-        """
+        """The vectors that are served now, with their ids, to serve in another system. Copies do not forget: see `Vectors`."""
         return cast(Vectors, self._get(self._actor.vectors.remote(), _MANY_SECONDS))
 
     def progress(self) -> Progress:
-        """What is being trained."""
+        """How far the current training is."""
         return cast(Progress, self._get(self._actor.progress.remote()))
 
-    def fit(self, dataset: Dataset, on_progress: OnProgress = lambda _: None) -> FitReport:
-        """Train a new deployment; `on_progress` hears of it about five times a second."""
-        return self._trained(self._actor.fit.remote(dataset), on_progress)
+    def _repr_html_(self) -> str:
+        try:
+            return self.describe()._repr_html_()
+        except RayEraserError as error:
+            return html_table(f"Deployment {self.deployment}", {"problem": error})
 
-    def fit_log(self, source: str, on_progress: OnProgress = lambda _: None) -> FitReport:
-        """Train a new deployment from a log of Parquet files that need not fit into memory; see `Coordinator.fit_log`.
+    def fit(self, log: Dataset | Pairs, progress: OnProgress | Literal["auto"] | None = "auto") -> FitReport:
+        """Train a new deployment.
 
         Args:
-            source: a path that is the same on all nodes, absolute.
-            on_progress: as in `fit`.
-        """
-        return self._trained(self._actor.fit_log.remote(source), on_progress)
+            log: what to learn from: a `Dataset`, a data frame, or (user id, item id) pairs. Frames and pairs are read and split by
+                the deployment's settings, as files are.
+            progress: a function that hears of the training about five times a second. By default a line shows it in a
+                terminal or a notebook; None shows nothing.
 
-    def _trained(self, result: Any, on_progress: OnProgress) -> FitReport:
-        while not ray.wait([result], timeout=0.2)[0]:
-            on_progress(self.progress())
+        Raises:
+            InputError: a data frame lacks a column, or a value cannot be an id.
+            DeploymentError: something is deployed here already.
+        """
+        if not isinstance(log, Dataset):
+            _, config = self._get(self._actor.identity.remote())
+            log = dataset_of(log, config.data, config.seed)
+        return self._trained(self._actor.fit.remote(log), progress)
+
+    def fit_log(self, source: str, progress: OnProgress | Literal["auto"] | None = "auto") -> FitReport:
+        """Train a new deployment from a log of Parquet files that need not fit into memory. See `Coordinator.fit_log`.
+
+        Args:
+            source: an absolute path that is the same on all nodes.
+            progress: as in `fit`.
+        """
+        return self._trained(self._actor.fit_log.remote(source), progress)
+
+    def _trained(self, result: Any, progress: OnProgress | Literal["auto"] | None) -> FitReport:
+        with shown(progress) as hear:
+            while not ray.wait([result], timeout=0.2)[0]:
+                hear(self.progress())
         return cast(FitReport, self._get(result))
 
     def warm(self) -> None:
@@ -230,32 +305,32 @@ class Client:
         self._get(self._actor.warm.remote(), _START_SECONDS)
 
     def shutdown(self) -> None:
-        """Stop the deployment's processes. What it knows and promised is in its storage path and goes on from there."""
+        """Stop the deployment's processes. `deploy` with the same storage path continues from the stored state."""
         self._get(self._actor.close.remote())
         ray.kill(self._actor)
 
     def abandon(self) -> None:
-        """End the processes of a deployment that has not been trained yet, whatever they do; one that has been goes on."""
+        """End the processes of a deployment that has not been trained yet. A trained deployment goes on."""
         try:
             self.describe()
         except HeldError:
-            return  # it stands by
+            return  # another coordinator runs the deployment
         except DeploymentError:
             ray.kill(self._actor)  # first, or it would start the others again
             for named in ray.util.list_named_actors(all_namespaces=True):
                 if named["namespace"] == NAMESPACE and str(named["name"]).startswith(f"{self.deployment}/"):
-                    with suppress(ValueError):  # it went by itself meanwhile
+                    with suppress(ValueError):  # the actor has ended already
                         ray.kill(ray.get_actor(named["name"], namespace=NAMESPACE))
 
     def in_force(self, *, take_over: bool = False, patience: float = 0.0) -> tuple[str, EraserConfig]:
-        """Storage path and settings of the deployment, once its coordinator is in force.
+        """Wait until the coordinator is in force, and return the deployment's storage path and settings.
 
         Args:
-            take_over: also where a coordinator elsewhere runs it, which then answers no more.
-            patience: for how many seconds to wait for one elsewhere to end.
+            take_over: take over from a coordinator that runs elsewhere, which then stops answering.
+            patience: seconds to wait until a coordinator elsewhere has ended.
 
         Raises:
-            HeldError, StaleEpochError: one elsewhere runs it.
+            HeldError, StaleEpochError: a coordinator elsewhere runs the deployment.
         """
         give_up = time.monotonic() + patience
         while True:
@@ -276,18 +351,13 @@ class Client:
         return answer
 
 
-def _listed(pairs: Any) -> Any:
-    """The rows of an array as pairs; anything else is left for the request to check."""
-    return pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
-
-
 def connect(deployment: str = "default", *, address: str | None = None, timeout: float = _CALL_SECONDS) -> Client:
     """A client of a deployment that is running.
 
     Args:
         deployment: its name.
-        address: of the Ray cluster, where this process is not connected to one yet.
-        timeout: seconds after which an answer is no longer waited for, which is a `PoolError`; training may take longer.
+        address: of the Ray cluster, if this process is not connected to one yet.
+        timeout: seconds to wait for an answer before a `PoolError`. Training may take longer.
 
     Raises:
         DeploymentError: no deployment of this name is running there.
@@ -310,34 +380,34 @@ def deploy(
     take_over: bool = False,
     patience: float = 0.0,
 ) -> Client:
-    """Start a deployment's coordinator, or find it running: a new one for `fit`, or one that comes back from its storage path.
+    """Start a deployment's coordinator, or connect to it if it is running.
 
     Args:
-        deployment: the name under which it will run, detached from this process.
-        storage_path: where its files are; on a cluster, a place that every node reaches.
-        config: for a new deployment; None for one that exists.
-        ledger_url: where the ledger is, if it is not SQLite under the storage path.
-        address: of the Ray cluster, where this process is not connected to one yet.
-        take_over: also where a coordinator elsewhere runs it, which then answers no more.
-        patience: for how many seconds to wait for one elsewhere to end.
+        deployment: its name. Its processes are detached from this one.
+        storage_path: the folder of its files. On a cluster, every node must reach it.
+        config: for a new deployment, which `fit` then trains; None for an existing one.
+        ledger_url: of the ledger's database, unless it is SQLite under the storage path.
+        address: of the Ray cluster, if this process is not connected to one yet.
+        take_over: take over from a coordinator that runs elsewhere, which then stops answering.
+        patience: seconds to wait until a coordinator elsewhere has ended.
 
     Raises:
-        HeldError: one elsewhere runs it.
-        ConfigError: a kind is known in this process alone; see `config.register`.
-        DeploymentError: nothing is there to come back, or what is there or runs differs from what is asked for.
+        HeldError: a coordinator elsewhere runs the deployment.
+        ConfigError: the settings name a kind that only this process knows; see `config.register`.
+        DeploymentError: no deployment is there and no config is given, or the stored or running one has other settings.
     """
     if "/" in deployment or not deployment:
         raise RequestError(f"deployment name {deployment!r} must not be empty or contain a slash")
     if config is not None and (key := only_here(config)) is not None:
         raise ConfigError(
             key,
-            "was registered in this process, which no process of Ray hears of: declare it as an entry point of a package that "
-            "every node has, or use a Coordinator with a LocalShardPool",
+            "was registered in this process alone, and Ray's processes do not know it: declare it as an entry point of a package "
+            "that every node has, or use Coordinator.local",
         )
     ensure_ray(address)
     options = {"name": f"{deployment}/coordinator", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
     is_new = True
-    # On the head: when that dies everything does anyway, and a ledger in a file is on the machine where the jobs read it.
+    # On the head node: nothing outlives it anyway, and jobs there can read a ledger that is a file.
     head = {"node:__internal_head__": 0.001}
     with suppress(ValueError):
         ray.get_actor(options["name"], namespace=NAMESPACE)
@@ -350,7 +420,7 @@ def deploy(
         uri, running = client.in_force(take_over=take_over, patience=patience)
     except Exception:
         if is_new:
-            ray.kill(actor)  # it could not open; nothing was promised by it
+            ray.kill(actor)  # it could not open, so it has accepted nothing
         raise
     if uri != storage_path:
         raise DeploymentError(deployment, f"is running already, at {uri}: choose another name or shut that one down")

@@ -1,4 +1,4 @@
-"""What others could do with the Ray that runs."""
+"""Facts about the exposure of a running Ray, for `ray-eraser doctor`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_eraser.runtime.reach import check_reached, find_address
 
 
 def look_at_ray(address: str | None = None) -> RayFacts | None:
-    """Connect to the Ray at an address, or to that of this machine; None where none answers. Starts none."""
+    """Look at the Ray at an address, or on this machine; None if none answers. Never starts a Ray."""
     quiet: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "ERROR"}
     was_connected = ray.is_initialized()
     try:
@@ -30,7 +30,7 @@ def look_at_ray(address: str | None = None) -> RayFacts | None:
 
 
 def _asks_for_token(dashboard: str) -> bool | None:
-    """Tried at the dashboard, without a token."""
+    """Ask the dashboard without a token. None if this gives no answer."""
     if not dashboard:
         return None
     try:

@@ -1,8 +1,8 @@
-"""What a deployment measures of itself, for Prometheus: through Ray's own metrics, at the port where each node exports its.
+"""A deployment's metrics for Prometheus. Ray exports them with its own metrics, at a port of every node.
 
-Ray puts `ray_` before a name and `_total` behind a counter's. Its histograms know of a value only the bucket, so that sums and
-means of them are rough; what must add up is a counter. The tags are `deployment`, `state`, `shard` and `process`: never a user
-or an item.
+Ray adds the prefix `ray_` to every name and the suffix `_total` to counters. Its histograms keep only the bucket of a value, so
+their sums and means are rough. Figures that must add up are counters. The tags are `deployment`, `state`, `shard` and
+`process`, never a user or an item.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _INTERACTIONS = (100, 1_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, as it is declared to Ray.
+    """One metric, as declared to Ray.
 
     Attributes:
-        name: without what Ray puts before and behind it.
-        kind: of Prometheus.
-        text: what it says.
-        tags: besides `deployment`.
-        bounds: of a histogram's buckets.
+        name: without Ray's prefix and suffix.
+        kind: Prometheus's kind.
+        text: its description.
+        tags: its tags besides `deployment`.
+        bounds: bounds of a histogram's buckets.
     """
 
     name: str
@@ -41,59 +41,59 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """As Prometheus knows it; of a histogram there are `_bucket`, `_count` and `_sum`."""
+        """The name in Prometheus. A histogram has series with `_bucket`, `_count` and `_sum` appended."""
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("eraser_requests", "gauge", "Requests, by the state that they are in.", ("state",)),
-        Metric("eraser_backlog", "gauge", "Requests that wait to be carried out, or are being carried out."),
-        Metric("eraser_oldest_pending_seconds", "gauge", "How long the oldest of them has waited; 0 where none does."),
+        Metric("eraser_requests", "gauge", "Requests by state.", ("state",)),
+        Metric("eraser_backlog", "gauge", "Requests that wait or are being carried out."),
+        Metric("eraser_oldest_pending_seconds", "gauge", "Age of the oldest waiting request; 0 if there is none."),
         Metric(
             "eraser_oldest_received_seconds",
             "gauge",
-            "How long the oldest request waits that is not out of what is served yet; an alarm from a minute on.",
+            "Age of the oldest accepted request whose data is still served; raise an alarm above a minute.",
         ),
-        Metric("eraser_overdue", "gauge", "Requests that wait longer than unlearning.deadline_days."),
-        Metric("eraser_set_aside", "gauge", "Requests whose retraining failed again and again: an operator must look."),
-        Metric("eraser_predicted_seconds", "gauge", "What carrying out all that waits is expected to take."),
-        Metric("eraser_generation", "gauge", "Number of the generation that is published."),
-        Metric("eraser_interactions", "gauge", "Interactions that the generation was learned from."),
+        Metric("eraser_overdue", "gauge", "Requests that have waited longer than unlearning.deadline_days."),
+        Metric("eraser_set_aside", "gauge", "Requests set aside after failed retrainings; they need an operator."),
+        Metric("eraser_predicted_seconds", "gauge", "Predicted duration of a run for all waiting requests."),
+        Metric("eraser_generation", "gauge", "Number of the published generation."),
+        Metric("eraser_interactions", "gauge", "Training interactions of the published generation."),
         Metric("eraser_gpu_memory_bytes", "gauge", "GPU memory that a process holds between computations.", ("process",)),
-        Metric("eraser_gpu_memory_peak_bytes", "gauge", "The most GPU memory that a shard's last training held.", ("shard",)),
-        Metric("eraser_excised_shards", "gauge", "Shards left out of what is served until they are trained anew."),
+        Metric("eraser_gpu_memory_peak_bytes", "gauge", "Peak GPU memory of a shard's last training.", ("shard",)),
+        Metric("eraser_excised_shards", "gauge", "Shards left out of the served model until they are trained again."),
         Metric(
-            "eraser_time_to_forget_seconds", "histogram", "From a request to nothing served depending on it.", bounds=_SECONDS
+            "eraser_time_to_forget_seconds", "histogram", "From a request until its data is no longer served.", bounds=_SECONDS
         ),
         Metric(
-            "eraser_time_to_restore_seconds", "histogram", "From a request to its new generation being served.", bounds=_SECONDS
+            "eraser_time_to_restore_seconds", "histogram", "From a request until its new generation is served.", bounds=_SECONDS
         ),
-        Metric("eraser_shard_training_seconds", "histogram", "Seconds of one training of one shard.", bounds=_SECONDS),
+        Metric("eraser_shard_training_seconds", "histogram", "Duration of one training of one shard.", bounds=_SECONDS),
         Metric(
             "eraser_shard_training_interactions",
             "histogram",
-            "Interactions that one training of one shard learned from.",
+            "Interactions in one training of one shard.",
             bounds=_INTERACTIONS,
         ),
-        Metric("eraser_shard_trainings", "counter", "Trainings of a shard.", ("shard",)),
-        Metric("eraser_retrained_seconds", "counter", "Seconds of all trainings of a shard.", ("shard",)),
-        Metric("eraser_retrained_interactions", "counter", "Interactions of all trainings of a shard.", ("shard",)),
-        Metric("eraser_shard_restarts", "counter", "Times that a shard's process was found to be another.", ("shard",)),
+        Metric("eraser_shard_trainings", "counter", "Number of trainings of a shard.", ("shard",)),
+        Metric("eraser_retrained_seconds", "counter", "Total duration of all trainings of a shard.", ("shard",)),
+        Metric("eraser_retrained_interactions", "counter", "Total interactions in all trainings of a shard.", ("shard",)),
+        Metric("eraser_shard_restarts", "counter", "Number of times that a shard's process was replaced.", ("shard",)),
     )
 }
 
 
 class DeploymentMetrics:
-    """The metrics of one deployment, fed in its coordinator's process."""
+    """The metrics of one deployment. Its coordinator's process updates them."""
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
         self._made = {name: _declared(metric) for name, metric in METRICS.items()}
 
     def described(self, status: Status) -> None:
-        """What `Coordinator.describe` says now."""
+        """Set the gauges from `Coordinator.describe`."""
         for state, count in status.requests.items():
             self._set("eraser_requests", count, state=state)
         self._set("eraser_backlog", sum(status.requests[state] for state in ("received", "excised", "routed")))
@@ -107,13 +107,13 @@ class DeploymentMetrics:
         self._set("eraser_excised_shards", sum(shard.excised for shard in status.shards))
 
     def finished(self, receipts: Iterable[Receipt]) -> None:
-        """Requests that were carried out."""
+        """Record finished requests."""
         for receipt in receipts:
             self._observe("eraser_time_to_forget_seconds", receipt.seconds["to_forget"])
             self._observe("eraser_time_to_restore_seconds", receipt.seconds["to_restore"])
 
     def trained(self, trained: Trained) -> None:
-        """A shard was trained."""
+        """Record the training of a shard."""
         shard, interactions = str(trained.record.shard), trained.record.n_train
         self._observe("eraser_shard_training_seconds", trained.seconds)
         self._observe("eraser_shard_training_interactions", interactions)
@@ -124,12 +124,12 @@ class DeploymentMetrics:
             self._set("eraser_gpu_memory_peak_bytes", trained.gpu_bytes, shard=shard)
 
     def memory_held(self, gpu_bytes: Mapping[str, int]) -> None:
-        """GPU memory that processes hold between computations, by role."""
+        """Record the GPU memory that processes hold between computations, by role."""
         for process, held in gpu_bytes.items():
             self._set("eraser_gpu_memory_bytes", held, process=process)
 
     def restarted(self, shard: str) -> None:
-        """A shard's process is another than before."""
+        """Record that a shard's process was replaced."""
         self._add("eraser_shard_restarts", 1, shard)
 
     def _set(self, name: str, value: float, **tags: str) -> None:
@@ -139,7 +139,7 @@ class DeploymentMetrics:
         self._made[name].observe(value, {"deployment": self._deployment})
 
     def _add(self, name: str, value: float, shard: str) -> None:
-        if value > 0:  # Ray refuses to add nothing
+        if value > 0:  # Ray refuses to add zero
             self._made[name].inc(value, {"deployment": self._deployment, "shard": shard})
 
 

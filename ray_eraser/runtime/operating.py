@@ -1,4 +1,4 @@
-"""A coordinator in operation: it comes into force and stays so, requests are carried out when due, files are verified."""
+"""A coordinator in operation: it comes into force and stays in force, carries out due requests, and verifies its files."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Operation:
     Args:
         deployment: its name.
         opening: makes the coordinator; takes its settings, `on_step` and `claim`.
-        config: the settings of the first opening; a later one takes those that are recorded.
-        metrics: are fed.
-        on_step: as `Coordinator`.
+        config: the settings for the first opening. A later opening takes the recorded settings.
+        metrics: the metrics to update.
+        on_step: as for `Coordinator`.
 
     Attributes:
-        last_error: what failed since requests were last carried out; empty where nothing did.
+        last_error: the last failure since requests were last carried out; empty if there was none.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class Operation:
 
     @property
     def coordinator(self) -> Coordinator:
-        """The coordinator, while it is in force; else raises what it is not for."""
+        """The coordinator while it is in force. Otherwise raises the reason why it is not."""
         if (coordinator := self._coordinator) is None:
             assert self._failure is not None
-            raise _alone(self._failure)  # each time another: what is raised collects the frames that it passes
+            raise _alone(self._failure)  # a new object each time, because a raised error collects stack frames
         return coordinator
 
     def start(self) -> None:
-        """Open the coordinator, and begin to work for it. An error is kept for `coordinator`."""
+        """Open the coordinator and start to work for it. `coordinator` raises any error later."""
         self.open()
         threading.Thread(target=self._run, daemon=True, name="process-pending").start()
 
     def open(self, *, take_over: bool = False) -> None:
-        """Open the coordinator, unless it is open. An error is kept: Ray would pass on a constructor's as text only."""
+        """Open the coordinator unless it is open. An error is kept, because Ray returns a constructor's error as text only."""
         with self._opening:
             if self._coordinator is not None or self._closed:
                 return
@@ -94,16 +94,16 @@ class Operation:
                 self._failure = _alone(error)
 
     def wake(self) -> None:
-        """Look at what waits."""
+        """Check the waiting requests now."""
         self._wake.set()
 
     def hurry(self) -> None:
-        """Carry out all that waits, whatever the plan says."""
+        """Carry out all waiting requests, whatever the plan."""
         self._hurry.set()
         self._wake.set()
 
     def close(self) -> None:
-        """Answer no more. The threads end with the process."""
+        """Stop answering. The threads end with the process."""
         with self._opening:
             self._closed = True
             coordinator, self._coordinator = self._coordinator, None
@@ -113,33 +113,33 @@ class Operation:
 
     def _stepped(self, name: str) -> None:
         if name == "received":
-            self._wake.set()  # whoever carries requests out may begin beside the excision
+            self._wake.set()  # the working thread may start alongside the excision
         self._on_step(name)
 
     def _run(self) -> None:
-        """For ever: come into force, carry out requests, stand by once another coordinator has taken over."""
+        """Loop until closed: come into force, carry out requests, and stand by after another coordinator has taken over."""
         threading.Thread(target=self._keep, daemon=True, name="keep-in-force").start()
         threading.Thread(target=self._measure, daemon=True, name="measure").start()
         while True:
             while self._coordinator is None:
                 if self._closed:
                     return
-                # The ledger's server or the store may not be up yet, or another coordinator may end. Time does not heal that
-                # there are no settings to come up with, or that what is there is another's.
+                # The ledger's server or the store may not be up yet, or another coordinator may end. Waiting does not help if
+                # the settings are missing, or if the files belong to another deployment.
                 if isinstance(self._failure, HeldError) or not isinstance(self._failure, DeploymentError):
                     self.open()
                 if self._coordinator is None:
                     self._wake.wait(_RETRY_SECONDS)
                     self._wake.clear()
             if (coordinator := self._coordinator) is None:
-                continue  # it was taken over meanwhile
+                continue  # another coordinator took over meanwhile
             self._wake.set()  # a crash may have left requests behind
             threading.Thread(target=self._verify, args=(coordinator,), daemon=True, name="verify").start()
             self._work(coordinator)
-            del coordinator  # one that stands by keeps nothing of what it served
+            del coordinator  # while standing by, no served data stays in memory
 
     def _keep(self) -> None:
-        """Renew the lease, whatever is being trained."""
+        """Keep renewing the lease, also during training."""
         while True:
             if (coordinator := self._coordinator) is not None:
                 try:
@@ -147,32 +147,32 @@ class Operation:
                 except StaleEpochError as error:
                     self._stand_by(coordinator, error)
                 except RayEraserError as error:
-                    log.warning("the lease is not renewed", extra=self._said(error))
+                    log.warning("the lease could not be renewed", extra=self._said(error))
             time.sleep(_KEEP_SECONDS)
 
     def _stand_by(self, coordinator: Coordinator, error: RayEraserError) -> None:
-        """Nothing more is served from here: another coordinator has taken over."""
+        """Stop serving, because another coordinator has taken over."""
         with self._opening:
             if self._coordinator is not coordinator:
                 return
             self._failure, self._coordinator = _alone(error), None
-        log.error("another coordinator has taken over, this one stands by", extra={"deployment": self._deployment})
+        log.error("another coordinator has taken over; this one stands by", extra={"deployment": self._deployment})
         try:
             coordinator.close()
-        except Exception as problem:  # noqa: BLE001 - it answers no more, which is what counts
-            log.warning("not closed", extra=self._said(problem))
+        except Exception as problem:  # noqa: BLE001 - it no longer answers, which is enough
+            log.warning("the coordinator could not be closed", extra=self._said(problem))
 
     def _said(self, error: Exception) -> dict[str, str]:
         return {"deployment": self._deployment, "reason": named_safely(error)}
 
     def _work(self, coordinator: Coordinator) -> None:
-        """Process requests when they are due. What fails is tried again: it is recorded, and a promise."""
+        """Carry out requests when they are due. Failures are retried, because a recorded request is a promise."""
         alarmed_at, swept_at = 0.0, time.monotonic()
         while self._coordinator is coordinator:
             self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
             hurried = self._hurry.is_set()
-            self._hurry.clear()  # before looking at what waits: who hurries after that is not passed over
+            self._hurry.clear()  # cleared before the check, so that no later call of `hurry` is lost
             try:
                 if time.monotonic() > alarmed_at + _ALARM_SECONDS:
                     self._alarm(coordinator)
@@ -186,7 +186,7 @@ class Operation:
                 elif time.monotonic() > swept_at + _SWEEP_SECONDS:
                     swept_at = time.monotonic()
                     coordinator.sweep()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the promise stands
+            except Exception as error:  # noqa: BLE001 - the promise stands whatever the error
                 if hurried:
                     self._hurry.set()
                 if isinstance(error, StaleEpochError):
@@ -198,8 +198,8 @@ class Operation:
         if self._coordinator is not coordinator:
             return  # its pool was closed meanwhile
         self.last_error = named_safely(error)
-        log.error("processing failed, it is tried again", extra={"reason": self.last_error})
-        # What the machine fails of may pass; what a batch fails of is recorded, and others can go on at once.
+        log.error("carrying out requests failed and is tried again", extra={"reason": self.last_error})
+        # A failure of the machine may pass, so wait. A failure of a batch is recorded, and other requests can proceed at once.
         self._wake.wait(_RETRY_SECONDS if isinstance(error, PoolError | StoreError | LedgerError | DeviceError) else 0)
 
     def _alarm(self, coordinator: Coordinator) -> None:
@@ -207,11 +207,12 @@ class Operation:
             log.error("requests are overdue", extra={"deployment": self._deployment, "requests": overdue})
         if (seconds := coordinator.received_seconds()) > _ALARM_SECONDS:
             log.error(
-                "a request is not out of what is served", extra={"deployment": self._deployment, "seconds": round(seconds)}
+                "the data of an accepted request is still served",
+                extra={"deployment": self._deployment, "seconds": round(seconds)},
             )
 
     def _verify(self, coordinator: Coordinator) -> None:
-        """Look at all files once, with the disk left to others for four fifths of the time; damaged ones are made again."""
+        """Verify all files once and make damaged ones again. The disk is left to others for four fifths of the time."""
         began = time.monotonic()
 
         def pause() -> None:
@@ -225,12 +226,12 @@ class Operation:
             coordinator.verify(pause)
         except StaleEpochError:
             pass
-        except Exception as error:  # noqa: BLE001 - an alarm, and no reason to stop serving
+        except Exception as error:  # noqa: BLE001 - raises an alarm; serving continues
             self.last_error = named_safely(error)
-            log.error("damaged files", extra=self._said(error))  # noqa: TRY400 - a traceback names users
+            log.error("stored files are damaged", extra=self._said(error))  # noqa: TRY400 - a traceback names users
 
     def _measure(self) -> None:
-        """Keep the gauges as they stand, also while shards train, and notice shards whose process is another than before."""
+        """Keep the gauges current, also while shards train, and notice shards whose process was replaced."""
         known: dict[str, str] = {}
         while True:
             if (coordinator := self._coordinator) is not None:
@@ -249,16 +250,16 @@ class Operation:
                     self._metrics.restarted(shard)
                     log.warning("shard restarted", extra={"deployment": self._deployment, "shard": shard})
         except (DeploymentError, StaleEpochError):
-            pass  # not trained yet, or not in force any more
-        except Exception as error:  # noqa: BLE001 - what cannot be measured now can be later
-            log.warning("not measured", extra=self._said(error))
+            pass  # not trained yet, or no longer in force
+        except Exception as error:  # noqa: BLE001 - the next measurement may succeed
+            log.warning("metrics could not be measured", extra=self._said(error))
 
 
 def _alone(error: RayEraserError) -> RayEraserError:
-    """An equal error without the frames that it was raised in, whose variables are a deployment's data."""
+    """An equal error without stack frames, whose variables hold a deployment's data."""
     return type(error)(*error.args)
 
 
 def _ray_address() -> str:
-    """Of the Ray that this process works for; empty where there is none."""
+    """Address of the Ray that this process works for; empty if there is none."""
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""

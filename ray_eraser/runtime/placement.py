@@ -1,7 +1,8 @@
-"""Which node each shard lives on, and how many train at a time on a node. Calls nothing: nodes go in, a placement comes out.
+"""Which node each shard is placed on, and how many shards train at a time on a node. Pure functions from nodes to placements.
 
-Resident shards hold no CPU, so Ray could put all of them on one node. What is counted here instead is slots: a node has as many
-as it has CPUs for training processes, shards are spread in proportion to them, and on no node do more train at a time.
+Resident shards reserve no CPU, so Ray might put all of them on one node. Slots are counted instead. A node has one slot for
+every training process that its CPUs can run. Shards are spread in proportion to slots, and no node trains more shards at a
+time than it has slots.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from ray_eraser.errors import PoolError
 from ray_eraser.ids import ShardId
 
 _AGGREGATING = 1
-"""Processes with a GPU besides the shards': the one that aggregates."""
+"""Processes with a GPU besides the shards' processes: the aggregator."""
 
 _SPARE = 1
-"""Shares of a GPU that an equal division leaves free, for audits."""
+"""GPU shares that an equal division leaves free for audits."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, as far as placing shards is concerned."""
+    """A machine of the cluster: its id, CPUs, GPUs and labels."""
 
     node_id: str
     cpus: int
@@ -33,11 +34,11 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def slots(self, threads: int) -> int:
-        """Processes of so many threads that the node has CPUs for; one where it has fewer, or shards there never trained."""
+        """Number of processes with this many threads that its CPUs can run, at least one. Otherwise its shards never train."""
         return max(1, self.cpus // threads)
 
     def holds(self, gpus: float) -> int:
-        """Processes that its GPUs hold, each reserving so much. A share of a GPU lies on one GPU: remainders do not add up."""
+        """Number of processes that its GPUs hold, each with this share. A share is on one GPU, so remainders do not add up."""
         if gpus >= 1:
             return int(self.gpus // gpus)
         return int(self.gpus) * int(1 / gpus + 1e-9)
@@ -45,15 +46,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where shards are to go.
+    """The placement of the shards and of the aggregating processes.
 
     Attributes:
         nodes: the node of each shard.
-        aggregator: the node of the process that aggregates: the largest, on GPUs the largest with room.
-        excisor: the node of the process that aggregates for excisions, on the CPU: the largest.
-        cores: CPUs of the smaller of these two nodes.
-        gpus: that each process reserves; 0 on CPUs, and where a deployment of GPUs finds too few of them.
-        notices: what an operator should know, in sentences.
+        aggregator: the node of the aggregator: the largest node; on GPUs, the largest node with room.
+        excisor: the node of the process that aggregates for excisions, on the CPU: the largest node.
+        cores: number of CPUs of the smaller of these two nodes.
+        gpus: the GPU share that each process reserves; 0 on CPUs, and if there are too few GPUs.
+        notices: sentences for the operator.
     """
 
     nodes: Mapping[ShardId, str]
@@ -65,12 +66,12 @@ class Placement:
 
 
 def labels_of(runtime: RuntimeConfig) -> dict[str, str]:
-    """The labels that a node must have to hold shards."""
+    """The labels that a node needs to hold shards."""
     return dict(label.split("=", 1) for label in runtime.node_labels)
 
 
 def slots_of(nodes: Sequence[Node], runtime: RuntimeConfig) -> int:
-    """Shards that train at the same time on all nodes that may hold some.
+    """Number of shards that can train at the same time on all suitable nodes.
 
     Raises:
         PoolError: as `spread`.
@@ -79,7 +80,7 @@ def slots_of(nodes: Sequence[Node], runtime: RuntimeConfig) -> int:
 
 
 def settled_device(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Device:
-    """What `runtime.device` comes to: `auto` is a GPU where `gpus_per_shard` is set and all processes get theirs.
+    """The device that `runtime.device` resolves to. `auto` is a GPU if `gpus_per_shard` is set and the GPUs hold all processes.
 
     Raises:
         PoolError: as `spread`.
@@ -91,12 +92,12 @@ def settled_device(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig)
 
 
 def spread(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> Placement:
-    """Shards over nodes in proportion to their slots, so that all have trained theirs at about the same time.
+    """Spread shards over nodes in proportion to slots, so that all nodes finish training at about the same time.
 
-    Nodes without a CPU are left out where others have some: a head that is to run nothing is started that way.
+    Nodes without CPUs are left out if other nodes have some: a head node that must run nothing is started that way.
 
     Raises:
-        PoolError: no node has the labels that are asked for.
+        PoolError: no node has the required labels.
     """
     able = _able(nodes, runtime)
     gpus, notice = _gpus_each(n_shards, able, runtime)
@@ -131,12 +132,12 @@ def _room(nodes: Sequence[Node], gpus: float) -> int:
 
 
 def _gpus_each(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> tuple[float, str]:
-    """(GPU that each process reserves, a notice). All or none: a generation must not mix devices."""
+    """(GPU share that each process reserves, notice). All processes get a GPU or none does: a generation has one device."""
     if runtime.known_device != "cuda":
         return 0.0, _unused(n_shards, nodes, runtime)
     n_gpus, wanted = sum(int(node.gpus) for node in nodes), n_shards + _AGGREGATING
     if not n_gpus:
-        return 0.0, f"runtime.device is cuda and {_labelled(runtime)} has a GPU: add GPUs, or set runtime.device=cpu"
+        return 0.0, f"runtime.device is cuda, but {_labelled(runtime)} has a GPU: add GPUs, or set runtime.device=cpu"
     equal = math.floor(1e4 / -(-(wanted + _SPARE) // n_gpus)) / 1e4
     asked = runtime.gpus_per_shard or equal
     if (held := _room(nodes, asked)) < wanted:
@@ -148,17 +149,17 @@ def _gpus_each(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> 
 
 
 def _unused(n_shards: int, nodes: Sequence[Node], runtime: RuntimeConfig) -> str:
-    """What to say of GPUs that were asked for and are not used; nothing where there are none such."""
+    """A notice about requested GPUs that are not used; empty if there are none."""
     asked = runtime.gpus_per_shard
     if not asked:
         return ""
     held, wanted = _room(nodes, asked), n_shards + _AGGREGATING
     if held >= wanted:
-        seen = "all shards run on CPUs, where the deployment was trained"
-        return f"runtime.gpus_per_shard is {asked:g} and {seen}: repartition with --set runtime.device=cuda to use the GPUs"
+        seen = "all shards run on CPUs, because the deployment was trained on CPUs"
+        return f"runtime.gpus_per_shard is {asked:g}, but {seen}: repartition with --set runtime.device=cuda to use the GPUs"
     has = f"room for {held} of {wanted} processes on its GPUs" if held else "no such GPU"
     way_out = "add GPUs and train or repartition again"
-    return f"runtime.gpus_per_shard is {asked:g} and the cluster has {has}: all shards run on CPUs; {way_out}"
+    return f"runtime.gpus_per_shard is {asked:g}, but the cluster has {has}: all shards run on CPUs; {way_out}"
 
 
 def _labelled(runtime: RuntimeConfig) -> str:

@@ -1,4 +1,4 @@
-"""Shards as Ray actors. Everything that Ray raises becomes one of the package's errors here."""
+"""Shards as Ray actors. Ray's errors become the package's errors here."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _T = TypeVar("_T")
 _K = TypeVar("_K")
 
 _START_SECONDS = 120.0
-"""The longest that a process may take to come up."""
+"""The longest time that a process may take to start."""
 
 _WORKERS = ("shard-", "slot-")
-"""How the roles of processes that train begin."""
+"""Prefixes of the roles of training processes."""
 
 _SlotActor: Any = ray.remote(SlotProcess)
 
 
 class RayTasks:
-    """Calls on Ray, as many at a time as there are slots: a `Compute`.
+    """Runs calls on Ray, as many at a time as there are slots: a `Compute`.
 
     Args:
-        runtime: threads, slots and the time limit count.
-        gpus: what each call reserves.
+        runtime: sets the threads, the slots and the time limit.
+        gpus: the GPU share that each call reserves.
     """
 
     def __init__(self, runtime: RuntimeConfig, gpus: float = 0.0) -> None:
@@ -58,7 +58,7 @@ class RayTasks:
         return [done[index] for index in range(len(calls))]
 
     def each(self, function: Callable[[_K], _T], arguments: Sequence[_K]) -> Iterator[tuple[_K, _T]]:
-        """(argument, result) of one function for many arguments, as the results come."""
+        """Call one function with many arguments; yields (argument, result) as the results arrive."""
         start = self._starter()
         yield from self.windowed({argument: partial(start, partial(function, argument)) for argument in arguments}, "task")
 
@@ -69,13 +69,13 @@ class RayTasks:
         nodes: Mapping[_K, str] | None = None,
         at_most: int | None = None,
     ) -> Iterator[tuple[_K, Any]]:
-        """Results as they come; at most as many calls at a time as there are slots, each no longer than the timeout.
+        """Yield results as they arrive. Runs at most as many calls at a time as there are slots, each up to the timeout.
 
         Args:
-            starts: what starts each call, and gives what to wait for.
-            noun: what a call is named by in errors, with its key.
-            nodes: where each call runs, where that is fixed: then each node's slots are kept to, besides those of all.
-            at_most: calls at a time, besides.
+            starts: functions that start a call and return the reference to wait for.
+            noun: names a call in errors, together with its key.
+            nodes: the node of each call, if it is fixed. Then the slots of every node are a limit too.
+            at_most: another limit on the calls at a time.
         """
         slots = {node.node_id: node.slots(self._runtime.threads) for node in alive_nodes()}
         most = self._runtime.slots or sum(slots.values())
@@ -94,7 +94,8 @@ class RayTasks:
             finished, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not finished:
                 raise PoolError(
-                    f"{noun} {oldest}", f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}"
+                    f"{noun} {oldest}",
+                    f"no answer within runtime.timeout_seconds={self._runtime.timeout_seconds:g}: raise it, or add nodes",
                 )
             key, _ = running.pop(finished[0])
             busy["" if nodes is None else nodes[key]] -= 1
@@ -102,7 +103,7 @@ class RayTasks:
                 yield key, ray.get(finished[0])
 
     def on(self, workers: Sequence[Any], calls: Mapping[_K, Callable[[Any], Any]], noun: str) -> Iterator[tuple[_K, Any]]:
-        """Results as they come, each call on a worker that has nothing else to do."""
+        """Yield results as they arrive. Each call runs on an idle worker."""
         idle, at = list(workers), {}
 
         def start(key: _K, call: Callable[[Any], Any]) -> Any:
@@ -115,10 +116,10 @@ class RayTasks:
             yield key, result
 
     def _starter(self) -> Callable[[Callable[[], Any]], Any]:
-        """Starts a call of as many CPUs as it has threads, or as the largest node has: more would wait for ever."""
+        """A function that starts a call with one CPU per thread, up to the largest node's CPUs: more would wait for ever."""
         if self._gpus and self._gpus > (free := ray.available_resources().get("GPU", 0)):
             raise DeviceError(
-                "cuda", f"{free:g} GPUs are free and {self._gpus:g} is needed: lower runtime.gpus_per_shard, or add a GPU"
+                "cuda", f"{free:g} GPUs are free, but {self._gpus:g} is needed: lower runtime.gpus_per_shard, or add a GPU"
             )
         cpus = min(self._runtime.threads, max(node.cpus for node in alive_nodes()))
         call = _call_on_gpu.options(num_cpus=cpus, num_gpus=self._gpus) if self._gpus else _call.options(num_cpus=cpus)
@@ -127,12 +128,12 @@ class RayTasks:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a pool, as last heard.
+    """The processes of a pool, as last reported.
 
     Attributes:
         nodes: the roles of the processes on every node.
-        gpu_bytes: by role, the GPU memory that a process holds; empty where the deployment computes on CPUs.
-        notices: what an operator should know, in sentences.
+        gpu_bytes: GPU memory that each process holds, by role; empty if the deployment computes on CPUs.
+        notices: sentences for the operator.
     """
 
     nodes: Mapping[str, list[str]]
@@ -141,11 +142,11 @@ class Processes:
 
 
 class RayShardPool:
-    """A `ShardPool` of detached, named actors, made when they are first needed.
+    """A `ShardPool` of detached, named actors, made on first use.
 
-    They hold no CPU: otherwise ten shards would need ten cores for ever. They are spread over the nodes, and as many train at a
-    time on each as it has slots. A process whose node died comes back on another. With `runtime.process_per=slot`, there is one
-    process a slot, and it is the shard that it is told to be.
+    The actors reserve no CPU, because ten shards would otherwise occupy ten cores for ever. They are spread over the nodes, and
+    each node trains as many at a time as it has slots. If a node dies, its processes restart on another node. With
+    `runtime.process_per=slot` there is one process per slot, which trains whichever shard it is given.
     """
 
     def __init__(
@@ -165,8 +166,8 @@ class RayShardPool:
         self._tasks = RayTasks(config.runtime)
         self._prefix = f"{deployment}/{config.fingerprint()[:8]}/"
         self._actors: dict[str, Any] = {}
-        self._nodes: dict[str, str] = {}  # of the actors, by role, as last heard
-        self._gpu_bytes: dict[str, int] = {}  # likewise
+        self._nodes: dict[str, str] = {}  # node of each actor, by role, as last reported
+        self._gpu_bytes: dict[str, int] = {}  # GPU memory of each actor, by role, as last reported
         self._warming: Any = None
         self._begun: _Begun | None = None
         self._placed: Placement | None = None
@@ -185,7 +186,7 @@ class RayShardPool:
                 self._on_trained(trained)
                 on_done(trained)
         except DeviceError:
-            # A process whose GPU failed can compute nothing more on it. Ray starts the processes again.
+            # A process whose GPU failed cannot use it again, so let Ray restart the processes.
             for actor in self._actors.values():
                 ray.kill(actor, no_restart=False)
             raise
@@ -210,7 +211,7 @@ class RayShardPool:
             first[begun.shard] = lambda _: begun.answer
         self.abandon()
         if self._per_slot:
-            # The first of them goes to the last worker, which is the one that has begun.
+            # The first call goes to the last worker, which `begin` used.
             calls = first | {shard: partial(_train, shard=shard, order=orders[shard]) for shard in orders if shard not in first}
             return self._tasks.on(self._workers(), calls, "shard")
         actors = {shard: self._worker(shard) for shard in orders}
@@ -219,7 +220,7 @@ class RayShardPool:
         return self._tasks.windowed(starts, "shard", self._whereabouts(actors))
 
     def prepare_excision(self, order: AggregationOrder) -> None:
-        # The aggregator has the products already.
+        # The aggregator has computed these products already.
         products = None if self._lacks_gpus else self._aggregator().products.options(max_task_retries=0).remote(order)
         self._warming = self._excisor().warm.options(max_task_retries=0).remote(order, products)
 
@@ -259,34 +260,34 @@ class RayShardPool:
         wanted = {f"{self._prefix}{role}" for role in [*map(self._role, range(self._n_workers)), "aggregator", "excisor"]}
         for named in ray.util.list_named_actors(all_namespaces=True):
             name = str(named["name"])
-            # The coordinator's name has one slash, those of what it works with have two.
+            # The coordinator's name has one slash; the names of its actors have two.
             ours = named["namespace"] == NAMESPACE and name.startswith(f"{self._deployment}/") and name.count("/") == 2
             if ours and name not in wanted:
-                with suppress(ValueError):  # it went by itself meanwhile
+                with suppress(ValueError):  # it ended meanwhile
                     ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
     def close(self) -> None:
         if self._warming is not None:
-            ray.wait([self._warming], timeout=_START_SECONDS)  # killed while it works, it would be reported as a failure
+            ray.wait([self._warming], timeout=_START_SECONDS)  # Ray would report a failure if it were killed while working
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
 
     def describe(self) -> Processes:
-        """Its processes, as last heard. Asks none."""
+        """The processes as last reported, without asking them."""
         held: dict[str, list[str]] = {}
         for role, node in sorted(self._nodes.items()):
             held.setdefault(node, []).append(role)
         try:
             notices = self._placement.notices
         except PoolError as error:
-            notices = (str(error),)  # what is served goes on
+            notices = (str(error),)  # serving continues
         return Processes(held, dict(self._gpu_bytes), notices)
 
     def processes(self) -> dict[str, str]:
-        """By shard, the process that it is in, of those that have answered. Waits for none: one may be training for hours.
+        """The process of every shard that has answered, by shard. Does not wait, because a shard may train for hours.
 
-        With one process a slot, by the slot's role.
+        With one process per slot, the keys are the roles of the slots.
         """
         for role, actor in list(self._actors.items()):
             if role not in self._asked:
@@ -298,7 +299,7 @@ class RayShardPool:
         for role, reference in list(self._asked.items()):
             if reference in answered:
                 del self._asked[role]
-                with suppress(RayError):  # it is coming up again
+                with suppress(RayError):  # it is restarting
                     process, self._nodes[role], gpu_bytes = ray.get(reference)
                     if self._config.runtime.known_device == "cuda":
                         self._gpu_bytes[role] = gpu_bytes
@@ -316,7 +317,7 @@ class RayShardPool:
 
     @property
     def _placement(self) -> Placement:
-        """Made once; while GPUs are missing, made again, because they may come back."""
+        """The placement, computed once. While GPUs are missing it is computed again, because they may come back."""
         if self._placed is None or (not self._placed.gpus and self._config.runtime.known_device == "cuda"):
             self._placed = spread(self._n_workers, alive_nodes(), self._config.runtime)
             for notice in {*self._placed.notices} - self._noticed:
@@ -335,7 +336,7 @@ class RayShardPool:
         return [self._worker(ShardId(number)) for number in range(self._n_workers)]
 
     def _worker(self, number: ShardId) -> Any:
-        """The process of a shard, or of a slot."""
+        """The process of a shard or a slot."""
         args, node = () if self._per_slot else (number,), self._placement.nodes[number]
         actor_class = _SlotActor if self._per_slot else self._shard_actor
         return self._actor(self._role(number), actor_class, node, self._placement.gpus, *args, self._store_uri, self._here())
@@ -344,20 +345,20 @@ class RayShardPool:
         return self._aggregating("aggregator", self._placement.aggregator, self._placement.gpus)
 
     def _excisor(self) -> Any:
-        """One of its own: who asks to be forgotten does not wait for the aggregation after somebody else's erasure."""
+        """A process only for excisions, so that a new request does not wait for the aggregation of an earlier one."""
         return self._aggregating("excisor", self._placement.excisor, 0.0)
 
     def _aggregating(self, role: str, node: str, gpus: float) -> Any:
-        """A process that aggregates, and has all of its node's cores: shards have been trained by then, or make way."""
+        """A process that aggregates on all cores of its node: training has ended by then, or yields by its low priority."""
         cores = self._config.runtime.cores or self._placement.cores
         return self._actor(role, self._aggregator_actor, node, gpus, self._store_uri, self._here(cores=cores))
 
     def _here(self, **runtime: Any) -> EraserConfig:
-        """The settings for a process: its reservation of a GPU decides how much memory it may allocate."""
+        """The settings for a process. Its GPU share limits the memory that it may allocate."""
         return as_run_here(self._config, {"gpus_per_shard": self._placement.gpus, **runtime})
 
     def _whereabouts(self, actors: Mapping[ShardId, Any]) -> dict[ShardId, str]:
-        """The node of every shard, asked from its process: one whose node died has come back elsewhere, or is about to."""
+        """Ask every shard's process for its node. If a node died, the process restarts on another."""
         answers = [actor.__ray_call__.remote(_node_here) for actor in actors.values()]
         with translated("the shards' processes"):
             found = dict(zip(actors, ray.get(answers, timeout=_START_SECONDS), strict=True))
@@ -365,11 +366,11 @@ class RayShardPool:
         return found
 
     def _actor(self, role: str, actor_class: Any, node_id: str, gpus: float, *args: Any) -> Any:
-        """The named actor, made or found. One that was found must be of the same deployment.
+        """Make or find the named actor. An existing actor must belong to the same deployment.
 
-        Settings are part of the name: while everything is made anew with others, both are there.
+        The settings are part of the name. During a repartition with other settings, both sets of actors exist.
         """
-        if role != "excisor" and self._lacks_gpus:  # no process of a deployment on GPUs is made without one
+        if role != "excisor" and self._lacks_gpus:  # a deployment on GPUs makes no process without one
             raise DeviceError("cuda", "; ".join(self._placement.notices))
         if role not in self._actors:
             actor = actor_class.options(
@@ -379,9 +380,9 @@ class RayShardPool:
                 get_if_exists=True,
                 num_cpus=0,
                 num_gpus=gpus,
-                # By the label that every node has: to a soft NodeAffinitySchedulingStrategy, what holds no CPU does not keep.
+                # A label selects the node, because Ray ignores a soft NodeAffinitySchedulingStrategy for actors without CPUs.
                 label_selector={"ray.io/node-id": node_id},
-                # Where it comes back when the node dies.
+                # Where the actor restarts if the node dies.
                 fallback_strategy=[{"label_selector": labels_of(self._config.runtime)}],
                 max_restarts=-1,
                 max_task_retries=3,  # orders can be repeated
@@ -390,13 +391,13 @@ class RayShardPool:
                 asked = [actor.identity.remote(), actor.__ray_call__.remote(_node_here)]
                 (uri, fingerprint), self._nodes[role] = ray.get(asked, timeout=_START_SECONDS)
             if (uri, fingerprint) != (self._store_uri, self._config.fingerprint()):
-                raise PoolError(role, f"{self._deployment} is the name of another deployment, at {uri}: choose another name")
+                raise PoolError(role, f"{self._deployment} is the name of a deployment at {uri}: choose another name")
             self._actors[role] = actor
         return self._actors[role]
 
 
 def _n_workers(config: EraserConfig) -> int:
-    """Processes that train: one for each shard or slot."""
+    """Number of training processes: one for each shard or slot."""
     n_shards, runtime = config.partition.n_shards, config.runtime
     return min(n_shards, slots_of(alive_nodes(), runtime)) if runtime.process_per == "slot" else n_shards
 
@@ -408,32 +409,32 @@ def _call(function: Callable[[], Any]) -> Any:
 
 @ray.remote(max_retries=2, max_calls=1)
 def _call_on_gpu(function: Callable[[], Any]) -> Any:
-    """In a process that ends with the call, and with it whatever a library still holds on the GPU."""
+    """Run in a process that ends with the call and frees all GPU memory that libraries still hold."""
     return function()
 
 
 @contextmanager
 def translated(who: str) -> Iterator[None]:
-    """Errors of ours that crossed a process border come out as they were raised, those of Ray as `PoolError`."""
+    """Raise the package's own errors from other processes unchanged, and Ray's errors as `PoolError`."""
     try:
         yield
     except GetTimeoutError as error:
-        raise PoolError(who, "did not answer in time: the cluster is overloaded or too small") from error
+        raise PoolError(who, "did not answer in time, because the cluster is overloaded or too small: add nodes") from error
     except RayTaskError as error:
         if isinstance(error.cause, RayEraserError):
             raise error.cause from None
-        kind = type(error.cause).__name__  # its text may name users, and may end up in the ledger
+        kind = type(error.cause).__name__  # not its text, which may name users and may end up in the ledger
         if isinstance(error.cause, OSError | MemoryError):
-            raise PoolError(who, f"failed with {kind}: see Ray's logs") from error
+            raise PoolError(who, f"failed with {kind}: check the memory and disk of its machine, and Ray's logs") from error
         raise UnexpectedError(who, kind) from error
     except RayActorError as error:
         raise PoolError(who, "its process died and did not come back: see Ray's logs") from error
     except RayError as error:
-        raise PoolError(who, f"Ray failed: {str(error).splitlines()[0]}") from error
+        raise PoolError(who, f"Ray failed ({str(error).splitlines()[0]}): see Ray's logs") from error
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes that are up."""
+    """The nodes that are alive."""
     return [
         Node(
             node["NodeID"],
@@ -448,7 +449,7 @@ def alive_nodes() -> list[Node]:
 
 @dataclass(frozen=True, eq=False)
 class _Begun:
-    """What a shard was told to do before it was asked for, and where its answer will be."""
+    """An order that a shard has begun ahead of `train`, and the reference to its answer."""
 
     shard: ShardId
     order: ShardOrder
@@ -467,7 +468,7 @@ def _train_own(actor: Any, order: ShardOrder) -> Any:
 
 
 def _whereabouts_here(_: object) -> tuple[str, str, int]:
-    """(process, node, bytes of GPU memory that it holds)."""
+    """(process, node, bytes of GPU memory that the process holds)."""
     return str(ray.get_runtime_context().get_worker_id()), _node_here(_), held_memory()
 
 

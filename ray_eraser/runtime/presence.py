@@ -1,4 +1,4 @@
-"""Whether a Ray can be on this machine, found out without importing Ray, which takes a process seconds."""
+"""Whether Ray may be running on this machine. Does not import Ray, which takes seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def may_run_here(processes: Path = Path("/proc")) -> bool:
-    """False where Ray itself would surely find none: no raylet runs, and none was noted as the last one that was started."""
+    """False if Ray would certainly find no cluster here: no raylet is running, and Ray has noted no started cluster."""
     if not sys.platform.startswith("linux"):
         return True
     temporary = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
@@ -20,4 +20,4 @@ def _is_raylet(command: Path) -> bool:
     try:
         return b"raylet" in command.read_bytes().partition(b"\0")[0]
     except OSError:
-        return False  # it has ended, or is another user's, whom Ray cannot look at either
+        return False  # it has ended, or belongs to another user, and then Ray cannot see it either

@@ -1,6 +1,6 @@
-"""Shards and an aggregator in processes of their own. What they add is a log that programs can read, and their priority.
+"""Shards and an aggregator in processes of their own, with a JSON log and a process priority.
 
-Apart from actors.py, so that their processes do not load what the coordinator needs.
+Separate from actors.py, so that these processes do not load the coordinator's modules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOWEST_PRIORITY = 19
 
 
 class ShardProcess(Shard):
-    """A `Shard` whose log is JSON, and that computes at the lowest priority: who asks to be forgotten does not wait for it."""
+    """A `Shard` with a JSON log. It computes at the lowest priority, so that an excision does not wait for it."""
 
     def __init__(self, shard_id: ShardId, store_uri: str, config: EraserConfig) -> None:
         _begin(f"shard-{shard_id}")
@@ -26,7 +26,7 @@ class ShardProcess(Shard):
 
 
 class SlotProcess:
-    """Any shard, one after the other, like a `ShardProcess`: what a shard knows is in the store."""
+    """Trains any shard, one after the other, like a `ShardProcess`. A shard's data is in the store."""
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         _begin("slot")
@@ -44,7 +44,7 @@ class SlotProcess:
 
 
 class AggregatorProcess(Aggregator):
-    """An `Aggregator` whose log is JSON."""
+    """An `Aggregator` with a JSON log."""
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         logs.write_json(process="aggregator")

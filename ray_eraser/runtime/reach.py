@@ -1,4 +1,4 @@
-"""Whether anybody answers at a Ray's address. Ray itself would find out after a quarter of an hour, without a word."""
+"""Checks within seconds whether Ray answers at an address. Ray itself needs a quarter of an hour, and prints nothing."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _SLOW_SECONDS = 5.0, 10.0, 2.0
 _CLIENT_PORT = 10001
-# How every gRPC connection begins, by the standard of HTTP/2: the client's preface and an empty frame of settings. The server
-# answers with settings of its own, whoever asks, and before any token is looked at.
+# Every gRPC connection begins like this, by the HTTP/2 standard: the client's preface and an empty SETTINGS frame. The server
+# answers every client with its own settings, before it checks any token.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _FRAME, _TYPE, _SETTINGS = 9, 3, 4
 
 
 class NobodyAnswersError(ConnectionError):
-    """No Ray answers at an address; says why."""
+    """No Ray answers at an address. The text gives the reason."""
 
 
 def find_address() -> str | None:
-    """Where the Ray of this machine is, as Ray finds it: one that runs, or the last one that was started; None for neither."""
+    """Address of this machine's Ray, as Ray finds it: a running cluster, or the last started one; None if there is neither."""
     try:
-        # What `ray.init` asks. The last one is noted in a file, which stays when its machine is switched off.
+        # `ray.init` calls the same function. Ray notes the last cluster in a file, which outlives a power-off of the machine.
         return str(services.canonicalize_bootstrap_address("auto"))
     except ConnectionError:
         return None
 
 
 def check_reached(address: str | None) -> None:
-    """Return once a Ray answers at an address, `host:port` or `ray://host:port`; at None none does, and others are left to Ray.
+    """Return when a Ray answers at an address, `host:port` or `ray://host:port`. Other schemes are left to Ray.
 
     Raises:
-        NobodyAnswersError: none does within seconds.
-        ValueError: this is no address of a Ray.
+        NobodyAnswersError: the address is None, or no Ray answers within seconds.
+        ValueError: this is not an address of a Ray.
     """
     if address is None:
-        raise NobodyAnswersError("none runs on this machine")
+        raise NobodyAnswersError("no Ray is running on this machine")
     scheme, _, rest = address.rpartition("://")
     if scheme in ("http", "https"):
-        raise ValueError("http:// is for 'ray job submit': give host:port as 'ray start' had it, or ray://host:port")
+        raise ValueError("http:// is for 'ray job submit': give host:port as 'ray start' printed it, or ray://host:port")
     if scheme not in ("", "ray"):
         return
-    # As Ray does: another address of this machine for localhost, where it listens as well.
+    # As Ray does: localhost becomes another address of this machine, at which Ray listens too.
     parts = urlsplit(f"//{rest if scheme else services.canonicalize_bootstrap_address(address)}")
     port = parts.port or (_CLIENT_PORT if scheme else None)
     if not parts.hostname or port is None:
         raise ValueError("it has no port: give host:port")
-    with said_if_slow(_SLOW_SECONDS, "waits for Ray at %s, up to %d seconds", address, _CONNECT_SECONDS + _ANSWER_SECONDS):
+    with said_if_slow(_SLOW_SECONDS, "waiting for Ray at %s, up to %d seconds", address, _CONNECT_SECONDS + _ANSWER_SECONDS):
         answer = _first_answer(parts.hostname, port)
-    # With TLS the other side ends the connection, or complains.
+    # With TLS, the server closes the connection or sends an alert.
     if answer[_TYPE : _TYPE + 1] != bytes([_SETTINGS]) and os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
         raise NobodyAnswersError("another program listens there")
 
@@ -74,14 +74,14 @@ def _first_answer(host: str, port: int) -> bytes:
             connection.sendall(_HELLO)
             return connection.recv(_FRAME, socket.MSG_WAITALL)
         except TimeoutError as error:
-            raise NobodyAnswersError(f"connected, and no answer within {_ANSWER_SECONDS:g} seconds") from error
+            raise NobodyAnswersError(f"connected, but no answer within {_ANSWER_SECONDS:g} seconds") from error
         except OSError:
             return b""
 
 
 @contextmanager
 def said_if_slow(seconds: float, message: str, *values: object) -> Iterator[None]:
-    """A block that has a warning logged once it has taken so long."""
+    """Log a warning if the block takes longer than this."""
     timer = threading.Timer(seconds, log.warning, (message, *values))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""The HTTP API on Ray Serve: a deployment of Serve that holds a client of ours. What is answered is decided in `web/`."""
+"""The HTTP API on Ray Serve. A Serve deployment holds a `Client`; the package `web` decides the answers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ray_eraser.web.limits import Limits
 _T = TypeVar("_T")
 
 _ANSWER_SECONDS = 30.0
-"""The longest that an asker waits for the deployment; training is never waited for."""
+"""The longest wait for an answer of the deployment. No request waits for training."""
 _START_SECONDS, _LISTEN_SECONDS = 60.0, 5.0
 _AT_ONCE, _WAITING = 400, 100
-"""Requests in a process, and requests that wait for one; more are refused with 503. A process has room for more than the bodies
-that keys may send slowly (`Limits.receiving`), so that those who only ask are answered meanwhile."""
+"""Requests in a process, and requests that wait for a process. Serve refuses more with 503. A process has more room than slow
+bodies may take up (`Limits.receiving_in_all`), so that it can answer reads at the same time."""
 _WHOLE_SECONDS = 60.0
-"""The longest that anything may take: a body's time, and an answer's."""
+"""The longest that one request may take, with the time of its body and of its answer."""
 
 
 class Connection:
-    """The client of whichever coordinator runs now: one that was stopped and started again is another process."""
+    """Calls functions with a client of the running coordinator. Connects again after the coordinator was restarted."""
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
@@ -47,7 +47,7 @@ class Connection:
 
 
 class Api:
-    """One process of Serve. Given hashes of keys, never keys: Serve keeps what it is given."""
+    """One process of Serve. It gets hashes of keys instead of keys, because Serve stores its arguments."""
 
     def __init__(self, deployment: str, keys: Keys, limits: Limits) -> None:
         self._given = Connection(deployment), keys, limits
@@ -59,9 +59,9 @@ class Api:
 
 
 def check_installed() -> None:
-    """Raise `InputError` where the extra `serve` is not installed."""
+    """Raise `InputError` if the extra `serve` is not installed."""
     try:
-        import fastapi  # noqa: F401 - only whether it is there
+        import fastapi  # noqa: F401 - the import is the check
         from ray import serve  # noqa: F401 - likewise
     except ImportError as error:
         raise InputError("serving needs Ray Serve and FastAPI: pip install ray_eraser[serve]") from error
@@ -76,20 +76,20 @@ def start(
     port: int = 8000,
     replicas: int = 1,
 ) -> str:
-    """Serve a deployment that runs; gives the URL. What was served under its name before is replaced, its keys as well.
+    """Serve a running deployment over HTTP and give its URL. Replaces an earlier API of the same deployment, with its keys.
 
-    HTTP without encryption: TLS is the job of a proxy in front. Nothing that is logged names a path, for paths name users.
+    The connection is not encrypted; a proxy in front provides TLS. Logs never hold paths, because paths name users.
 
     Args:
         deployment: its name.
-        keys: who may do what.
-        limits: of every key, all processes together.
-        host: where to listen, on the head of the cluster.
-        port: likewise.
-        replicas: processes that answer.
+        keys: the accepted keys, with their roles.
+        limits: on each key, over all processes together.
+        host: the address to listen at, on the head of the cluster.
+        port: the port to listen at.
+        replicas: number of processes that answer.
 
     Raises:
-        InputError: the extra is not installed, the port is taken, or Serve runs on this Ray already and listens elsewhere or
+        InputError: the extra is not installed, the port is taken, or Serve already runs on this Ray and listens elsewhere or
             serves another deployment.
     """
     check_installed()
@@ -98,7 +98,7 @@ def start(
     from ray.serve.schema import LoggingConfig
 
     reached = f"127.0.0.1:{port}" if host in ("0.0.0.0", "::") else f"{host}:{port}"  # noqa: S104 - compared, not bound
-    # Serve that finds its port taken tries for minutes and does not say so.
+    # Serve tries for minutes, in silence, if its port is taken.
     if not serve.status().proxies and _on_head(_answer_of, reached, "/", 0.0) is not None:
         raise InputError(f"another program listens at {reached}: choose another port")
     quiet = LoggingConfig(enable_access_log=False)
@@ -106,18 +106,19 @@ def start(
     serve.start(proxy_location="HeadOnly", http_options=http_options, logging_config=quiet)
     if _on_head(_answer_of, reached, "/-/healthz", _LISTEN_SECONDS) is None:
         raise InputError(
-            f"Serve runs on this Ray already and does not listen at {reached}: give the address that it has, or shut it down"
+            f"Serve already runs on this Ray and does not listen at {reached}: give its address, or shut Serve down"
         )
     bound = serve_deployment(replicas).bind(deployment, keys, (limits or Limits()).divided(replicas))
     try:
         serve.run(bound, name=_name(deployment), route_prefix="/", logging_config=quiet)
     except RayServeException as error:
-        raise InputError(f"Serve refused ({str(error).strip().splitlines()[-1]}): one deployment of a Ray is served") from error
+        problem = str(error).strip().splitlines()[-1]
+        raise InputError(f"Serve refused ({problem}): a Ray serves one deployment, use another Ray for this one") from error
     return f"http://{reached}"
 
 
 def serve_deployment(replicas: int) -> Any:
-    """What Serve is to run, in so many processes."""
+    """The Serve deployment of the API, with `replicas` processes."""
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
@@ -125,7 +126,7 @@ def serve_deployment(replicas: int) -> Any:
         serve.ingress()(Api),
         name="api",
         num_replicas=replicas,
-        ray_actor_options={"num_cpus": 0},  # it computes nothing: the cluster's CPUs are for training
+        ray_actor_options={"num_cpus": 0},  # leaves the cluster's CPUs to training
         max_ongoing_requests=_AT_ONCE,
         max_queued_requests=_WAITING,
         logging_config=LoggingConfig(enable_access_log=False),  # paths name users
@@ -133,7 +134,7 @@ def serve_deployment(replicas: int) -> Any:
 
 
 def stop(deployment: str) -> None:
-    """Serve a deployment no more; it goes on running. Serve ends where it serves nothing else."""
+    """End the HTTP API of a deployment. The deployment goes on running. Serve shuts down if it serves nothing else."""
     check_installed()
     from ray import serve
 
@@ -148,14 +149,17 @@ def _name(deployment: str) -> str:
 
 
 def _on_head(function: Callable[..., _T], *args: Any) -> _T:
-    """The result of a function in a process of the node where Serve listens, which need not be this one."""
+    """Run a function on the node where Serve listens, which may be another node, and give its result."""
     task = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_retries=2)(function)
     with translated("the head of the cluster"):
         return cast(_T, ray.get(task.remote(*args), timeout=_START_SECONDS))
 
 
 def _answer_of(address: str, path: str, seconds: float) -> int | None:
-    """The HTTP status with which whoever listens there answers, 0 for something else; None where nobody does in this time."""
+    """The HTTP status that the server at an address answers with.
+
+    0 if the answer is not HTTP; None if nothing listens there within `seconds`.
+    """
     until = time.monotonic() + seconds
     while True:
         try:

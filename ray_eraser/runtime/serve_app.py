@@ -1,4 +1,7 @@
-"""The HTTP API for those who give Ray Serve a file: `serve deploy`, or a RayService on Kubernetes. Others use `serve.start`."""
+"""The HTTP API as an application for a Ray Serve config file: `serve deploy`, or a RayService on Kubernetes.
+
+Without such a file, use `serve.start`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from ray_eraser.web.limits import Limits
 
 
 class Settings(BaseModel):
-    """What stands under `args` in the file.
+    """The `args` of the application in the config file.
 
     Attributes:
-        deployment, storage_path, ledger_url: as in `deploy`. It is brought up where it does not run.
-        keys: path of the file that says who may do what, on the nodes.
-        replicas: processes that answer.
+        deployment, storage_path, ledger_url: as for `deploy`. The deployment is started if it is not running.
+        keys: path, on the nodes, of the file with the API keys and their rights.
+        replicas: number of answering processes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +35,7 @@ class Settings(BaseModel):
 
 
 def application(settings: Settings) -> Any:
-    """What Serve is to run."""
+    """The application that Serve runs."""
     check_installed()
     deploy(settings.deployment, settings.storage_path, ledger_url=settings.ledger_url)
     limits = Limits().divided(settings.replicas)

@@ -1,4 +1,4 @@
-"""Which Ray to use: the one that is there, or one of our own that ends with the process."""
+"""Connects to a running Ray, or starts a local one that ends with the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray_eraser.runtime.reach import check_reached, find_address, said_if_slow
 log = logging.getLogger(__name__)
 
 NAMESPACE = "ray_eraser"
-"""All named actors of all deployments live in it."""
+"""The namespace of all named actors of all deployments."""
 
 _SLOW_SECONDS = 10.0
 _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -27,7 +27,7 @@ _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "loggi
 
 @dataclass(frozen=True)
 class Session:
-    """A connection to Ray. `local`: it was started by this process and what runs on it ends with this process."""
+    """A connection to Ray. If `local`, this process started that Ray, and everything on it ends with this process."""
 
     local: bool
 
@@ -37,7 +37,7 @@ def ensure_ray(address: str | None = None) -> Session:
 
     Args:
         address: of a cluster (`host:port`, `ray://host:port`, `auto`), or `local` for a Ray of this process alone. None takes
-            the cluster that RAY_ADDRESS names or that runs on this machine, and starts a local one where there is none.
+            the cluster that RAY_ADDRESS names or that is running on this machine, and starts a local one if there is none.
 
     Raises:
         InputError: no Ray answers at the address within seconds.
@@ -49,10 +49,10 @@ def ensure_ray(address: str | None = None) -> Session:
 
 
 def find_ray(address: str | None = None) -> bool:
-    """As `ensure_ray`, but where there is none or `local` is asked for, none is started: whether there is one.
+    """Connect as `ensure_ray`, but never start a Ray. Returns whether there is one; False for `local`.
 
     Raises:
-        InputError: no Ray answers at the address that was given.
+        InputError: no Ray answers at the given address.
     """
     if ray.is_initialized():
         return True
@@ -69,8 +69,8 @@ def find_ray(address: str | None = None) -> bool:
     except (ConnectionError, ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         if wanted is None:
-            # Left behind by a head that crashed. Nobody asked for it, so it keeps nobody from working.
-            log.warning("no Ray answers at %s, where one ran before (%s): jobs have one of their own", found, first_line)
+            # The address is left from a crashed head node. The caller did not ask for it, so it is no error.
+            log.warning("no Ray answers at %s, where one ran before (%s): starting a local one instead", found, first_line)
             return False
         where = repr(wanted) + (f", which is {found}" if wanted == "auto" and found else "")
         raise InputError(f"no Ray answers at {where} ({first_line}): check the address, or use 'local'") from error
@@ -78,7 +78,7 @@ def find_ray(address: str | None = None) -> bool:
 
 
 def _init(address: str, **options: Any) -> None:
-    """`ray.init`, without the handler of SIGTERM that it puts in the place of this program's, and that prints a stack trace."""
+    """Call `ray.init`, and restore this program's SIGTERM handler. Ray's handler would print a stack trace."""
     own = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **_QUIET, **options)
@@ -88,13 +88,19 @@ def _init(address: str, **options: Any) -> None:
 
 
 def addresses() -> dict[str, str]:
-    """The address of every node that is up, by its id."""
+    """The address of every live node, by its id."""
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def connected_address() -> str:
+    """The address of the cluster that this process is connected to."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 @contextmanager
 def session(address: str | None = None) -> Iterator[Session]:
-    """`ensure_ray` for the length of a block; a local Ray that was started for it is stopped after it."""
+    """`ensure_ray` for the length of a block. A local Ray started for the block is stopped after it."""
     opened = ensure_ray(address)
     try:
         yield opened

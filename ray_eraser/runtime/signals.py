@@ -1,8 +1,8 @@
-"""Stop signals: a program that is told to stop says so in one line and ends soon, whatever it is doing just then.
+"""Stop signals: a stopped program prints one line and ends soon, whatever it is doing.
 
-Python calls a signal's handler between two steps of its main thread. An import, a compilation or a wait inside Ray holds that
-up. An exception that a handler raises inside Ray comes out as another error, or aborts the process. And while Ray starts, it
-puts handlers of its own in the place of others. So the signals are blocked, and one thread waits for them.
+Python calls a signal's handler between two steps of its main thread, and an import, a compilation or a wait inside Ray delays
+that. An exception that a handler raises inside Ray becomes another error, or aborts the process. While Ray starts, it also
+replaces handlers with its own. So the signals are blocked, and one thread waits for them.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-# Ray kills a job three seconds after SIGTERM. A person who interrupts can do so twice.
+# Ray kills a job three seconds after SIGTERM. A person can interrupt a second time.
 _PATIENCE = {signal.SIGTERM: 2.0, signal.SIGINT: 10.0}
 _NAMES = {signal.SIGTERM: "stopped", signal.SIGINT: "interrupted"}
 
 
 def line_of(number: int) -> str:
-    """What a program says at its end. Nothing need be saved then: it is in the store and the ledger."""
-    return f"{_NAMES[signal.Signals(number)]}: what is stored and recorded is whole, and the next job goes on from it\n"
+    """The last line of a stopped program. Nothing needs saving, because the store and the ledger have everything."""
+    return f"{_NAMES[signal.Signals(number)]}: stored and recorded data is complete, and the next command continues from it\n"
 
 
 def _say(number: int) -> None:
-    # Not through a buffer, which may be being written to just now.
+    # Unbuffered, because the main thread may be writing to the buffer right now.
     os.write(2, line_of(number).encode())
 
 
 def _nothing(_number: int, _frame: object) -> None:
-    """A handler: without one, Python passes nothing on."""
+    """A handler that does nothing. Without a handler, Python writes nothing to the wakeup file descriptor."""
 
 
 class _Watch:
-    """What a process does about its stop signals."""
+    """The stop signals of a process, and its reaction to them."""
 
     def __init__(self) -> None:
         self.say: Callable[[int], None] = _say
@@ -50,16 +50,16 @@ class _Watch:
         if self._began or threading.current_thread() is not threading.main_thread():
             return
         self._began = True
-        # After `nohup`, or `&` in a script, some are ignored.
+        # Leave signals alone that are ignored, as after `nohup` or `&` in a script.
         former = {number: handler for number in _PATIENCE if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             for number in former:
                 signal.signal(number, lambda number, _frame: self._asked(number))
             return
-        # Threads that are started from here on inherit it.
+        # Threads started from here on inherit the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, former)
         self._start(self._wait, former)
-        # Older ones are given the signal, and Python's own handler, in C, passes it on at once.
+        # The kernel may deliver a signal to an older thread. Python's C handler then forwards it at once through this pipe.
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -67,7 +67,7 @@ class _Watch:
             signal.signal(number, _nothing)
         self._start(self._read, reading, former)
 
-        def as_before() -> None:  # processes inherit all that, and must be able to be stopped
+        def as_before() -> None:  # forked processes inherit all of this, and must stay stoppable
             signal.set_wakeup_fd(-1)
             for number, handler in former.items():
                 signal.signal(number, handler)
@@ -93,7 +93,7 @@ class _Watch:
             self.instead()
             return
         if self.code is not None:
-            os._exit(self.code)  # asked twice
+            os._exit(self.code)  # the second signal ends the process at once
         self.code = 128 + number
         self._start(self._end_after, _PATIENCE[signal.Signals(number)])
         self._start(self._unwind, number)
@@ -103,13 +103,13 @@ class _Watch:
         os._exit(self.code or 0)
 
     def _unwind(self, number: int) -> None:
-        """Have the main thread leave what it is in, so that temporary folders and remote processes do not stay behind."""
+        """Make the main thread unwind its stack, so that no temporary folder or remote process is left behind."""
         with suppress(Exception):
             self.say(number)
         with self._lock:
             if self._can_unwind:
                 thread, error = threading.main_thread().ident, ctypes.py_object(_Stop)
-                # Unlike a handler, it does not raise inside of Ray: only where the main thread runs Python.
+                # Unlike a handler, this cannot raise inside Ray's C code, only while the main thread runs Python.
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread or 0), error)
                 return
         self.end()
@@ -121,8 +121,8 @@ class _Watch:
     def end(self) -> NoReturn:
         with suppress(Exception):
             sys.stdout.flush()
-        # Not sys.exit: at a usual exit Ray waits for its processes, and aborts where it was interrupted. The kernel ends those
-        # of a Ray that this process started together with it.
+        # Not sys.exit: at a normal exit, Ray waits for its processes, and aborts if it was interrupted. The kernel ends the
+        # processes of a Ray that this process started.
         os._exit(self.code or 0)
 
 
@@ -135,10 +135,10 @@ _watch = _Watch()
 
 
 def watch(say: Callable[[int], None] | None = None) -> None:
-    """Begin to watch for SIGTERM and SIGINT. To be called in the main thread, before others are started.
+    """Start to watch for SIGTERM and SIGINT. Call it in the main thread, before other threads start.
 
     Args:
-        say: writes the line for a signal's number; may be given later, by another call.
+        say: writes the line for a signal's number. A later call may give it.
     """
     if say is not None:
         _watch.say = say
@@ -147,7 +147,7 @@ def watch(say: Callable[[int], None] | None = None) -> None:
 
 @contextmanager
 def unwound() -> Iterator[None]:
-    """A block that is left by `SystemExit` when the program is stopped, and has two seconds to clean up.
+    """Raise `SystemExit` in the block if the program is stopped. The block then has two seconds to clean up.
 
     The process then ends with 128 + the signal's number, whatever the block raises.
     """
@@ -162,7 +162,7 @@ def unwound() -> Iterator[None]:
 
 @contextmanager
 def handed_to(callback: Callable[[], None]) -> Iterator[None]:
-    """A block in which stop signals call a function, in another thread, and do nothing else."""
+    """During the block, stop signals only call a function, in another thread."""
     _watch.instead = callback
     try:
         yield
@@ -171,5 +171,5 @@ def handed_to(callback: Callable[[], None]) -> Iterator[None]:
 
 
 def stopping() -> bool:
-    """Whether the program was told to stop."""
+    """Whether the program has received a stop signal."""
     return _watch.code is not None

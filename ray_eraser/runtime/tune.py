@@ -1,4 +1,4 @@
-"""A sweep (study/sweep.py) as a Ray Tune experiment: where trials run, what they share, and how they go on after a crash."""
+"""A sweep (study/sweep.py) as a Ray Tune experiment: where trials run, what they share, and how a sweep resumes."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ _START_SECONDS = 120.0
 _ASK_SECONDS = 60.0
 
 ROWS = "sweep.parquet"
-"""What has been measured, in the sweep's folder; the truth of what need not be measured again."""
+"""The results in the sweep's folder. A finished row in it is not measured again."""
 
 
 # ---- the processes of a trial ----------------------------------------------------------------------------------------------
 
 
 class TrialShardPool:
-    """A `ShardPool` of unnamed actors that the trial owns, in the trial's placement group: they cannot outlive it.
+    """A `ShardPool` of unnamed actors in the trial's placement group. The trial owns them, so they cannot outlive it.
 
-    There is one process a slot and not one a shard: any of them can be any shard, because what a shard knows is in the store. A
-    trial of fifty shards would otherwise start fifty processes for a few seconds of work.
+    There is one process per slot instead of one per shard. Any process can train any shard, because a shard's data is in the
+    store. Otherwise a trial of fifty shards would start fifty processes for a few seconds of work.
     """
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
@@ -98,7 +98,7 @@ class TrialShardPool:
             on_done(answer[shard])
         return {shard: done[shard] for shard in orders}
 
-    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:  # noqa: ARG002 - who measures alone waits for no excision
+    def begin(self, orders: Mapping[ShardId, ShardOrder]) -> None:  # noqa: ARG002 - a trial has no excision to train alongside
         return
 
     def abandon(self) -> None:
@@ -150,20 +150,20 @@ def _run(worker: Any, call: Callable[[], Any]) -> Any:
 
 
 def _hear_nothing(_: Trained) -> None:
-    """Progress is heard of where the calls come from."""
+    """Ignore progress here; the caller reports it."""
 
 
 def _resources(config: EraserConfig) -> tune.PlacementGroupFactory:
-    """What one trial reserves: its slots, on one node, because its files are on that node's disk.
+    """The resources of one trial: its slots, all on one node, because its files are on that node's disk.
 
-    The trial's own process reserves nothing: it computes only while its slots wait for it.
+    The trial's own process reserves nothing, because it computes only while its slots are idle.
     """
     slot = {"CPU": config.runtime.threads, "GPU": config.runtime.gpus_per_shard}
     return tune.PlacementGroupFactory([{}] + [slot] * max(1, config.runtime.slots), strategy="STRICT_PACK")
 
 
 def check_room(config: EraserConfig) -> None:
-    """Raise `InputError` where no node could ever hold a trial: it would wait without end."""
+    """Raise `InputError` if no node can ever hold a trial, which would then wait for ever."""
     if config.runtime.device == "cuda" and not config.runtime.gpus_per_shard:
         raise InputError("runtime.device=cuda: also set runtime.gpus_per_shard, the share of a GPU of each slot of a trial")
     wanted = _resources(config).required_resources
@@ -178,19 +178,19 @@ def check_room(config: EraserConfig) -> None:
 
 
 class Shared:
-    """What more than one trial needs is made once, by the first that asks; all get the same object.
+    """Values that several trials need. The first trial that asks has a value made, and all trials get the same object.
 
-    A task of it reserves no CPU: it runs in place of the trial that waits for it. What was asked for longest ago is let go of.
+    The tasks reserve no CPU, because the trial that waits for a task is idle. The least recently used values are dropped.
     """
 
     def __init__(self, dataset: Sequence[Any]) -> None:
-        (self._dataset,) = dataset  # a reference in a list, or Ray would hand over what it stands for
+        (self._dataset,) = dataset  # in a list, because Ray would replace a plain reference with its value
         self._alpha0: OrderedDict[str, Any] = OrderedDict()
         self._embeddings: OrderedDict[str, Any] = OrderedDict()
         self._partitions: OrderedDict[str, Any] = OrderedDict()
 
     def alpha0(self, config: EraserConfig) -> list[Any]:
-        """A reference to the value for settings that leave it open."""
+        """A reference to alpha0 for settings that leave it open."""
         return [_once(self._alpha0, alpha0_key(config), 1000, partial(_make.remote, shared_alpha0, self._dataset, config))]
 
     def partition(self, config: EraserConfig) -> list[Any]:
@@ -204,7 +204,7 @@ class Shared:
         return [_once(self._partitions, key, 64, partial(_make.remote, shared_partition, self._dataset, config, embeddings))]
 
     def made(self) -> dict[str, int]:
-        """How many of each are kept."""
+        """Number of kept values of each kind."""
         kept = {"alpha0": self._alpha0, "embeddings": self._embeddings, "partitions": self._partitions}
         return {name: len(cache) for name, cache in kept.items()}
 
@@ -274,7 +274,7 @@ OnRow = Callable[[Row, int], None]
 
 
 class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no types here
-    """Writes down every result as it comes: whatever kills the sweep, what is finished is not done again."""
+    """Writes every result as it arrives, so that a killed sweep does not repeat finished trials."""
 
     def __init__(self, sweep: Sweep, file: Path, on_row: OnRow) -> None:
         self._sweep, self._file, self._on_row = sweep, file, on_row
@@ -282,7 +282,7 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
         self.unfinished = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune stores its callbacks with the experiment; one that goes on gets a recorder of its own
+        return {}  # Tune stores callbacks with the experiment, but a resumed one gets a new recorder
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         del iteration, trials
@@ -300,7 +300,7 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         del iteration, trials
         row = self._row(trial)
-        # A trial says itself what it fails of, unless it is a fault of the program or its process died.
+        # A failed trial reports its own error, unless there is a bug or its process died.
         told = self.rows.get(row["key"], row)
         row = (
             told if told["error"] else {**row, "state": "failed", "error": f"see {self._file.parent / 'tune' / trial.trial_id}"}
@@ -327,16 +327,16 @@ class _Recorder(tune.Callback):  # type: ignore[misc]  # Ray's classes have no t
 
 
 def run_sweep(sweep: Sweep, dataset: Dataset, folder: Path, on_row: OnRow) -> tuple[list[Row], int]:
-    """Run a sweep, or go on with the one that was begun in this folder.
+    """Run a sweep, or resume the sweep in this folder.
 
     Args:
-        sweep: what to try.
-        dataset: what to learn from, as `for_sweeping` gives it.
-        folder: for the results; what is to be there at the end is written by the caller.
-        on_row: hears of every trial that ends, and how many have by then, those of a run that was interrupted with them.
+        sweep: the settings to try.
+        dataset: the log to learn from, as `for_sweeping` returns it.
+        folder: folder of the results. The caller writes the final report there.
+        on_row: called for every trial that ends, with its row and the number of ended trials, earlier runs included.
 
     Returns:
-        (a row for every trial that ended, how many have not: it was interrupted).
+        (a row for every ended trial, the number of trials that an interruption left unfinished).
 
     Raises:
         InputError: the folder holds another sweep, a package is missing, or no node is large enough.
@@ -346,7 +346,7 @@ def run_sweep(sweep: Sweep, dataset: Dataset, folder: Path, on_row: OnRow) -> tu
     check_room(sweep.base)
     drawn = draw_requests(dataset, sweep.mix, sweep.requests, sweep.base.seed)
     scratch = folder / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a sweep that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left from a killed sweep
     recorder = _Recorder(sweep, folder / ROWS, on_row)
     known = {key: row for key, row in recorder.rows.items() if row["state"] == "finished"}
     reference = ray.put(dataset)
@@ -372,7 +372,7 @@ def run_sweep(sweep: Sweep, dataset: Dataset, folder: Path, on_row: OnRow) -> tu
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Tune prints off stdout, which is for results, and its tracebacks of failed trials, which are in the rows."""
+    """Keep Tune's output off stdout, which is for results, and suppress its tracebacks: the rows have the errors."""
     log = logging.getLogger("ray.tune")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -384,11 +384,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _claim(sweep: Sweep, dataset: Dataset, folder: Path) -> None:
-    """Make the folder this sweep's, or see that it is."""
+    """Claim the folder for this sweep, or check that it belongs to it."""
     file, identity = folder / "sweep.json", sweep.identity(dataset)
     if file.exists():
         if json.loads(file.read_text("utf-8")) != json.loads(json.dumps(identity)):
-            raise InputError(f"{folder} holds a sweep of other data or settings: choose another --name, or delete it")
+            raise InputError(f"{folder} holds a sweep of other data or settings: choose another --name, or delete the folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(identity, indent=1) + "\n", "utf-8")
@@ -396,10 +396,10 @@ def _claim(sweep: Sweep, dataset: Dataset, folder: Path) -> None:
 
 def _tuner(sweep: Sweep, dataset: Dataset, folder: Path, trainable: Any, search: Any, recorder: _Recorder) -> Any:
     experiment = folder / "tune"
-    # The file that names the experiment comes first, the state of its trials seconds later: killed between, it begins again.
+    # Tune writes the experiment's file first and the state of its trials seconds later. If killed in between, start again.
     if tune.Tuner.can_restore(str(experiment)) and list(experiment.glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(experiment), trainable, restart_errored=True)
-        # Callbacks are stored with the experiment; this run's recorder takes the place of the stored one.
+        # The experiment has a stored callback, which this run's recorder replaces.
         tuner._local_tuner.get_run_config().callbacks = [recorder]  # noqa: SLF001 - Tuner.restore takes none
         return tuner
     shutil.rmtree(experiment, ignore_errors=True)
@@ -417,7 +417,7 @@ def _tuner(sweep: Sweep, dataset: Dataset, folder: Path, trainable: Any, search:
 
 
 def _folder_of(trial: Any) -> str:
-    return str(trial.trial_id)  # Tune's own names hold the settings, and may be longer than a file system allows
+    return str(trial.trial_id)  # Tune's own names contain the settings, and may be too long for a file system
 
 
 def _space(sweep: Sweep) -> dict[str, Any]:
@@ -432,7 +432,7 @@ def _space(sweep: Sweep) -> dict[str, Any]:
 
 
 def _search(sweep: Sweep) -> Any:
-    """Who says what is tried next."""
+    """The search algorithm, which chooses the next trial."""
     seed = sweep.base.seed % 2**32
     if sweep.search == "grid":
         from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -448,7 +448,7 @@ def _search(sweep: Sweep) -> Any:
 
 
 def _scheduler(sweep: Sweep, dataset: Dataset) -> Any:
-    """ASHA by cost: interactions times epochs that a trial has trained for, from whatever start."""
+    """ASHA with cost as its time: interactions times epochs, summed over all trainings of a trial."""
     budgets = [epoch_budgets(config, stop_early=sweep.stop_early) for config in sweep.corners()]
     rungs = [budget for budget in budgets if len(budget) > 1]
     if not rungs:

@@ -1,1 +1,1 @@
-"""Comparing methods under one protocol: the paper's tables and figures, measured."""
+"""Compare methods under one protocol: measure the paper's tables and figures."""

@@ -1,4 +1,4 @@
-"""How an attacker asks a served model, whatever its kind: in the rows of a log, and by items that users are said to have."""
+"""Query a served model of any kind as an attacker does: by rows of a log, and by items that a user claims to have."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ray_eraser.served import Served, ServedLinear, ServedVectors
 
 
 def asked_by(served: Served, own: Sequence[ShardData], config: EraserConfig) -> Served:
-    """The same model, asked about users by the items that they have in `own`, whether it knows them or not.
+    """The same model, which scores users by their items in `own`, even if it does not know the users.
 
-    For its scores alone: what `same_bits` says of it is of no use.
+    Use only its scores: the result of `same_bits` has no meaning.
 
     Raises:
-        ConfigError: a model of this kind has no way to score somebody whom it does not know.
+        ConfigError: a model of this kind cannot score unknown users.
     """
     vectors = served.vectors()
     if vectors is not None:
         return ServedVectors(vectors, folding(vectors.in_rows(vectors.user_keys, vectors.item_keys), config), own)
     if isinstance(served, ServedLinear):
-        return replace(served, shards=own)  # the solver stays that of the pairs which the model holds
-    problem = f"a {config.model.kind} model cannot be asked about users whom it does not know: erase pairs, not users"
+        return replace(served, shards=own)  # the solver still holds the pairs of the model
+    problem = f"a {config.model.kind} model cannot score users that it does not know: erase pairs, not users"
     raise ConfigError("model.kind", problem)
 
 
 @dataclass(frozen=True, eq=False)
 class InLog:
-    """A served model in the rows of a log, whose keys may come in any order.
+    """A served model in the rows of a log, whose keys may be in any order.
 
     Attributes:
         served: the model.
-        user_keys, item_keys: by row of the log.
+        user_keys, item_keys: the key of each row of the log.
     """
 
     served: Served

@@ -1,17 +1,18 @@
-"""Membership inference: whether a model betrays that it was trained on a pair.
+"""Membership inference: test whether a model reveals that it was trained on a pair.
 
-An attacker asks a served model about pairs of users and items, of which some were erased (members, if the unlearning failed)
-and some never were in the training data, and orders them by what the model says. The AUC is the chance that an erased pair
-comes before another one: .5 is guessing. An erased pair is what its user liked, so a model that never saw it ranks it high all
-the same: what an exact method must meet is the AUC on a model trained without the pair (the oracle), not .5.
+An attacker asks a served model about pairs of users and items, and ranks the pairs by the answers. Some pairs were erased; they
+are members if the unlearning failed. The other pairs were never in the training data. The AUC is the probability that an erased
+pair ranks above another pair; .5 is guessing. Users liked their erased pairs, so even a model that never saw these pairs ranks
+them high. An exact method must therefore match the AUC on a model trained without the pairs (the oracle), not .5.
 
-Against two kinds of pairs:
-- `never seen`: of the same user, in no split, with an item of nearly the same popularity, so that popularity tells nothing.
-- `held out`: of the same user, in the test set. They were liked as much and drawn in the same way, so the oracle's AUC is near
-  .5, and what an unlearning method left behind stands out.
+There are two kinds of other pairs:
+- `never seen`: pairs of the same user that are in no split. Their items have nearly the same popularity, so that popularity
+  reveals nothing.
+- `held out`: pairs of the same user in the test set. They were liked as much and drawn in the same way, so the oracle's AUC is
+  near .5, and traces left by an unlearning method stand out.
 
-By threshold on one signal, by a shadow model (Shokri et al. 2017), and by two versions of the same model (Chen et al. 2021,
-"When Machine Unlearning Jeopardizes Privacy").
+The attacks use a threshold on one signal, a shadow model (Shokri et al. 2017), or two versions of the same model (Chen et al.
+2021, "When Machine Unlearning Jeopardizes Privacy").
 
 n pairs, m members, o others, I items, F features, B pairs of a batch, U users.
 """
@@ -32,13 +33,13 @@ from ray_eraser.evaluation import Scorer
 from ray_eraser.seeds import derive
 
 Against = Literal["never seen", "held out"]
-"""What the erased pairs are told apart from."""
+"""The kind of pairs that the attack distinguishes erased pairs from."""
 
 LIST_LENGTH = 50
-"""How much of what a user is recommended the attacker sees."""
+"""The length of the recommendation lists that the attacker sees."""
 
-_TOLERANCE = 0.1  # the popularities of an erased pair's item and of its never-seen partner's differ by no more than this share
-_NEAREST = 8  # the partner is drawn from so many items of the nearest popularity
+_TOLERANCE = 0.1  # largest relative difference in popularity between the item of an erased pair and its never-seen partner
+_NEAREST = 8  # number of items of nearest popularity from which the partner is drawn
 _BATCH_CELLS = 1 << 22
 _Z_95 = 1.959964
 
@@ -53,9 +54,10 @@ class Auc:
 
 
 def auc(members_m: np.ndarray, others_o: np.ndarray) -> Auc:
-    """The chance that a member's signal is above another pair's, ties half (Mann and Whitney 1947).
+    """The probability that a member's signal is above another pair's, with ties counted half (Mann and Whitney 1947).
 
-    The interval is that of DeLong et al. 1988: it takes pairs for independent, which those of one user are only nearly.
+    The interval is from DeLong et al. 1988. It assumes independent pairs, which is only approximately true for pairs of one
+    user.
     """
     above_m, above_o = _placements(members_m, others_o)
     value, margin = float(above_m.mean()), _margin(above_m, above_o)
@@ -63,8 +65,10 @@ def auc(members_m: np.ndarray, others_o: np.ndarray) -> Auc:
 
 
 def auc_difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> Auc:
-    """The AUC of one model less that of another, both asked about the same pairs (members, others), so that what the pairs
-    have in common falls out of the interval (DeLong et al. 1988).
+    """The difference between the AUCs of two models.
+
+    Both models are asked about the same pairs (members, others), so variation that both share cancels out of the interval
+    (DeLong et al. 1988).
     """
     (first_m, first_o), (second_m, second_o) = _placements(*first), _placements(*second)
     value, margin = float(first_m.mean() - second_m.mean()), _margin(first_m - second_m, first_o - second_o)
@@ -72,7 +76,7 @@ def auc_difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarra
 
 
 def _placements(members_m: np.ndarray, others_o: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every member the share of others below it, for every other pair the share of members above it; ties half."""
+    """For every member, the share of others below it; for every other pair, the share of members above it; ties count half."""
     ranks = stats.rankdata(np.concatenate([members_m, others_o]))
     n_members, n_others = len(members_m), len(others_o)
     below_m = (ranks[:n_members] - stats.rankdata(members_m)) / n_others
@@ -86,7 +90,7 @@ def _margin(above_m: np.ndarray, above_o: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Erased pairs and as many others, of every user the same number of both: what tells users apart tells nothing here."""
+    """Erased pairs and other pairs, in equal numbers for every user, so that differences between users reveal nothing."""
 
     members: Interactions
     others: Interactions
@@ -97,11 +101,11 @@ class Probe:
     """The pairs that an attacker asks about.
 
     Attributes:
-        comparisons: with each kind of pairs.
-        known: pairs of these users that the attacker knows and passes over: those that remain, or where whole users are erased
-            the known half of what they had.
-        whole_users: erased users are unknown to the model. The attacker, who knows half of what they had, asks about somebody
-            who has that half.
+        comparisons: the comparison with each kind of other pairs.
+        known: pairs of these users that the attacker knows and excludes. They are the remaining pairs, or the known half of the
+            erased pairs if whole users are erased.
+        whole_users: whether whole users are erased. The model then does not know them, so the attacker, who knows half of their
+            pairs, asks about a user with that half.
     """
 
     comparisons: dict[Against, Comparison]
@@ -113,7 +117,7 @@ class Probe:
 
 
 def draw_erasure(dataset: Dataset, share: float, seed: int, *, whole_users: bool) -> Interactions:
-    """A share of the training pairs, at random; or everything, held-out training pairs too, of a share of the users."""
+    """Draw a random share of the training pairs, or all training and validation pairs of a random share of the users."""
     generator = np.random.default_rng(derive(seed, "attack", "erasure"))
     train = dataset.train
     if whole_users:
@@ -124,17 +128,18 @@ def draw_erasure(dataset: Dataset, share: float, seed: int, *, whole_users: bool
 
 
 def draw_probe(dataset: Dataset, erased: Interactions, seed: int, *, whole_users: bool, most: int) -> Probe:
-    """What to ask about an erasure.
+    """Draw the pairs to ask about after an erasure.
 
-    Pairs whose item nobody has any more are left out, because no model scores them, and so are those whose user has nothing
-    left to be known by.
+    Pairs whose item no longer has any interaction are left out, because no model scores them. Pairs of users without a known
+    pair are left out too.
 
     Args:
-        dataset: the log with the erased pairs; held out are those of its test set, or of its validation set where it has none.
-        erased: some of its training pairs, or all of some users.
-        seed: of every draw.
-        whole_users: the users go with their pairs.
-        most: members to ask about; more are sampled.
+        dataset: the log with the erased pairs. Held-out pairs come from its test set, or from its validation set if it has
+            none.
+        erased: some of its training pairs, or all pairs of some users.
+        seed: the seed of all draws.
+        whole_users: whether whole users are erased.
+        most: the maximum number of members to ask about; a sample is drawn if there are more.
     """
     generator = np.random.default_rng(derive(seed, "attack", "probe"))
     remaining = dataset.train.without(erased)
@@ -160,10 +165,10 @@ def draw_probe(dataset: Dataset, erased: Interactions, seed: int, *, whole_users
 
 
 def _halves(pairs: Interactions, generator: np.random.Generator) -> tuple[Interactions, Interactions]:
-    """Every user's pairs in two halves, at random; users with a single pair are left out."""
+    """Split every user's pairs randomly into two halves. Users with a single pair are left out."""
     order = np.lexsort((generator.random(len(pairs)), pairs.users))
     _, first, count = np.unique(pairs.users, return_index=True, return_counts=True)
-    place = np.arange(len(pairs)) - np.repeat(first, count)  # in the order of the users, which sorting kept
+    place = np.arange(len(pairs)) - np.repeat(first, count)  # pairs are ordered by user before and after sorting
     counts = np.repeat(count, count)
     known = np.zeros(len(pairs), bool)
     known[order] = place < counts // 2
@@ -171,12 +176,12 @@ def _halves(pairs: Interactions, generator: np.random.Generator) -> tuple[Intera
 
 
 def _balanced(members: Interactions, others: Interactions, generator: np.random.Generator) -> Comparison:
-    """Of every user as many members as others, at random."""
+    """Sample equal numbers of members and others for every user."""
     return Comparison(_at_most(members, others, generator), _at_most(others, members, generator))
 
 
 def _at_most(pairs: Interactions, limits: Interactions, generator: np.random.Generator) -> Interactions:
-    """Of each user no more pairs than it has among `limits`, at random."""
+    """Sample at most as many pairs of each user as the user has in `limits`."""
     order = np.lexsort((generator.random(len(pairs)), pairs.users))
     users, first, count = np.unique(pairs.users, return_index=True, return_counts=True)
     wanted = np.searchsorted(limits.users, users, side="right") - np.searchsorted(limits.users, users)
@@ -189,17 +194,17 @@ def _at_most(pairs: Interactions, limits: Interactions, generator: np.random.Gen
 def _never_seen(
     members: Interactions, seen: Interactions, popularity_I: np.ndarray, generator: np.random.Generator
 ) -> Interactions:
-    """For each member a pair of its user that nobody has seen, with an item of nearly the same popularity among what remains.
+    """For each member, draw an unseen pair of the same user, with an item of nearly the same popularity.
 
-    By popularity among what *remains*, because that is what the models under attack were trained on. Members whose user has
-    seen all items of that popularity get none.
+    Popularity is counted in the *remaining* pairs, because the attacked models were trained on these. A member gets no partner
+    if its user has seen all items of that popularity.
     """
     by_popularity = np.argsort(popularity_I, kind="stable")
     sorted_popularity = popularity_I[by_popularity]
     users, items = [], []
     taken_I = np.zeros(len(popularity_I), bool)
     user = -1
-    # In random order within a user, so that no item is first to choose.
+    # The order within a user is random, so that no item has an advantage.
     for position in np.lexsort((generator.random(len(members)), members.users)):
         if members.users[position] != user:
             user = int(members.users[position])
@@ -223,16 +228,16 @@ def _never_seen(
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What an attacker learns of n pairs from one model, all (n,).
+    """The signals of n pairs that an attacker obtains from one model, all (n,).
 
     Attributes:
-        pairs: which.
-        score: of the item for the user.
-        percentile: share of the items that the user is not known to have, scored lower (ties half). Comparable between users
-            and between models, which scores are not: what the threshold attack goes by.
-        user_z: by how many deviations the score is above the mean of the user's scores.
-        item_z: by how many it is above the mean of the item's scores.
-        listed: whether the item is among the first `LIST_LENGTH` that the user is recommended.
+        pairs: the pairs.
+        score: the score of the item for the user.
+        percentile: the share of lower-scored items among those that the user is not known to have (ties count half). Unlike
+            scores, percentiles are comparable between users and models. The threshold attack uses them.
+        user_z: the number of standard deviations by which the score exceeds the mean of the user's scores.
+        item_z: the number of standard deviations by which the score exceeds the mean of the item's scores.
+        listed: whether the item is among the user's first `LIST_LENGTH` recommendations.
     """
 
     pairs: Interactions
@@ -243,24 +248,24 @@ class Signals:
     listed: np.ndarray
 
     def of(self, pairs: Interactions) -> Signals:
-        """Those of some of the pairs, in their order."""
+        """The signals of some of the pairs, in the order of these pairs."""
         at = np.searchsorted(self.pairs.codes(), pairs.codes())
         return Signals(pairs, *(values[at] for name, values in vars(self).items() if name != "pairs"))
 
     def features(self) -> np.ndarray:
-        """What the shadow attack learns from, (n, F). The percentile in logits: members are crowded near 1."""
+        """The features of the shadow attack, (n, F). Percentiles are in logits, because members crowd near 1."""
         return np.column_stack([self.score, special.logit(np.clip(self.percentile, 1e-4, 1 - 1e-4)), self.user_z, self.item_z])
 
 
 def signals(model: Scorer, probe: Probe, seen: Interactions, population: np.ndarray, threads: int) -> Signals:
-    """Ask a model about a probe's pairs. It needs scores alone, so models of every kind are asked alike.
+    """Ask a model about the pairs of a probe. This needs only scores, so it works for models of every kind.
 
     Args:
-        model: as it is served, in the rows of the log; it can score every user and item of the probe.
+        model: the served model in the rows of the log. It must be able to score every user and item of the probe.
         probe: the pairs.
-        seen: what users are not recommended, because they have it.
-        population: (U,) ascending rows of the users whose scores of an item say what is usual for it.
-        threads: of BLAS; another count rounds otherwise.
+        seen: pairs that are not recommended, because the users have them.
+        population: (U,) ascending rows of the users over which the mean and deviation of an item's scores are computed.
+        threads: the number of BLAS threads, which affects rounding.
     """
     pairs, item_rows = probe.pairs(), model.item_rows
     at_n = np.searchsorted(item_rows, pairs.items)
@@ -274,7 +279,7 @@ def signals(model: Scorer, probe: Probe, seen: Interactions, population: np.ndar
         for batch in _batches(len(pairs), len(item_rows)):
             rows, place_B = np.unique(pairs.users[batch], return_inverse=True)
             known, scores = model.scores(rows)
-            assert known.all(), "a probe asks about users whom the model can score"
+            assert known.all(), "the model must be able to score every user of a probe"
             scores_BI, own_BI, had_BI = scores.astype(np.float64)[place_B], known_UI[rows], seen_UI[rows]
             found.append(_of_pairs(scores_BI, at_n[batch], own_BI[place_B].toarray() > 0, had_BI[place_B].toarray() > 0))
     score, percentile, user_z, listed = np.concatenate(found, 1)
@@ -282,13 +287,13 @@ def signals(model: Scorer, probe: Probe, seen: Interactions, population: np.ndar
 
 
 def _of_pairs(scores_BI: np.ndarray, at_B: np.ndarray, known_BI: np.ndarray, seen_BI: np.ndarray) -> np.ndarray:
-    """Score, percentile, user_z and listed, (4, B), of one pair a row: see `Signals`.
+    """Score, percentile, user_z and listed of B pairs, (4, B): see `Signals`.
 
     Args:
-        scores_BI: float64, of all items for the pair's user.
-        at_B: where the pair's item stands.
+        scores_BI: float64, the scores of all items for each pair's user.
+        at_B: the column of each pair's item.
         known_BI: whether the user is known to have the item.
-        seen_BI: whether the user has it, so that it is not recommended.
+        seen_BI: whether the user has the item, so that it is not recommended.
     """
     score_B1 = np.take_along_axis(scores_BI, at_B[:, None], 1)
     other_BI = ~known_BI
@@ -302,7 +307,7 @@ def _of_pairs(scores_BI: np.ndarray, at_B: np.ndarray, known_BI: np.ndarray, see
 
 
 def _usual(model: Scorer, population: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of every item's scores over some users, both (I,)."""
+    """Mean and standard deviation of every item's scores over some users, both (I,)."""
     sums_I, squares_I, n_users = np.zeros(len(model.item_rows)), np.zeros(len(model.item_rows)), 0
     for batch in _batches(len(population), len(model.item_rows)):
         known, scores = model.scores(population[batch])
@@ -315,24 +320,24 @@ def _usual(model: Scorer, population: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _batches(n: int, n_items: int) -> Iterator[slice]:
-    """Parts of n rows whose scores of all items fit into memory."""
+    """Batches of n rows whose scores for all items fit in memory."""
     length = max(1, _BATCH_CELLS // max(1, n_items))
     return (slice(first, first + length) for first in range(0, n, length))
 
 
 def _deviation(variance: np.ndarray) -> np.ndarray:
-    """Of scores; where all are alike none deviates, however they are rounded."""
+    """The standard deviation, with a lower bound so that rounding of equal scores does not look like a deviation."""
     deviation: np.ndarray = np.sqrt(np.maximum(variance, np.finfo(float).eps))
     return deviation
 
 
 @dataclass(frozen=True, eq=False)
 class MemberClassifier:
-    """A logistic regression on pairs whose membership is known: those of shadow models.
+    """A logistic regression on pairs of shadow models, whose membership is known.
 
     Attributes:
-        mean, scale: (F,) of the features that it was fitted to.
-        weights: (F + 1,), the last is the constant.
+        mean, scale: (F,) the mean and standard deviation of the training features.
+        weights: (F + 1,), the last one is the intercept.
     """
 
     mean: np.ndarray
@@ -346,10 +351,10 @@ class MemberClassifier:
 
 
 def fit_classifier(members_mF: np.ndarray, others_oF: np.ndarray, ridge: float = 1e-3) -> MemberClassifier:
-    """Members apart from others by Newton's method, from zero: the same features give the same weights.
+    """Fit a classifier of members against others by Newton's method from zero. The same features give the same weights.
 
-    Both kinds count the same, however many there are; `ridge` keeps the weights finite where they can be told apart without
-    an error.
+    Both classes have the same total weight, whatever their sizes. `ridge` keeps the weights finite if the classes are
+    separable.
     """
     features_nF = np.concatenate([members_mF, others_oF])
     mean, scale = features_nF.mean(0), np.maximum(features_nF.std(0), np.finfo(float).tiny)
@@ -362,7 +367,7 @@ def fit_classifier(members_mF: np.ndarray, others_oF: np.ndarray, ridge: float =
         slope = design_nF.T @ (share_n * (chance_n - is_member)) + ridge * weights
         curvature = (design_nF * (share_n * chance_n * (1 - chance_n))[:, None]).T @ design_nF
         step = np.linalg.solve(curvature + ridge * np.eye(len(weights)), slope)
-        # Far from the minimum a whole step can jump over it.
+        # Far from the minimum, a full step can overshoot it.
         weights = weights - step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-9:
             break

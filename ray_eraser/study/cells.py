@@ -1,6 +1,6 @@
-"""One measured cell of a table or a figure: a method, a base model and a data set, by the code that deployments run.
+"""Measure one cell of a table or figure: a method, a base model and a data set, with the code that deployments run.
 
-A cell is a function of its settings and can be computed anywhere; quality is read from the test set once, at the end.
+The result of a cell depends only on its settings. The test set is read once, at the end.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ MODELS: Mapping[str, Sequence[str]] = {
     "lightgcn": ("model.kind=lightgcn",),
     "linear": ("model.kind=linear",),
 }
-"""The base models by the names of the tables. `wmf` is trained as the papers train it, `wmf-als` is solved exactly. `linear` is
-not trained: how it is divided and combined changes nothing."""
+"""The base models, by their names in the tables. `wmf` is trained as in the papers, and `wmf-als` is solved exactly. `linear`
+is not trained, so its results do not depend on partition and aggregation."""
 
 TRAINED = tuple(name for name in MODELS if name != "linear")
-"""Those that the papers' tables compare."""
+"""The models in the papers' tables."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell measures.
+    """The specification of one cell.
 
     Attributes:
-        data: where the interaction log is, or `synthetic`.
-        model: a name of `MODELS`.
+        data: the path of the interaction log, or `synthetic`.
+        model: a name in `MODELS`.
         method: a preset.
         changes: further settings, `section.key=value`.
-        requests: how many random interactions are erased one after the other, to time them; 0 measures quality alone.
+        requests: the number of random interactions to erase one after the other, to time them; 0 measures only quality.
     """
 
     data: str
@@ -62,62 +62,62 @@ class Cell:
     requests: int = 0
 
     def config(self) -> EraserConfig:
-        """The settings: the preset's, the model's, then the cell's own."""
+        """The settings: those of the preset, changed by the model's, then by the cell's."""
         return load_config(None, [*MODELS[self.model], *self.changes], [self.method])
 
     def dataset(self) -> Dataset:
-        """The log, with the test set that quality is read from.
+        """Read the log with its test set.
 
         Raises:
-            DataFileError: it cannot be read, or has no test set.
+            DataFileError: the log cannot be read, or has no test set.
         """
         return with_test_set(self.data, self.config())
 
     def within(self, epochs: int) -> Cell:
-        """The same cell with no more epochs than a budget allows."""
+        """The same cell with at most this number of epochs."""
         if self.config().model.epochs <= epochs:
             return self
         return replace(self, changes=(*self.changes, f"model.epochs={epochs}"))
 
     def key(self) -> str:
-        """Names the cell in a file of results: another setting, another key."""
+        """The key of the cell in a file of results. It depends on every setting."""
         named = [Path(self.data).name, self.model, self.method, self.config().fingerprint(), self.requests]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """For people who wait."""
+        """A label for progress messages."""
         return " ".join((self.model, self.method, *self.changes))
 
     def named(self) -> dict[str, str]:
-        """The columns that say what the cell is."""
+        """The columns that identify the cell."""
         return {"model": self.model, "method": self.method, "changes": " ".join(self.changes)}
 
     def row(self) -> dict[str, Any]:
-        """Measure it: one flat row."""
+        """Measure the cell, and return one flat row."""
         return measure(self).to_row()
 
 
 def with_test_set(data: str, config: EraserConfig) -> Dataset:
-    """A log, with the test set that quality is read from. Raises as `Cell.dataset`."""
+    """Read a log with its test set. It raises the same errors as `Cell.dataset`."""
     dataset = read_dataset(data, config.data, config.seed)
     if not len(dataset.test):
-        raise DataFileError(data, "no test set: set data.test_share=0.2, or give a log that comes with one")
+        raise DataFileError(data, "no test set: set data.test_share=0.2, or use a log that has one")
     return dataset
 
 
 @dataclass(frozen=True)
 class Result:
-    """A measured cell. Seconds are of one process with `runtime.threads` threads, shards one after the other.
+    """A measured cell. Times are in seconds, in one process with `runtime.threads` threads that trains shard after shard.
 
     Attributes:
-        key: of the cell.
-        data, model, method, n_shards: what was measured.
+        key: the key of the cell.
+        data, model, method, n_shards: the cell.
         changes: the cell's further settings.
         quality: `recall@N` and `ndcg@N` on the test set.
-        balance, shards_per_user: of the partition.
-        seconds_shards, seconds_aggregation: of the first training.
-        erase_shards, erase_aggregation: means over the erased interactions; 0 where none were.
-        touched: shards that one of them touched, on average.
+        balance, shards_per_user: measures of the partition.
+        seconds_shards, seconds_aggregation: the times of the first training.
+        erase_shards, erase_aggregation: the mean times per erased interaction; 0 if none was erased.
+        touched: the mean number of shards that an erased interaction touched.
     """
 
     key: str
@@ -136,13 +136,13 @@ class Result:
     touched: float
 
     def to_row(self) -> dict[str, Any]:
-        """One flat row of a table."""
+        """The result as one flat row of a table."""
         row = asdict(self)
         return {**row, **row.pop("quality")}
 
 
 class TimedPool(LocalShardPool):
-    """A local pool that adds up what training and aggregation take."""
+    """A local pool that adds up the times of training and aggregation, in seconds."""
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         super().__init__(store_uri, config)

@@ -1,19 +1,22 @@
-"""The membership inference study: attack what unlearning leaves, what never saw the data, and what was unlearned badly.
+"""The membership inference study: attack a model after unlearning, a model that never saw the data, and badly unlearned models.
 
-For researchers, on a log and a configuration; it touches no deployment. The models are made by the functions that make a
-deployment's, in the same order, and equal a deployment's bit for bit. Erased is a share of the training pairs or of the users;
-compared are
+The study is for researchers. It needs a log and a configuration, and touches no deployment. Its models are made by the same
+functions and in the same order as those of a deployment, and have the same bits. The study erases a share of the training pairs
+or of the users, and compares these models:
 
-- `before`: the model that saw the erased pairs,
-- `unlearned`: the owning shards trained again on what remains, in the partition that was there,
-- `oracle`: everything from the beginning on a log that never had the pairs, alpha0 and a learned partition included,
-- `broken`: the owning shards trained on from the weights that saw the pairs, and `stale`: the old submodels aggregated again,
-  without any training. They show what the attacks would notice.
+- `before`: the model that saw the erased pairs.
+- `unlearned`: the shards that own erased pairs are retrained on the remaining data. The partition stays.
+- `oracle`: everything is trained from scratch on a log that never had the pairs, including alpha0 and a learned partition.
+- `broken`: the shards that own erased pairs continue training from weights that saw these pairs.
+- `stale`: the old submodels are aggregated again, without any training.
 
-A model that is never trained has no weights. Of the linear model, `broken` is the one from before the erasure, asked about
-users by the items that they have left; `stale` is what was served before, unchanged. Of other packages' models, both are that.
+`broken` and `stale` show which failures the attacks would detect.
 
-Unlearning and oracle repeated with other seeds say how much an AUC moves by chance.
+A model that is never trained has no weights. For the linear model, `broken` is the model from before the erasure, asked about
+users by their remaining items, and `stale` is the model served before, unchanged. For models of other packages, both are the
+unchanged model.
+
+Repetitions of unlearning and oracle with other seeds show how much an AUC varies by chance.
 """
 
 from __future__ import annotations
@@ -58,26 +61,27 @@ from ray_eraser.study.attack import (
 from ray_eraser.training.submodel import train_submodel
 
 AttackName = Literal["threshold", "shadow", "score drop", "rank drop", "list entry"]
-"""`threshold` and `shadow` ask one version, the others compare what is served before and after. Of those exact unlearning is no
-defence: the better a pair is forgotten, the more has changed, and a model that was unlearned badly can betray less."""
+"""`threshold` and `shadow` ask one version of the model. The others compare the models served before and after the erasure.
+Exact unlearning is no defence against those: the better a pair is forgotten, the more changes, so a badly unlearned model can
+reveal less."""
 
 _ATTACKED = ("unlearned", "oracle", "broken", "stale")
-_LEAST = 20  # pairs of each kind, for an interval to mean anything
-_SHADOW_SHARE = 0.8  # of the remaining pairs, for a shadow model; the others are what it never saw
-_POPULATION = 10_000  # users at most whose scores of an item say what is usual for it
+_LEAST = 20  # smallest number of pairs of each kind for a meaningful interval
+_SHADOW_SHARE = 0.8  # share of the remaining pairs that a shadow model is trained on; it never sees the others
+_POPULATION = 10_000  # maximum number of users over which an item's mean score is computed
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """How a study is made.
+    """The parameters of a study.
 
     Attributes:
-        share: of the training pairs, or of the users, that is erased.
-        whole_users: erase users with all that they have, not single pairs.
-        shadows: shadow models to learn from.
-        other_seeds: how many times the unlearning and the oracle are repeated, each time with another root seed.
-        warm_share: of the model's epochs, for which the broken unlearner trains on.
-        most: erased pairs to ask about.
+        share: the share of the training pairs, or of the users, to erase.
+        whole_users: erase users with all their pairs, instead of single pairs.
+        shadows: the number of shadow models.
+        other_seeds: the number of repetitions of unlearning and oracle, each with another root seed.
+        warm_share: the share of the model's epochs for which the broken unlearner continues training.
+        most: the maximum number of erased pairs to ask about.
     """
 
     share: float = 0.01
@@ -90,17 +94,17 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one attack found.
+    """The results of one attack.
 
     Attributes:
-        attack: which.
-        against: the pairs that the erased ones are told apart from.
+        attack: the attack.
+        against: the kind of pairs that the attack distinguishes erased pairs from.
         before: the AUC before the erasure; None for attacks that need two versions.
-        unlearned, oracle, broken, stale: the AUC on each.
+        unlearned, oracle, broken, stale: the AUC on each model.
         others: the AUCs (unlearned, oracle) with other seeds.
-        excess: unlearned less oracle, on the same pairs. 0 exactly where the two are the same bits. Its interval takes both
-            models as they are; how much such a difference varies with the seed, `others` says.
-        broken_excess, stale_excess: those less oracle: what a failure looks like to this attack, if it can see one.
+        excess: unlearned minus oracle, on the same pairs. It is exactly 0 if the two have the same bits. Its interval takes
+            both models as given; `others` shows how much such a difference varies with the seed.
+        broken_excess, stale_excess: broken or stale minus oracle. They show what this attack sees of a failure, if anything.
     """
 
     attack: AttackName
@@ -118,18 +122,18 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class AttackReport:
-    """What a study found.
+    """The results of a study.
 
     Attributes:
-        unit: `pairs` or `users`: what was erased.
-        erased_pairs: interactions erased.
-        compared: how many of them are told apart from as many others, by kind of pairs.
+        unit: `pairs` or `users`, the unit of the erasure.
+        erased_pairs: the number of erased interactions.
+        compared: the number of erased pairs that were compared with as many others, by kind of pairs.
         model: the kind of model that is attacked.
-        guarantee: the level that the configuration claims.
+        guarantee: the guarantee that the configuration claims.
         chosen, oracle_chosen: settings that were chosen from the log with and without the erased pairs, by name.
         same_bits: whether the unlearned model and the oracle agree in every bit.
-        popularity: the AUC of the items' popularity alone, by kind of pairs; near .5 if the pairs are well matched.
-        results: one for each attack and kind of pairs.
+        popularity: the AUC of the items' popularity alone, by kind of pairs. It is near .5 if the pairs are well matched.
+        results: one result for each attack and kind of pairs.
     """
 
     unit: str
@@ -155,17 +159,17 @@ class AttackReport:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What a deployment would consist of, in memory, beside the log that was given: its rows are what pairs are named by.
+    """The state of a deployment, in memory. Pairs are given in rows of the log.
 
     Attributes:
-        config: with what was left open chosen.
-        user_keys, item_keys: (U,) and (I,) uint64, the key that the id of each row of the log has under the root seed. They
-            ascend only where the log is numbered for this seed.
-        shards: every shard's data.
-        submodels: and submodel.
+        config: the settings, with all open ones chosen.
+        user_keys, item_keys: (U,) and (I,) uint64, the key of each row's id under the root seed. They ascend only if the log is
+            numbered for this seed.
+        shards: the data of every shard.
+        submodels: the submodel of every shard.
         model: the aggregate, with its users.
-        chosen: names of the settings that were chosen from the log.
-        left_in: what a model that is never trained still holds after it was unlearned badly; None where that is `shards`.
+        chosen: the names of the settings that were chosen from the log.
+        left_in: the data that a badly unlearned model without training still holds; None if this is `shards`.
     """
 
     config: EraserConfig
@@ -178,7 +182,7 @@ class Learned:
     left_in: tuple[ShardData, ...] | None = None
 
     def keyed(self, pairs: Interactions) -> KeyedPairs:
-        """Pairs of the log by the keys that they have here."""
+        """Convert pairs of the log to keys."""
         return KeyedPairs.in_keys(pairs, self.user_keys, self.item_keys)
 
     def served(self) -> Served:
@@ -195,7 +199,7 @@ class Learned:
 
     @property
     def seen(self) -> Interactions:
-        """What nobody is recommended, because they have it, in the rows of the log."""
+        """Pairs that are not recommended, because the users have them, in rows of the log."""
         parts = [
             Interactions.of(
                 rows_of(data.user_keys, self.user_keys)[data.pairs.users],
@@ -207,7 +211,7 @@ class Learned:
 
 
 def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
-    """As `Coordinator.fit` does."""
+    """Train as `Coordinator.fit` does."""
     ready = prepare(dataset, config, compute)
     key = seeds.secret(config.seed, "ids")
     user_keys, item_keys = hash_texts(dataset.users.texts, key), hash_texts(dataset.items.texts, key)
@@ -216,7 +220,7 @@ def learn(dataset: Dataset, config: EraserConfig, compute: Compute) -> Learned:
 
 
 def unlearn(before: Learned, erased: Interactions, compute: Compute) -> Learned:
-    """As `Coordinator.process_pending` does: the owning shards from scratch on what remains, the others as they are."""
+    """Unlearn as `Coordinator.process_pending` does: retrain the owning shards from scratch, and keep the others."""
     shards = _without_pairs(before, erased)
     kept = {k: before.submodels[k] for k, data in enumerate(shards) if len(data) == len(before.shards[k])}
     after = _trained(before.config, before.user_keys, before.item_keys, shards, kept, compute)
@@ -224,10 +228,11 @@ def unlearn(before: Learned, erased: Interactions, compute: Compute) -> Learned:
 
 
 def unlearn_badly(before: Learned, erased: Interactions, epochs: int, compute: Compute) -> Learned:
-    """What must never be done: the owning shards trained on, for some epochs, from weights that saw the erased pairs.
+    """Unlearn incorrectly, to calibrate the attacks: continue training from weights that saw the erased pairs.
 
-    For calibration. All else is done rightly: the aggregation and the fold-in see only what remains. A model that is never
-    trained keeps the erased pairs; the linear one scores users by what remains, unless there are 0 epochs.
+    The owning shards train for some epochs. All other steps are correct: the aggregation and the fold-in see only the remaining
+    data. A model that is never trained keeps the erased pairs. The linear model still scores users by their remaining items,
+    unless `epochs` is 0.
     """
     shards = _without_pairs(before, erased)
     if not before.config.model.is_trained:
@@ -253,7 +258,7 @@ def _trained(
     kept: Mapping[int, KeyedEmbeddings],
     compute: Compute,
 ) -> Learned:
-    """The submodels that are not kept, and the aggregate."""
+    """Train the submodels that are not kept, and aggregate all."""
     missing = [k for k in range(len(shards)) if k not in kept]
     calls = [partial(train_submodel, shards[k], config, ShardId(k)) for k in missing]
     made = {**kept, **dict(zip(missing, compute.run(calls), strict=True))}
@@ -269,9 +274,9 @@ def _served(submodels: Sequence[KeyedEmbeddings], shards: Sequence[ShardData], c
 def _trained_on(
     old: KeyedEmbeddings, remaining: ShardData, config: EraserConfig, epochs: int, shard: ShardId
 ) -> KeyedEmbeddings:
-    """A submodel that starts where the old one ended. WMF is trained on; of other models the old vectors are kept.
+    """A submodel that continues from the old one. WMF trains further; other models keep their old vectors.
 
-    Without epochs nothing is done but to leave out the users and items that have nothing left.
+    With 0 epochs, the function only removes the users and items without remaining pairs.
     """
     compact = remaining.train.compact()
     user_keys, item_keys = remaining.user_keys[compact.user_rows], remaining.item_keys[compact.item_rows]
@@ -309,7 +314,7 @@ def _adagrad_on(
     observed_UI = pairs.matrix(len(users_UD), len(items_ID))
     generator = torch.Generator().manual_seed(seed)
     users, items = torch.from_numpy(users_UD), torch.from_numpy(items_ID)
-    # The sums of squares are not stored with the weights. From 1, the first step is as long as one late in the training.
+    # The squared gradients are not stored with the weights. With 1, the first step is as long as one late in the training.
     users_squares, items_squares = torch.ones_like(users), torch.ones_like(items)
     for _ in range(epochs):
         for batch_B in torch.split(torch.randperm(len(users), generator=generator), config.batch):
@@ -332,15 +337,15 @@ def attack_study(
     """Erase a share of a log and attack the four models.
 
     Args:
-        dataset: the log; what is held out of it is asked about too.
-        config: of everything that is trained.
+        dataset: the log. Its held-out pairs are asked about too.
+        config: the settings of all training.
         compute: where to train.
-        plan: what to erase, and how much to compare it with.
-        on_done: hears what was trained.
+        plan: the parameters of the study.
+        on_done: called with the name of each trained model.
 
     Raises:
-        ConfigError: so little is erased that no interval would mean anything, or users are erased and a model of this kind
-            cannot be asked about users whom it does not know.
+        ConfigError: too few pairs are erased for a meaningful interval, or users are erased and a model of this kind cannot
+            score unknown users.
     """
     erased = draw_erasure(dataset, plan.share, config.seed, whole_users=plan.whole_users)
     probe = draw_probe(dataset, erased, config.seed, whole_users=plan.whole_users, most=plan.most)
@@ -396,7 +401,7 @@ def _versions(
     compute: Compute,
     on_done: Callable[[str], None],
 ) -> dict[str, Learned]:
-    """The models that are attacked, by name."""
+    """Make all versions of the model, by name."""
     before = learn(dataset, config, compute)
     on_done("before")
     unlearned = unlearn(before, erased, compute)
@@ -415,12 +420,14 @@ def _without(dataset: Dataset, erased: Interactions) -> Dataset:
 
 
 def _asked(learned: Learned, probe: Probe, compute: Compute) -> Signals:
-    # Where it computes, nothing but the submodels is left out: they are large, and nobody is asked about them.
+    # Send everything but the submodels, which are large and not needed.
     return compute.run([partial(_signals_of, replace(learned, submodels=()), probe)])[0]
 
 
 def _signals_of(learned: Learned, probe: Probe) -> Signals:
-    """What a model says of a probe's pairs. Erased users are unknown to it: it is asked by what the attacker knows of them."""
+    """The signals of a model on a probe's pairs. It does not know erased users, so it scores them by the pairs known to the
+    attacker.
+    """
     served, seen = learned.served(), learned.seen
     population = seen.user_rows()
     if probe.whole_users:
@@ -432,9 +439,9 @@ def _signals_of(learned: Learned, probe: Probe) -> Signals:
 
 
 def _shadow(remaining: Dataset, config: EraserConfig, plan: StudyPlan, number: int, compute: Compute) -> tuple[Signals, Probe]:
-    """A model whose members are known, trained on a part of what remains: the attacker is given the log, but no erased pair.
+    """Train a shadow model, whose members are known, on a part of the remaining pairs. The attacker knows no erased pair.
 
-    Its members are drawn as the erased ones were, what it is not trained on stands for the held-out pairs.
+    Its members are drawn in the same way as the erased pairs. The pairs that it is not trained on act as held-out pairs.
     """
     seed = seeds.derive(config.seed, "attack", "shadow", number)
     chosen = np.random.default_rng(seed).random(len(remaining.train)) < _SHADOW_SHARE
@@ -454,9 +461,9 @@ def _attacked(
     *,
     lists: bool,
 ) -> list[AttackResult]:
-    """The results against one kind of pairs. An attack is a function from two versions to a signal for every pair.
+    """The results of all attacks against one kind of pairs. An attack maps two versions to a signal for every pair.
 
-    `lists`: whether the users are still recommended something; those that were erased are not.
+    `lists`: whether the users still get recommendations; erased users do not.
     """
     attacks: dict[AttackName, Callable[[Signals, Signals], np.ndarray]] = {"threshold": lambda _, after: after.percentile}
     classifier = _classifier(known, against)
@@ -490,7 +497,7 @@ def _attacked(
                 broken=auc(*broken),
                 stale=auc(*stale),
                 others=tuple(
-                    (auc(*split(start, anew)).value, auc(*split(start, never)).value) for start, anew, never in others
+                    (auc(*split(start, without)).value, auc(*split(start, never)).value) for start, without, never in others
                 ),
                 excess=auc_difference(unlearned, oracle),
                 broken_excess=auc_difference(broken, oracle),
@@ -501,7 +508,7 @@ def _attacked(
 
 
 def _classifier(known: list[tuple[Signals, Probe]], against: Against) -> MemberClassifier | None:
-    """What tells the shadow models' members from pairs of the same kind; None without shadows."""
+    """A classifier of the shadow models' members against other pairs of this kind; None without shadow models."""
     members, others = [], []
     for found, probe in known:
         pairs = probe.comparisons[against]

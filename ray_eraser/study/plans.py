@@ -1,4 +1,4 @@
-"""Which cells make up which table and figure of the paper (Chen et al. 2022), and the protocols of erasures."""
+"""The cells of each table and figure of the paper (Chen et al. 2022), and the erasure protocols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_eraser.study.protocols import Protocol, Who
 from ray_eraser.study.settings import tuned
 
 METHODS = ("retrain", "sisa", "grapheraser", "receraser", "ours")
-"""Table 3's columns, and ours."""
+"""The methods in table 3, and ours."""
 
 PARTITIONS = ("random", "user_based", "item_based", "interaction_based")
 AGGREGATIONS = ("mean", "static", "attention", "spectral")
@@ -19,30 +19,30 @@ SHARD_COUNTS = (2, 5, 10, 20, 50)
 
 
 def table3(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
-    """Quality of every method with every base model. All methods are the same to a model that is not trained."""
+    """Quality of every method with every base model. For a model that is not trained, all methods give the same result."""
     return [_cell(data, model, method, changes) for model in models for method in (METHODS if model in TRAINED else ("ours",))]
 
 
 def table4(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
-    """Seconds of a full retraining against those of one request, by shard and aggregation; 20 random interactions."""
+    """Seconds of a full retraining and of one request (shards and aggregation), as the mean over 20 random interactions."""
     retrained = [_cell(data, model, "retrain", changes) for model in models]
     return retrained + [_cell(data, model, method, changes, 20) for model in models for method in ("receraser", "ours")]
 
 
 def figure2(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
-    """Quality by partition, aggregated by attention."""
+    """Quality by partition, with attentive aggregation."""
     return [_cell(data, model, "receraser", [*changes, f"partition.kind={kind}"]) for model in models for kind in PARTITIONS]
 
 
 def figure3(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
-    """Quality by aggregation, on interaction-based shards; fold-in as the last."""
+    """Quality by aggregation, on interaction-based shards; the last one uses fold-in."""
     kinds = [(f"aggregation.kind={kind}", "aggregation.foldin=false") for kind in AGGREGATIONS]
     kinds.append(("aggregation.kind=spectral", "aggregation.foldin=true"))
     return [_cell(data, model, "receraser", [*changes, *kind]) for model in models for kind in kinds]
 
 
 def figure4(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Cell]:
-    """Quality and seconds of one request by number of shards; three random interactions each."""
+    """Quality and seconds of one request by number of shards, as the mean over three random interactions."""
     return [
         _cell(data, model, method, [*changes, f"partition.n_shards={n}"], 3)
         for model in models
@@ -52,7 +52,7 @@ def figure4(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Ce
 
 
 def cure4rec(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
-    """The most active, the least active, and random 5 % of the users erased at once."""
+    """Erase the most active, the least active, and random 5 % of the users at once."""
     return [
         Protocol(_cell(data, model, method, changes), who)
         for model in models
@@ -62,7 +62,7 @@ def cure4rec(data: str, models: Sequence[str], changes: Sequence[str]) -> list[P
 
 
 def sequence(data: str, models: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
-    """One percent of the users, in a stream of ten small batches."""
+    """Erase one percent of the users in a sequence of ten small batches."""
     return [
         Protocol(_cell(data, model, method, changes), "random", 0.01, 10)
         for model in models

@@ -1,7 +1,7 @@
-"""What erasures do to those who stay: quality on the remaining users, its spread, and the cost.
+"""Measure how erasures affect the remaining users: their quality, its spread, and the cost.
 
-After CURE4Rec (Chen et al. 2024): the most active, the least active, or random users are erased, at once or in a stream of
-small requests, and quality is compared between active and other users and between shards.
+The protocols follow CURE4Rec (Chen et al. 2024). The most active, the least active, or random users are erased, at once or in a
+sequence of small batches. Quality is compared between active and other users, and between shards.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ray_eraser.unlearning.request import UnlearningRequest
 Who = Literal["most_active", "least_active", "random"]
 
 _ACTIVE_SHARE = 0.2
-"""The most active fifth of the remaining users against the others."""
+"""The share of the remaining users that count as most active."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which users go, and how.
+    """The users to erase, and how to erase them.
 
     Attributes:
         cell: the method, base model and data set.
-        who: which users are erased.
-        share: of all users.
-        batches: 1 erases them at once; more, in a stream of so many requests' batches.
+        who: the kind of users to erase.
+        share: the share of all users to erase.
+        batches: the number of batches of requests; 1 erases all users at once.
     """
 
     cell: Cell
@@ -59,29 +59,32 @@ class Protocol:
         return self.cell.dataset()
 
     def key(self) -> str:
-        """Names the protocol's run in a file of results."""
+        """The key of the run in a file of results."""
         named = [self.cell.key(), self.who, self.share, self.batches]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """For people who wait."""
+        """A label for progress messages."""
         return f"{self.cell.label()}, {self.who} {self.share:.0%} in {self.batches}"
 
     def within(self, epochs: int) -> Protocol:
-        """The same with no more epochs than a budget allows."""
+        """The same protocol with at most this number of epochs."""
         return replace(self, cell=self.cell.within(epochs))
 
     def named(self) -> dict[str, str]:
-        """The columns that say what was run."""
+        """The columns that identify the run."""
         return {"model": self.cell.model, "method": self.cell.method}
 
     def row(self) -> dict[str, Any]:
-        """Run it: one flat row."""
+        """Run the protocol, and return one flat row."""
         return {"key": self.key(), **run_protocol(self)}
 
 
 def run_protocol(protocol: Protocol) -> dict[str, Any]:
-    """Train, erase, and report in one flat row: quality before and after on those who stay, its spread, seconds, shards.
+    """Train, erase and measure.
+
+    The flat row has the quality on the remaining users before and after the erasure, its spread, the seconds, and the number of
+    retrained shards.
 
     Raises:
         DataFileError: the log has no test set.
@@ -129,7 +132,7 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
 
 
 def chosen_users(dataset: Dataset, who: Who, share: float, seed: int) -> np.ndarray:
-    """Rows of the users to erase; ties in activity and the order of the stream by keyed hash."""
+    """Rows of the users to erase. A keyed hash breaks ties in activity and decides the order of erasures."""
     counts = np.bincount(dataset.train.users, minlength=len(dataset.users))
     rows = dataset.train.user_rows()
     drawn = seeds.mix(rows.astype(np.uint64), seeds.derive(seed, "study", "users"))
@@ -139,7 +142,7 @@ def chosen_users(dataset: Dataset, who: Who, share: float, seed: int) -> np.ndar
 
 
 def spread(model: Scorer, train: Interactions, test: Interactions, shards: Sequence[Interactions], n: int) -> dict[str, float]:
-    """Recall of the most active fifth and of the others, and the standard deviation of recall over the shards' users."""
+    """Recall of the most active fifth of the users and of the others, and the standard deviation of recall over shards."""
     users, counts = np.unique(train.users, return_counts=True)
     active = users[np.argsort(-counts, kind="stable")][: max(1, round(_ACTIVE_SHARE * len(users)))]
     recall = f"recall@{n}"

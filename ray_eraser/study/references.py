@@ -1,4 +1,4 @@
-"""Models to compare quality with, each in closed form or by one decomposition. For tables only: no deployment serves them.
+"""Reference models for comparisons of quality, each in closed form or by one decomposition. No deployment serves them.
 
 U users, I items, k singular vectors. R is the (U, I) 0/1 matrix of the training pairs, d its degrees.
 """
@@ -27,24 +27,24 @@ from ray_eraser.evaluation import evaluate
 from ray_eraser.study.cells import Result, with_test_set
 
 EASE_ITEMS = 20_000
-"""The most items of `ease`: a matrix of as many rows and columns takes 3.2 GB, and two are held at a time."""
+"""Maximum number of items for `ease`. A matrix of this size takes 3.2 GB, and two are in memory at once."""
 EASE_RIDGES = (100.0, 300.0, 1000.0)
-"""Steck takes 200 to 1000, by the log. One is chosen on held-out pairs."""
+"""The ridges to choose from on held-out pairs. Steck uses 200 to 1000, depending on the log."""
 GF_CF_VECTORS = 256
 GF_CF_LOW_PASS = 0.3
-"""The weight of the ideal low-pass part beside the linear one: the authors' choice for all of their logs."""
+"""The weight of the ideal low-pass filter relative to the linear filter, as the authors choose for all their logs."""
 
 _HELD = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class LinearScores:
-    """Scores that are linear in a user's items, in the rows of a log. A `Scorer`.
+    """A `Scorer` in the rows of a log, whose scores are linear in a user's items.
 
     Attributes:
-        own: (U, I) R, of the items that have a pair: a column each.
-        item_rows: (I,) int32, their rows.
-        scores_of: scores (n, I) of the rows of a matrix such as R.
+        own: (U, I) R, with one column for each item that has a pair.
+        item_rows: (I,) int32, the rows of these items.
+        scores_of: a function from n rows of a matrix like R to scores (n, I).
     """
 
     own: sparse.csr_matrix
@@ -58,7 +58,7 @@ class LinearScores:
 
 
 def matrix_of(train: Interactions, n_users: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """(R of the items that have a pair, int64; the rows of these items)."""
+    """Return R (int64) for the items that have a pair, and the rows of these items."""
     item_rows = train.item_rows()
     columns = np.searchsorted(item_rows, train.items)
     shape = (n_users, len(item_rows))
@@ -66,7 +66,7 @@ def matrix_of(train: Interactions, n_users: int) -> tuple[sparse.csr_matrix, np.
 
 
 def ease_weights(own_UI: sparse.csr_matrix, ridge: float) -> np.ndarray:
-    """B, (I, I) float64, with a diagonal of zeros: the least |R - R B|^2 + ridge |B|^2. Steck 2019, eq. 8.
+    """The matrix B with zero diagonal that minimises |R - R B|^2 + ridge |B|^2, (I, I) float64. Steck 2019, eq. 8.
 
     Raises:
         InputError: there are more than `EASE_ITEMS` items.
@@ -75,9 +75,9 @@ def ease_weights(own_UI: sparse.csr_matrix, ridge: float) -> np.ndarray:
     if n_items > EASE_ITEMS:
         raise InputError(
             f"ease solves a dense matrix of items by items, and {n_items:,} items are more than {EASE_ITEMS:,}: leave it out "
-            "of --models, or take gf-cf, which has no such matrix"
+            "of --models, or use gf-cf, which has no such matrix"
         )
-    gram_II = (own_UI.T @ own_UI).toarray().astype(np.float64)  # counts, so exact
+    gram_II = (own_UI.T @ own_UI).toarray().astype(np.float64)  # exact, because the entries are counts
     gram_II[np.diag_indices(n_items)] += ridge
     inverse_II = np.linalg.inv(gram_II)
     weights_II: np.ndarray = inverse_II / -np.diag(inverse_II)
@@ -86,14 +86,14 @@ def ease_weights(own_UI: sparse.csr_matrix, ridge: float) -> np.ndarray:
 
 
 def ease(train: Interactions, n_users: int, ridge: float) -> LinearScores:
-    """EASE (Steck 2019): the scores of a user are the sums of the weights of the user's items."""
+    """EASE (Steck 2019). The score of an item for a user is the sum of its weights for the user's items."""
     own_UI, item_rows = matrix_of(train, n_users)
     weights_II = ease_weights(own_UI, ridge)
     return LinearScores(own_UI, item_rows, lambda own: own @ weights_II)
 
 
 def gf_cf(train: Interactions, n_users: int, n_vectors: int = GF_CF_VECTORS, seed: int = 0) -> LinearScores:
-    """GF-CF (Shen et al. 2021, eq. 15): a linear filter on the graph of users and items, and an ideal low-pass one.
+    """GF-CF (Shen et al. 2021, eq. 15): a linear filter on the user-item graph plus an ideal low-pass filter.
 
     With R~ = diag(d_u)^-1/2 R diag(d_i)^-1/2 and V the right singular vectors of its k largest singular values,
 
@@ -117,14 +117,14 @@ def gf_cf(train: Interactions, n_users: int, n_vectors: int = GF_CF_VECTORS, see
 
 
 def _power(degrees: np.ndarray, exponent: float) -> sparse.dia_matrix:
-    """diag(d^exponent), 0 for degree 0."""
+    """diag(d^exponent), with 0 for degree 0."""
     powers = np.zeros(len(degrees))
     powers[degrees > 0] = degrees[degrees > 0] ** exponent
     return sparse.diags(powers)
 
 
 def chosen_ease(dataset: Dataset, seed: int) -> LinearScores:
-    """EASE with the ridge of `EASE_RIDGES` that ranks best on a tenth of the training pairs, held out by keyed hash."""
+    """EASE with the ridge from `EASE_RIDGES` that ranks best on a tenth of the training pairs, held out by keyed hash."""
     n_users, salt = len(dataset.users), seeds.derive(seed, "study", "ease")
     kept, held = hold_out(dataset.train, dataset.users.keys, dataset.items.keys, _HELD, salt)
     quality = [evaluate(ease(kept, n_users, ridge), kept, held, (10,))["ndcg@10"] for ridge in EASE_RIDGES]
@@ -136,17 +136,17 @@ def _gf_cf(dataset: Dataset, seed: int) -> LinearScores:
 
 
 REFERENCES: Mapping[str, Callable[[Dataset, int], LinearScores]] = {"ease": chosen_ease, "gf-cf": _gf_cf}
-"""From a log and a seed, by the names of the tables."""
+"""Functions from a log and a seed to a model, by the names in the tables."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A row of a table for a model that is only compared with.
+    """A row of a table for a reference model.
 
     Attributes:
-        data: where the interaction log is, or `synthetic`.
-        model: a name of `REFERENCES`.
-        changes: settings; those of `data` and the seed count.
+        data: the path of the interaction log, or `synthetic`.
+        model: a name in `REFERENCES`.
+        changes: settings of the section `data`, and the seed.
     """
 
     data: str
@@ -155,28 +155,28 @@ class Reference:
 
     @classmethod
     def of(cls, data: str, model: str, changes: Sequence[str]) -> Reference:
-        """With those of some settings that count."""
+        """Make a reference with the relevant ones of some settings."""
         return cls(data, model, tuple(change for change in changes if change.strip().startswith(("data.", "seed"))))
 
     def dataset(self) -> Dataset:
-        """As `Cell.dataset`."""
+        """See `Cell.dataset`."""
         return with_test_set(self.data, load_config(None, self.changes))
 
     def key(self) -> str:
-        """Names the row in a file of results."""
+        """The key of the row in a file of results."""
         named = [Path(self.data).name, self.model, load_config(None, self.changes).fingerprint()]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """For people who wait."""
+        """A label for progress messages."""
         return self.model
 
     def named(self) -> dict[str, str]:
-        """The columns that say what the row is."""
+        """The columns that identify the row."""
         return {"model": self.model, "method": "reference", "changes": " ".join(self.changes)}
 
     def row(self) -> dict[str, Any]:
-        """Measure it: one flat row, as a `Cell` has it."""
+        """Measure the model, and return one flat row with the columns of a `Cell`."""
         dataset = self.dataset()
         started = time.perf_counter()
         model = REFERENCES[self.model](dataset, load_config(None, self.changes).seed)

@@ -1,7 +1,7 @@
-"""Settings of the study's cells beside the presets': found on validation, never on the test set.
+"""Settings of the study's cells on top of the presets. They were chosen on the validation set, never on the test set.
 
-The defaults suit MovieLens-1M and its full retraining. What a tenth of a log wants otherwise, and what another log wants, is
-here, so that one command measures every method at its best. Later lines win; `--set` wins over all.
+The defaults suit MovieLens-1M with full retraining. A tenth of a log and other logs need different settings, which are given
+here, so that one command measures every method at its best. Later lines override earlier ones, and `--set` overrides all.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings for some of the cells; an empty field means any.
+    """Settings for some of the cells. An empty field matches every cell.
 
     Attributes:
         data: the name of the log's folder.
-        model: a name of `cells.MODELS`.
+        model: a name in `cells.MODELS`.
         methods: presets.
         changes: the settings.
     """
@@ -30,11 +30,11 @@ class Tuned:
 SHARDED = ("sisa", "grapheraser", "receraser", "ultrare", "ours")
 
 TUNED: Sequence[Tuned] = (
-    # The whole log gains up to 400 epochs, a tenth of it nothing after 100.
+    # The whole log improves up to 400 epochs; a tenth of it does not improve after 100.
     Tuned("", "wmf", SHARDED, ("model.epochs=100",)),
-    # A shard's epoch has few of the large batches that a whole log trains well with.
+    # An epoch of a shard would have too few of the large batches that suit a whole log.
     Tuned("", "lightgcn", SHARDED, ("model.batch=16384", "model.epochs=300", "model.reg=0.001")),
-    # The pairwise loss wants less of the ridge, more dropout and more passes than the squared one.
+    # The pairwise loss needs less regularisation, more dropout and more epochs than the squared loss.
     Tuned(
         "",
         "bpr",
@@ -47,7 +47,7 @@ TUNED: Sequence[Tuned] = (
         ("receraser",),
         ("aggregation.keep=0.5", "aggregation.batch=512", "aggregation.reg=0.1", "aggregation.epochs=160"),
     ),
-    # Yelp2018 is sparse: the unobserved count for less (alpha0 and w0), and its many users make 256 a step needlessly few.
+    # Yelp2018 is sparse, so unobserved pairs need less weight (alpha0 and w0). It has many users, so 256 per step are too few.
     Tuned("yelp2018", "wmf-als", ("retrain",), ("model.alpha0=0.02", "model.reg=0.004", "model.epochs=16")),
     Tuned(
         "yelp2018",
@@ -72,7 +72,7 @@ TUNED: Sequence[Tuned] = (
 
 
 def tuned(data: str, model: str, method: str) -> tuple[str, ...]:
-    """The settings of a cell, in the order in which they win."""
+    """The settings of a cell. Later ones override earlier ones."""
     return tuple(
         change
         for entry in TUNED

@@ -1,7 +1,7 @@
-"""What a plan will cost and how long requests will wait, without training anything: a stream of requests, replayed.
+"""Simulate a plan without training: replay a stream of requests to predict its cost and the waiting times.
 
-A virtual clock runs over the requests; a run takes what `Costs` says, and carries out everything that waits when it starts. The
-interactions are taken to stay what they are: what is erased makes later runs a little cheaper than here.
+A virtual clock runs over the requests. A run takes the time that `Costs` predicts, and carries out all requests that wait when
+it starts. The simulation ignores that erasures make the log smaller, so real later runs are slightly cheaper.
 
 K shards, U users, I items.
 """
@@ -19,14 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ray_eraser import seeds
-from ray_eraser.config import DAY, PartitionConfig
+from ray_eraser.config import DAY, PartitionSettings
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.errors import ConfigError, DataFileError, InputError
 from ray_eraser.partition import divide
 from ray_eraser.unlearning.plan import Costs, Plan, Waiting
 
 KINDS = ("user", "item", "pairs")
-"""What requests are about; here `pairs` is a single interaction."""
+"""The kinds of requests; here `pairs` means a single interaction."""
 
 
 _MOST_REQUESTS = 10_000_000
@@ -34,7 +34,7 @@ _MOST_REQUESTS = 10_000_000
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of a stream: when it is received, in seconds, and what it is about."""
+    """A request of a stream: the time when it is received, in seconds, and its kind."""
 
     at: float
     kind: str
@@ -42,22 +42,22 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Routed:
-    """A request of a stream against a partition: when it is received, and the shards that own its data."""
+    """A request of a stream on a partition: the time when it is received, in seconds, and the shards that own its data."""
 
     at: float
     shards: frozenset[int]
 
 
 class Division(Protocol):
-    """Interactions in shards, of which requests may be drawn."""
+    """A division of interactions into shards, from which requests can be drawn."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Interactions of every shard, (K,)."""
+        """The number of interactions of every shard, (K,)."""
         ...
 
     def touched(self, kind: str, rng: np.random.Generator) -> frozenset[int]:
-        """The shards that a random request of a kind touches."""
+        """Draw a random request of a kind, and return the shards that it touches."""
         ...
 
 
@@ -65,28 +65,28 @@ class Division(Protocol):
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """Shares of the kinds, out of `user=90,item=2,pairs=8`; they need not sum to anything.
+    """Parse the shares of the kinds from text such as `user=90,item=2,pairs=8`. The shares may have any sum.
 
     Raises:
-        ConfigError: a kind is not known or given twice, or a share is no number of 0 or more, or all are 0.
+        ConfigError: a kind is unknown or given twice, a share is not a number of at least 0, or all shares are 0.
     """
     mix: dict[str, float] = {}
     for part in text.split(","):
         kind, _, number = (piece.strip() for piece in part.partition("="))
         share = _number(number)
         if kind not in KINDS or kind in mix or share is None or share < 0:
-            raise ConfigError("--mix", f"{part!r} is no share of a kind: write user=90,item=2,pairs=8")
+            raise ConfigError("--mix", f"{part!r} is not a share of a kind: write user=90,item=2,pairs=8")
         mix[kind] = share
     if sum(mix.values()) <= 0:
-        raise ConfigError("--mix", f"all shares are 0 in {text!r}: give one kind more")
+        raise ConfigError("--mix", f"all shares are 0 in {text!r}: give at least one kind a positive share")
     return mix
 
 
 def poisson_stream(per_day: float, days: float, mix: Mapping[str, float], seed: int) -> list[Arrival]:
-    """Requests that come independently of each other, `per_day` on average, each of a kind drawn by its share.
+    """Draw requests that arrive independently, `per_day` on average, with kinds drawn by their shares.
 
     Raises:
-        InputError: that would be none, or too many to replay.
+        InputError: there would be no requests, or too many to replay.
     """
     if not 0 < per_day * days <= _MOST_REQUESTS:
         raise InputError(
@@ -100,10 +100,12 @@ def poisson_stream(per_day: float, days: float, mix: Mapping[str, float], seed: 
 
 
 def read_stream(file: Path) -> list[Arrival]:
-    """Requests that came: `time,kind` a line of a CSV file without a header; seconds, or dates as ISO 8601 writes them (UTC).
+    """Read recorded requests from a CSV file without a header: `time,kind` per line.
+
+    Times are in seconds, or dates in ISO 8601; a date without a time zone is in UTC.
 
     Raises:
-        DataFileError: names the file and the line.
+        DataFileError: the file cannot be read, or a line is invalid. The error names the file and the line.
     """
     try:
         with file.open(encoding="utf-8", newline="") as stream:
@@ -146,15 +148,15 @@ def _time(text: str) -> float | None:
 class EvenDivision:
     """A log of which only the size is known, in equal shards.
 
-    What a partition keeps whole sits in one shard; everything else is spread at random. Learned partitions keep together also
-    what is only alike, so that this is the most that they touch. How many interactions a user or an item has is skewed: it is
-    drawn from a geometric distribution. (MovieLens-1M, K = 50, `random`: a user sits in 35 shards, here in 35 on average, an
-    item in 34, here in 40.)
+    The units that a partition keeps whole are in one shard; everything else is spread at random. Learned partitions also keep
+    similar units together, so they touch at most as many shards as predicted here. The number of interactions of a user or item
+    is drawn from a geometric distribution, because it is skewed in real logs. (MovieLens-1M, K = 50, `random`: a user is in 35
+    shards on average, and here also in 35; an item is in 34, and here in 40.)
 
     Attributes:
-        kind: of the partition, as in `PartitionConfig`.
+        kind: the kind of partition, as in `PartitionConfig`.
         n_shards: K.
-        n_interactions, n_users, n_items: of the log.
+        n_interactions, n_users, n_items: the size of the log.
     """
 
     kind: str
@@ -165,7 +167,7 @@ class EvenDivision:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Interactions of every shard, (K,)."""
+        """The number of interactions of every shard, (K,)."""
         return (round(self.n_interactions / self.n_shards),) * self.n_shards
 
     def touched(self, kind: str, rng: np.random.Generator) -> frozenset[int]:
@@ -179,17 +181,19 @@ class EvenDivision:
 
 
 class LogDivision:
-    """A real log, divided by keyed hashes as a deployment with these settings divides it.
+    """A real log, divided by keyed hashes as in a deployment with these settings.
 
-    Users, items and interactions of requests are drawn with equal chances. Held-out interactions are left out.
+    The users, items and interactions of requests are drawn uniformly. Held-out interactions are left out.
 
     Raises:
-        ConfigError: the partition is a learned one.
+        ConfigError: the partition is learned.
     """
 
-    def __init__(self, dataset: Dataset, config: PartitionConfig, seed: int) -> None:
+    def __init__(self, dataset: Dataset, config: PartitionSettings, seed: int) -> None:
         if config.is_learned:
-            raise ConfigError("partition.kind", f"{config.kind} is learned: a log can be divided here by hashed or random only")
+            raise ConfigError(
+                "partition.kind", f"{config.kind} is learned: the simulation divides a log by hashed or random only"
+            )
         log = dataset.under(seed)
         train = log.train
         partition = divide(train, log.users.keys, log.items.keys, config, seed)
@@ -207,14 +211,14 @@ class LogDivision:
 
 
 def _shards_of(rows: np.ndarray, owners: np.ndarray, n_shards: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shards of each user (or item) that has interactions: where each one's begin, (U + 1,), and the shards, end to end."""
+    """The shards of each user (or item) that has interactions: where each user's shards begin, (U + 1,), and the shards."""
     owned_rows, shards = np.divmod(np.unique(rows.astype(np.int64) * n_shards + owners), n_shards)
     _, starts = np.unique(owned_rows, return_index=True)
     return np.append(starts, len(shards)), shards
 
 
 def route(stream: Sequence[Arrival], division: Division, seed: int) -> list[Routed]:
-    """Draw for every request what it is about, and so which shards it touches."""
+    """Draw the user, item or pair of every request, and so the shards that it touches."""
     rng = np.random.default_rng(seeds.derive(seed, "simulation", "requests"))
     return [Routed(arrival.at, division.touched(arrival.kind, rng)) for arrival in stream]
 
@@ -224,14 +228,14 @@ def route(stream: Sequence[Arrival], division: Division, seed: int) -> list[Rout
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stream.
+    """The result of replaying a stream.
 
     Attributes:
-        latencies: seconds from receiving each request to the end of the run that carried it out (time to restore).
-        batches: requests of every run.
-        retrainings: shards trained, in all runs together.
-        machine_seconds: of slots at work.
-        busy: share of the time from the first request to the end of the last run in which a run went on.
+        latencies: the seconds from receiving each request to the end of the run that carried it out (time to restore).
+        batches: the number of requests in every run.
+        retrainings: the number of shards trained in all runs.
+        machine_seconds: the seconds during which slots worked, summed over slots.
+        busy: the share of time during which a run was in progress, between the first request and the end of the last run.
     """
 
     latencies: tuple[float, ...]
@@ -241,7 +245,7 @@ class Outcome:
     busy: float
 
     def to_row(self, deadline_seconds: float) -> dict[str, Any]:
-        """One flat row of a table; percentiles are of requests that were (nearest rank)."""
+        """The outcome as one flat row of a table. Percentiles are latencies of actual requests (nearest rank)."""
         ordered = sorted(self.latencies)
         shown = {f"p{share}": ordered[ceil(share / 100 * len(ordered)) - 1] for share in (50, 95, 99)}
         return {
@@ -259,14 +263,14 @@ class Outcome:
 
 
 def replay(requests: Sequence[Routed], plan: Plan, sizes: Sequence[int], costs: Costs, slots: int) -> Outcome:
-    """Carry out a stream under a plan, one run at a time.
+    """Carry out a stream of requests under a plan, one run at a time.
 
     Args:
-        requests: in the order in which they are received.
-        plan: when runs start.
-        sizes: interactions of every shard, (K,).
-        costs: what a run takes; the plan predicts it without error.
-        slots: shards that train at the same time.
+        requests: the requests, in the order in which they are received.
+        plan: decides when runs start.
+        sizes: the number of interactions of every shard, (K,).
+        costs: predicts the time of a run. The simulation takes the prediction as exact.
+        slots: the number of shards that train at the same time.
 
     Raises:
         InputError: there is no request.
@@ -282,16 +286,16 @@ def replay(requests: Sequence[Routed], plan: Plan, sizes: Sequence[int], costs: 
         first, n_taken = requests[done], 0
         shards: set[int] = set()
         start, prediction = first.at, costs.predict((), slots)
-        # Whatever is received before the run starts is part of it, and may make it longer, and so start earlier.
+        # Requests received before the run starts join it. They may make it longer, and so make it start earlier.
         while done + n_taken < len(requests) and requests[done + n_taken].at <= start:
             request = requests[done + n_taken]
             n_taken += 1
             if not request.shards <= shards:
                 shards |= request.shards
                 prediction = costs.predict([sizes[shard] for shard in sorted(shards)], slots)
-            # None of them is urgent: then the oldest alone decides.
+            # No request is urgent, so only the oldest one matters.
             due = plan.next_run([Waiting(first.at)], last_run_at, prediction.seconds)
-            assert due is not None, "one waits"
+            assert due is not None, "a request is waiting"
             start = max(due, free_at, request.at)
         free_at, last_run_at = start + prediction.seconds, start
         latencies += [free_at - request.at for request in requests[done : done + n_taken]]
@@ -308,7 +312,7 @@ def replay(requests: Sequence[Routed], plan: Plan, sizes: Sequence[int], costs: 
 
 
 def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A table of outcomes with `plan` and `shards`: the names of the columns, then a line a row."""
+    """Format outcomes with `plan` and `shards` as a table: the column names, then one line per row."""
     lines = [["plan", "K", "p50", "p95", "p99", "max", "missed", "runs", "batch", "trained", "machine h", "busy"]]
     for row in rows:
         waited = [duration(row[name]) for name in ("p50", "p95", "p99", "max")]
@@ -318,7 +322,7 @@ def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and the unit that suits: `1.25 s`, `3.4 min`, `17.2 h`, `29 d`."""
+    """Format a duration with three digits and a suitable unit: `1.25 s`, `3.4 min`, `17.2 h`, `29 d`."""
     for unit, length in (("d", DAY), ("h", 3600.0), ("min", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"

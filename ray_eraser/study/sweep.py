@@ -1,7 +1,7 @@
-"""Which deployment to choose: many of them trained, measured by the same requests, and those that no other beats.
+"""Sweeps: train many deployments, measure them with the same requests, and find those that no other beats.
 
-Each trial is a `Coordinator` as people run it. Quality is of the validation set; the test set is no part of a sweep. This is
-the part that needs no Ray; runtime/tune.py runs it.
+Each trial is a `Coordinator` as in production. Quality is measured on the validation set; a sweep never reads the test set.
+This module does not need Ray; runtime/tune.py runs it on Ray.
 
 K shards, U users, I items.
 """
@@ -37,18 +37,18 @@ _T = TypeVar("_T")
 Row = dict[str, Any]
 
 QUALITY = "ndcg@10"
-"""What is to be high: NDCG@10 on the validation set."""
+"""The measure to maximise: NDCG@10 on the validation set."""
 COSTS = ("restore_seconds", "touched")
-"""What is to be low."""
+"""The measures to minimise."""
 LEVELS = ("exact", "exact-given-settings", "exact-given-partition")
-"""Guarantees, the strongest first."""
+"""The guarantees, strongest first."""
 
 DEFAULT_OVER = (
     "partition.n_shards=5,10,20,50",
     "partition.kind=hashed,user_based,interaction_based",
     "aggregation.foldin=true,false",
 )
-"""What is varied where nothing is said."""
+"""The dimensions of a sweep by default."""
 
 _SECTIONS = ("partition", "model", "training", "aggregation")
 _MOST_TRIALS = 10_000
@@ -67,13 +67,13 @@ class Values:
     values: tuple[str, ...]
 
     def probes(self) -> tuple[str, ...]:
-        """What must be valid for all of it to be."""
+        """The values to check. If they are valid, the whole dimension is."""
         return self.values
 
 
 @dataclass(frozen=True)
 class Range:
-    """A setting that is drawn between two bounds, both included; `log` and `logint` on a logarithmic scale."""
+    """A setting that is drawn between two inclusive bounds. `log` and `logint` draw on a logarithmic scale."""
 
     key: str
     kind: RangeKind
@@ -81,11 +81,11 @@ class Range:
     high: float
 
     def probes(self) -> tuple[str, ...]:
-        """What must be valid for all of it to be."""
+        """The values to check. If they are valid, the whole dimension is."""
         return (self.text(self.low), self.text(self.high))
 
     def text(self, value: float) -> str:
-        """A value as a setting is written."""
+        """Format a value as in a setting."""
         return str(round(value)) if self.kind in ("int", "logint") else repr(float(value))
 
 
@@ -93,12 +93,12 @@ Axis = Values | Range
 
 
 def parse_axis(text: str) -> Axis:
-    """A dimension, out of `partition.n_shards=5,10,20` or `model.reg=log(0.001,0.1)`.
+    """Parse a dimension such as `partition.n_shards=5,10,20` or `model.reg=log(0.001,0.1)`.
 
     Ranges are `uniform(a,b)`, `log(a,b)`, `int(a,b)` and `logint(a,b)`.
 
     Raises:
-        ConfigError: it is none of these, or the setting is not one that trials can differ in.
+        ConfigError: the text is not a dimension, or trials cannot differ in this setting.
     """
     key, equals, wanted = (piece.strip() for piece in text.partition("="))
     if not equals or not wanted:
@@ -110,36 +110,36 @@ def parse_axis(text: str) -> Axis:
         values = tuple(value.strip() for value in wanted.split(","))
         if "" in values or "(" in wanted or len(set(values)) < len(values):
             raise ConfigError(
-                f"--over {key}", f"{wanted!r} is no list of different values, and no uniform, log, int or logint(low,high)"
+                f"--over {key}", f"{wanted!r} is not a list of distinct values or a range: write 5,10,20 or log(0.001,0.1)"
             )
         return Values(key, values)
-    kind: RangeKind = found["kind"]  # type: ignore[assignment]  # the pattern has no others
+    kind: RangeKind = found["kind"]  # type: ignore[assignment]  # the pattern allows no other kind
     try:
         low, high = float(found["low"]), float(found["high"])
     except ValueError:
         low = high = math.nan
     whole = kind in ("uniform", "log") or (low.is_integer() and high.is_integer())
     if not (math.isfinite(low) and math.isfinite(high) and low < high and whole) or ("log" in kind and low <= 0):
-        raise ConfigError(f"--over {key}", f"{wanted!r} is no range: give two numbers, the lower first, above 0 for log")
+        raise ConfigError(f"--over {key}", f"{wanted!r} is not a range: give two numbers, the lower first, above 0 for log")
     return Range(key, kind, low, high)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep tries and how it measures.
+    """The specification of a sweep.
 
     Attributes:
         base: the settings that trials start from.
-        axes: what they differ in.
-        mix: shares of the kinds of requests.
-        requests: how many are carried out in every trial; at least one of each kind.
-        samples: draws at every point of the grid; with `optuna`, all trials.
+        axes: the dimensions in which trials differ.
+        mix: the shares of the kinds of requests.
+        requests: the number of requests in every trial; there is at least one of each kind.
+        samples: the number of draws at every point of the grid; with `optuna`, the number of trials.
         search: `grid` or `optuna`.
-        stop_early: whether trials of models with many epochs are stopped where others do better for the same cost.
-        n_pairs: training interactions of the log, which `model.kind=auto` is decided by.
+        stop_early: whether to stop a trial of a model with many epochs if others do better at the same cost.
+        n_pairs: the number of training interactions, by which `model.kind=auto` chooses.
 
     Raises:
-        ConfigError: a setting is not known or out of range at some point, or the numbers do not fit together.
+        ConfigError: a setting is unknown or out of range at some point, or the numbers do not fit together.
     """
 
     base: EraserConfig
@@ -155,13 +155,13 @@ class Sweep:
         keys = [axis.key for axis in self.axes]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"--over {key}", "is given twice: name all its values in one")
+                raise ConfigError(f"--over {key}", "is given twice: give all its values in one --over")
         if self.search == "grid" and self.samples > 1 and not any(isinstance(axis, Range) for axis in self.axes):
-            raise ConfigError("--samples", "there is nothing to draw: every dimension is a list of values")
+            raise ConfigError("--samples", "there is nothing to draw, because every dimension is a list: leave out --samples")
         if self.search == "optuna" and self.stop_early:
             raise ConfigError("--stop-early", "looks at quality alone, --search optuna at several objectives: use one of them")
         if self.n_trials > _MOST_TRIALS:
-            raise ConfigError("--over", f"that would be {self.n_trials} trials, more than {_MOST_TRIALS}: leave some out")
+            raise ConfigError("--over", f"gives {self.n_trials} trials, more than {_MOST_TRIALS}: leave out some values")
         self.corners()
 
     @property
@@ -178,14 +178,14 @@ class Sweep:
         return changed(self.base, texts).resolved(self.n_pairs)
 
     def label(self, point: Mapping[str, Any]) -> str:
-        """What tells a trial from the others, for people."""
+        """A label that identifies the trial, for people."""
         return " ".join(
             f"{axis.key}={format(point[axis.key], '.4g') if isinstance(axis, Range) else point[axis.key]}".replace(" ", "")
             for axis in self.axes
         )
 
     def corners(self) -> list[EraserConfig]:
-        """The settings at every point of the grid, with the lowest and then with the highest of what is drawn."""
+        """The settings at every point of the grid, first with the lowest and then with the highest values of all ranges."""
         return [
             changed(self.base, [f"{axis.key}={value}" for axis, value in zip(self.axes, values, strict=True)])
             for end in (0, -1)
@@ -195,7 +195,7 @@ class Sweep:
         ]
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """What must be the same for a sweep to go on where it was."""
+        """The data and settings that must be unchanged for a sweep to be continued."""
         named = (dataset.users.keys, dataset.items.keys, dataset.train.codes(), dataset.valid.codes())
         data = hashlib.sha256(b"".join(array.tobytes() for array in named)).hexdigest()
         return {
@@ -211,10 +211,10 @@ class Sweep:
 
 
 def for_sweeping(dataset: Dataset) -> Dataset:
-    """A log as trials may see it: without its test set.
+    """Remove the test set of a log, which trials must not see.
 
     Raises:
-        InputError: it has no validation set.
+        InputError: the log has no validation set.
     """
     if not len(dataset.valid):
         raise InputError(f"{dataset.name}: no validation set to compare trials by: set data.valid_share=0.1")
@@ -225,32 +225,32 @@ def for_sweeping(dataset: Dataset) -> Dataset:
 
 
 class _Here:
-    """Pure functions run in this process."""
+    """Run pure functions in this process."""
 
     def run(self, calls: Sequence[Callable[[], _T]]) -> list[_T]:
         return [call() for call in calls]
 
 
 def alpha0_key(config: EraserConfig) -> str:
-    """Names what the open settings are chosen by, besides the log."""
+    """A key of everything besides the log that the choice of the open settings depends on."""
     linear = config.model.model_dump(mode="json") if "model.ridge" in config.open_settings else None
     return json.dumps([config.seed, config.model.width, config.runtime.threads, config.open_settings, linear], sort_keys=True)
 
 
 def embeddings_key(config: EraserConfig) -> str:
-    """Names what the embeddings depend on that a partition is learned from, besides the log."""
+    """A key of everything besides the log that the embeddings for a learned partition depend on."""
     als = config.als_settings.model_dump(mode="json", exclude={"epochs"})
     return json.dumps([config.seed, als, config.partition.pretrain_epochs, config.runtime.threads], sort_keys=True)
 
 
 def partition_key(config: EraserConfig) -> str:
-    """Names what a partition depends on, besides the log."""
+    """A key of everything besides the log that a partition depends on."""
     needs = embeddings_key(config) if config.partition.needs_embeddings else ""
     return json.dumps([config.seed, config.partition.model_dump(mode="json"), needs], sort_keys=True)
 
 
 def shared_alpha0(dataset: Dataset, config: EraserConfig) -> dict[str, float]:
-    """What `Coordinator.fit` would choose for the settings that are left open, by their names; see `EraserConfig.settled`."""
+    """The values that `Coordinator.fit` would choose for the open settings, by name; see `EraserConfig.settled`."""
     log = keyed(dataset, config)
     settled, chosen = settle(config, log.train.of_users, len(log.train), log.users.keys, log.items.keys, _Here())
     values = settled.model_dump(mode="json")
@@ -258,12 +258,12 @@ def shared_alpha0(dataset: Dataset, config: EraserConfig) -> dict[str, float]:
 
 
 def shared_embeddings(dataset: Dataset, config: EraserConfig) -> Embeddings | None:
-    """What `Coordinator.fit` would learn a partition from, with settled settings; None where that takes no embeddings."""
+    """The embeddings from which `Coordinator.fit` would learn a partition; None if it needs none. The config is settled."""
     return pretrained(keyed(dataset, config), config, _Here())
 
 
 def shared_partition(dataset: Dataset, config: EraserConfig, embeddings: Embeddings | None) -> Partition:
-    """What `Coordinator.fit` would divide by, with settled settings."""
+    """The partition that `Coordinator.fit` would make. The config is settled."""
     return divided(keyed(dataset, config), config, embeddings)
 
 
@@ -279,12 +279,13 @@ class Drawn:
 
 
 def draw_requests(dataset: Dataset, mix: Mapping[str, float], n: int, seed: int) -> list[Drawn]:
-    """The same requests for every trial: of each kind its share of `n`, and at least one; a kind's weights sum to its share.
+    """Draw the requests for all trials: for each kind its share of `n`, and at least one.
 
-    So a rare kind counts as it should although few requests are made. None asks for what an earlier one has erased.
+    The weights of a kind sum to its share, so that a rare kind counts correctly even with few requests. No request asks for
+    data that an earlier one has erased.
 
     Raises:
-        InputError: the log is too small for them.
+        InputError: the log is too small for so many requests.
     """
     rng = np.random.default_rng(seeds.derive(seed, "sweep", "requests"))
     total = sum(mix.values())
@@ -313,7 +314,7 @@ def draw_requests(dataset: Dataset, mix: Mapping[str, float], n: int, seed: int)
 
 
 def touched_per_request(shards: Sequence[ShardData], mix: Mapping[str, float]) -> float:
-    """How many shards a request touches in the mean over all users, items and interactions, by their shares. Not a sample."""
+    """The mean number of shards that a request touches, over all users, items and interactions, weighted by their shares."""
     users, items = [shard.user_keys for shard in shards], [shard.item_keys for shard in shards]
     of_users, of_items = (sum(map(len, keys)) / max(1, len(all_keys(keys))) for keys in (users, items))
     per_kind = {"user": of_users, "item": of_items, "pairs": 1.0}
@@ -321,9 +322,10 @@ def touched_per_request(shards: Sequence[ShardData], mix: Mapping[str, float]) -
 
 
 def epoch_budgets(config: EraserConfig, *, stop_early: bool) -> list[int]:
-    """The epochs that a trial trains for, one training from scratch after the other; the last are the configured ones.
+    """The numbers of epochs for which a trial trains, each time from scratch. The last one is the configured number.
 
-    A sixteenth and a quarter before all, so that a trial that is never stopped costs 31 % more. ALS has too few epochs for it.
+    With early stopping, a trial first trains for a sixteenth and a quarter of the epochs, so a trial that is never stopped
+    costs 31 % more. ALS has too few epochs for this.
     """
     epochs = config.model.epochs
     if not stop_early or isinstance(config.model, WmfAlsConfig):
@@ -341,19 +343,19 @@ def measured(
     make_pool: Callable[[str, EraserConfig], MakePool],
     folder: str,
 ) -> Iterator[Row]:
-    """Train a deployment for each budget of epochs and say how good it is; the last also erases, and is timed at it.
+    """Train a deployment for each budget of epochs and measure its quality. The last one also erases and is timed.
 
     Args:
         config: the trial's settings.
-        dataset: without its test set; see `for_sweeping`.
-        partition: of `dataset.train`; None makes one.
-        drawn: what is erased, one request after the other.
-        mix: shares of the kinds of requests.
-        budgets: epochs, ascending.
-        make_pool: gives the pool of a storage path and settings.
-        folder: for the deployments' files.
+        dataset: the log without its test set; see `for_sweeping`.
+        partition: the partition of `dataset.train`; None makes one.
+        drawn: the requests to carry out one after the other.
+        mix: the shares of the kinds of requests.
+        budgets: numbers of epochs, ascending.
+        make_pool: makes the pool for a storage path and settings.
+        folder: the folder for the deployments' files.
     """
-    # Whose ledger and key are in the settings, they are no trial's.
+    # A trial must not use the ledger and the signing key of the real deployment.
     config = config.model_copy(update={"unlearning": UnlearningConfig()})
     cost = 0
     for epochs in budgets:
@@ -387,10 +389,10 @@ def measured(
 
 
 def _erasures(coordinator: Coordinator, drawn: Sequence[Drawn]) -> Row:
-    """Seconds from a request to when what is served is free of it, and to when its retraining is served."""
+    """The mean seconds from a request until the served model is free of its data, and until the retrained model is served."""
     forget = restore = 0.0
     for each in drawn:
-        coordinator.pool.warm()  # what the generation before has left to be done is not this request's
+        coordinator.pool.warm()  # finish the work of the previous generation, which is not part of this request
         coordinator.submit(each.request)
         (receipt,) = coordinator.process_pending()
         forget += each.weight * (receipt.excised_at - receipt.received_at)
@@ -402,12 +404,12 @@ _FIGURES = ("touched", "forget_seconds", "train_seconds", "balance", "shards_per
 
 
 def empty_row(key: str, label: str, config: EraserConfig) -> Row:
-    """A row of the results with nothing measured; what `measured` gives is put over it.
+    """A row of the results without measurements, which the rows of `measured` update.
 
     Args:
-        key: names the trial in a file of results.
-        label: names it for people.
-        config: the settings as they were asked for: what they leave open is open in `chosen.toml`, and counts in the level.
+        key: the key of the trial in a file of results.
+        label: the label of the trial for people.
+        config: the settings as requested. Settings that are open stay open in `chosen.toml`, and affect the guarantee.
     """
     return {
         "key": key,
@@ -435,12 +437,12 @@ Choice = Literal["quality", "knee", "fastest"]
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
-    """The rows of trials that were measured to the end."""
+    """The rows of trials that were measured completely."""
     return [row for row in rows if row["state"] == "finished"]
 
 
 def at_least(rows: Sequence[Row], level: str) -> list[Row]:
-    """The rows of a guarantee, or of a stronger one.
+    """The rows with this guarantee or a stronger one.
 
     Raises:
         InputError: no finished trial has it.
@@ -449,14 +451,17 @@ def at_least(rows: Sequence[Row], level: str) -> list[Row]:
     if finished(rows) and not finished(found):
         claimed = " or ".join(sorted({row["level"] for row in finished(rows)}, key=LEVELS.index))
         raise InputError(
-            f"no finished trial is {level}, they are {claimed}: ask for less with --level, or sweep partitions that are not "
+            f"no finished trial is {level}, they are {claimed}: choose a weaker --level, or sweep partitions that are not "
             "learned, with model.alpha0 (or aggregation.foldin_alpha0) set to a number"
         )
     return found
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The finished rows that no other beats, being as good in quality and both costs and better in one. Best quality first."""
+    """The finished rows that no other row beats, best quality first.
+
+    A row beats another if it is at least as good in quality and both costs, and better in one of them.
+    """
     candidates = finished(rows)
     front = [row for row in candidates if not any(_dominates(other, row) for other in candidates)]
     return sorted(front, key=lambda row: (-row[QUALITY], row["restore_seconds"], row["trial"]))
@@ -472,17 +477,18 @@ def _losses(row: Row) -> tuple[float, ...]:
 
 
 def choose(rows: Sequence[Row], how: Choice) -> Row:
-    """One row of a front.
+    """Choose one row of the front.
 
-    `quality`: the best. `fastest`: restored soonest. `knee`: nearest to the best of every objective at once, each from 0, the
-    best of the front, to 1, the worst, the costs by their logarithms. Equals: the stronger guarantee first.
+    `quality` chooses the best quality, and `fastest` the shortest time to restore. `knee` chooses the row nearest to the best
+    values of all objectives, where each objective is scaled from 0 (best of the front) to 1 (worst) and costs are logarithmic.
+    In a tie, the stronger guarantee wins.
 
     Raises:
-        InputError: there is none to choose from.
+        InputError: no trial was finished.
     """
     front = pareto_front(rows)
     if not front:
-        raise InputError("no trial was finished: there is nothing to choose from")
+        raise InputError("no trial was finished, so there is nothing to choose from: look at the errors of the trials")
     losses = np.array([[-row[QUALITY], *(math.log(max(row[name], 1e-3)) for name in COSTS)] for row in front])
     span = losses.max(axis=0) - losses.min(axis=0)
     distances = np.linalg.norm((losses - losses.min(axis=0)) / np.where(span > 0, span, 1), axis=1)
@@ -492,7 +498,7 @@ def choose(rows: Sequence[Row], how: Choice) -> Row:
 
 
 def chosen_toml(row: Row, how: Choice, name: str) -> str:
-    """The settings of a row as `jobs/train.py --config` takes them."""
+    """The settings of a row as a TOML file for `ray-eraser train --config`."""
     config = config_from(json.loads(row["settings"]))
     held_out = config.data.test_share + config.data.valid_share > 0
     said = (
@@ -500,7 +506,7 @@ def chosen_toml(row: Row, how: Choice, name: str) -> str:
         f"{row['restore_seconds']:.2f} s, {row['touched']:.2f} shards touched, {row['level']}.\n"
     )
     if held_out:
-        said += "# Holds out as much as the sweep did. To learn from the whole log, set both shares of [data] to 0.\n"
+        said += "# Holds out as much data as the sweep did. To learn from the whole log, set both shares in [data] to 0.\n"
     return said + config.to_toml()
 
 
@@ -508,7 +514,7 @@ def chosen_toml(row: Row, how: Choice, name: str) -> str:
 
 
 def shown_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """A table: the names of the columns, then a line a trial, the best quality first. `*`: no other beats it."""
+    """Format a table: the column names, then one line per trial, best quality first. `*` marks the front."""
     front = {row["key"] for row in pareto_front(rows)}
     varied = _short_names([setting.partition("=")[0] for setting in rows[0]["trial"].split()]) if rows else []
     measures = ["level", "NDCG@10", "Recall@10", "restore s", "forget s", "touched", "train s", "balance"]
@@ -530,7 +536,7 @@ def shown_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _short_names(keys: Sequence[str]) -> list[str]:
-    """`partition.kind` as `partition`, `model.reg` as `reg`, where that is clear."""
+    """Shorten `partition.kind` to `partition` and `model.reg` to `reg`, unless the short name is ambiguous."""
     short = [section if name == "kind" else name for section, _, name in (key.partition(".") for key in keys)]
     return [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
 
@@ -540,12 +546,12 @@ def _number(value: float) -> float:
 
 
 def sweep_markdown(rows: Sequence[Row], chosen: Row | None, how: Choice, title: str) -> str:
-    """The table, the front and the choice as a document."""
+    """Format the table, the front and the choice as a Markdown document."""
     names, *lines = shown_rows(rows)
     table = [names, ["---"] * len(names), *lines]
     text = f"# {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in table)
     text += (
-        "\nQuality is of the validation set. `*`: no other trial is as good in quality, time to restore and shards touched.\n"
+        "\nQuality is measured on the validation set. `*`: the Pareto front of quality, time to restore and shards touched.\n"
     )
     if chosen is not None:
         text += f"\nChosen by `{how}`: {chosen['trial']} (`chosen.toml`).\n"

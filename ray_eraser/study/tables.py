@@ -1,4 +1,4 @@
-"""Results as Markdown, beside the paper's, and as Parquet."""
+"""Results as Parquet files, and as Markdown tables beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ PAPER_TABLE3: Mapping[tuple[str, str], Mapping[str, tuple[float, float | None]]]
 
 
 def cutoff(data: str) -> int:
-    """The list length that the paper reports for a data set."""
+    """The list length for which the paper reports results on a data set."""
     return 20 if data == "yelp2018" else 10
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """The rows measured so far."""
+    """Read the rows measured so far."""
     return list(pq.ParquetFile(file).read(use_threads=False).to_pylist()) if file.exists() else []
 
 
 def write_results(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """All rows, whole or not at all, so that an interrupted run goes on where it was."""
+    """Write all rows atomically, so that an interrupted run can continue."""
     partial = file.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(list(rows)), partial)
     partial.replace(file)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a cell: what was measured, the paper's figure where it has one, and the share of the model's own retraining."""
+    """Format one line per cell: the measurements, the paper's figure if there is one, and the recall relative to retraining."""
     n = cutoff(str(rows[0]["data"])) if rows else 10
     full = {(row["data"], row["model"]): row for row in rows if row["method"] == "retrain"}
     lines = [
@@ -73,13 +73,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _last_of_each(changes: str) -> str:
-    """Settings without those that a later one overrides."""
+    """Drop settings that a later one overrides."""
     named = dict(change.partition("=")[::2] for change in changes.split())
     return " ".join(f"{name}={value}" for name, value in named.items())
 
 
 def plain_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Every column but the key, a line a row; numbers to four digits."""
+    """Format all columns but the key, one line per row, with numbers to four digits."""
     names = [name for name in rows[0] if name != "key"] if rows else []
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in rows:

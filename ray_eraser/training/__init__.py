@@ -1,1 +1,1 @@
-"""Training one submodel."""
+"""Training of submodels."""

@@ -1,4 +1,4 @@
-"""Embeddings of the whole log, for the distances that a learned partition is made from (Chen et al. 2022, section 4.1)."""
+"""Embeddings of the whole log, from which a learned partition computes distances (Chen et al. 2022, section 4.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_eraser.training.submodel import item_start
 
 
 def pretrain(train: Interactions, item_keys: np.ndarray, config: EraserConfig) -> Embeddings:
-    """WMF by ALS on everything, with the model's width; to be thrown away once the partition is made."""
+    """Train WMF with ALS on all data, with the model's width. The result is discarded after the partition is made."""
     settings = config.als_settings.model_copy(update={"epochs": config.partition.pretrain_epochs})
     start = Start(derive(config.seed, "pretrain"), item_start(item_keys[train.item_rows()], config))
     with deterministic(config.runtime.threads):

@@ -1,8 +1,9 @@
-"""Training one submodel: from three things only.
+"""Train one submodel.
 
-The shard's remaining interactions, the config, and seeds derived from the root seed and the shard's id. Not from other shards,
-from the order of training, or from what was there before: this is what makes an erasure exact (docs/decisions/0001). A training
-with slices may go on from a checkpoint, which is a function of the same three and of slices that have not changed.
+A submodel depends only on the shard's remaining interactions, the config, and seeds derived from the root seed and the shard's
+id. It does not depend on other shards, on the order of training, or on earlier submodels. This makes erasures exact
+(docs/decisions/0001). With slices, training may continue from a checkpoint of unchanged slices, which depends on the same
+inputs.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ def train_submodel(
     reached: TrainingState = UNTRAINED,
     keep: Callable[[TrainingState], None] = lambda _: None,
 ) -> KeyedEmbeddings:
-    """A shard's submodel.
+    """Train the submodel of a shard.
 
     Args:
-        data: the shard's remaining interactions; those held out are for early stopping alone.
-        config: `model`, `training`, `seed` and `runtime` count.
-        shard: whose seeds to draw from.
-        reached: the state to go on from, after stages that saw nothing which has changed since; from scratch unless given.
-        keep: hears of the state after every stage that is trained here but the last.
+        data: the shard's remaining interactions. Held-out interactions are used only for early stopping.
+        config: uses `model`, `training`, `seed` and `runtime`.
+        shard: the shard, which seeds are derived from.
+        reached: the state to continue from, after stages whose data has not changed since. By default, train from scratch.
+        keep: called with the state after every stage trained here, except the last.
 
     Both states are in the shard's rows: see `TrainingState.renamed`.
 
     Raises:
-        TrainingError: it diverged.
+        TrainingError: the training diverged.
     """
     train = data.train
     if not config.model.is_trained:
@@ -62,7 +63,7 @@ def train_submodel(
     finally:
         _release(train, config)
     if not (np.isfinite(submodel.users).all() and np.isfinite(submodel.items).all()):
-        raise TrainingError(shard, f"vectors are not finite, it has diverged: {_way_out(config)}")
+        raise TrainingError(shard, f"vectors are not finite, because the training diverged: {_way_out(config)}")
     return submodel.keyed(data.user_keys, data.item_keys)
 
 
@@ -93,7 +94,7 @@ def _trained(
 
 
 def _release(interactions: Interactions, config: EraserConfig) -> None:
-    """Leave none of the interactions on a GPU."""
+    """Remove the interactions from the GPU, if there is one."""
     if by_torch(config.runtime.known_device):
         from ray_eraser.kernels.resident import release
 
@@ -101,11 +102,11 @@ def _release(interactions: Interactions, config: EraserConfig) -> None:
 
 
 def _way_out(config: EraserConfig) -> str:
-    """Settings of the model that make its training calmer."""
+    """Advice on how to change the model's settings to stabilise its training."""
     ways = [f"{way} model.{name}" for way, name in (("lower", "lr"), ("raise", "reg")) if hasattr(config.model, name)]
     return " or ".join(ways) or "choose other settings of the model"
 
 
 def item_start(keys: np.ndarray, config: EraserConfig) -> np.ndarray:
-    """Standard normal vectors, (len(keys), D) float32, the same for an item wherever it is met."""
+    """Standard normal vectors, (len(keys), D) float32. An item has the same vector in every shard."""
     return normal_rows(keys, derive(config.seed, "item-start"), config.model.width)

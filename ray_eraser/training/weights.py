@@ -1,8 +1,8 @@
-"""Numbers chosen from the log, on pairs held out by keyed hash: `model.alpha0 = "auto"` and `model.ridge = "auto"`.
+"""Choose settings from the log on pairs held out by keyed hash: `model.alpha0 = "auto"` and `model.ridge = "auto"`.
 
-The best weight of an unobserved pair differs fifteen-fold between MovieLens (.3) and Yelp2018 (.02), and the wrong one ruins
-the ranking. A short search finds its order of magnitude: a few epochs for each candidate. The ridge of the linear model
-matters less, and needs no training.
+The best weight of an unobserved pair is .3 on MovieLens and .02 on Yelp2018, a factor of fifteen, and a wrong weight ruins the
+ranking. A short search of a few epochs per candidate finds its order of magnitude. The ridge of the linear model matters less,
+and the search for it needs no training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ray_eraser.models.linear import LinearModel, Slice
 from ray_eraser.training.submodel import item_start
 
 CANDIDATES: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
-"""Coarse on purpose: the choice says next to nothing of any one user, and quality is flat between neighbours."""
+"""Deliberately coarse: the choice reveals almost nothing about a single user, and quality is flat between neighbours."""
 
 RIDGES: Sequence[float] = (2.0, 4.0, 8.0)
 """Coarse for the same reasons."""
@@ -40,8 +40,9 @@ _MOST_USERS = 2_000
 
 
 def users_looked_at(n_pairs: int, user_keys: np.ndarray, config: EraserConfig) -> np.ndarray:
-    """Ascending rows of the users whose pairs the choice is made from: all, or of a log with more than a million pairs to learn
-    from a part, by keyed hash.
+    """Ascending rows of the users whose pairs decide the choice.
+
+    These are all users, or a part of them by keyed hash if the log has more than a million training pairs.
     """
     part = min(1.0, _MOST_PAIRS / max(1, n_pairs))
     return np.flatnonzero(seeds.uniform(seeds.mix(user_keys, seeds.derive(config.seed, "alpha0", "users"))) < part)
@@ -50,16 +51,16 @@ def users_looked_at(n_pairs: int, user_keys: np.ndarray, config: EraserConfig) -
 def choose_alpha0_among(
     looked_at: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig, compute: Compute
 ) -> float:
-    """The candidate with the best NDCG@10 on a tenth of the pairs, held out by keyed hash; the smaller one where two are equal.
+    """Choose the candidate with the best NDCG@10 on a tenth of the pairs, held out by keyed hash; the smaller one in a tie.
 
-    At most about two thousand users are ranked for, chosen by keyed hash.
+    The NDCG is the mean over about two thousand users at most, chosen by keyed hash.
 
     Args:
-        looked_at: what is learned from of `users_looked_at`.
+        looked_at: the training pairs of `users_looked_at`.
         user_keys: (U,) key of every user's id, by row.
         item_keys: (I,) key of every item's id, by row.
-        config: `model.width`, `seed` and `runtime.threads` count.
-        compute: where the candidates are tried.
+        config: uses `model.width`, `seed` and `runtime.threads`.
+        compute: where to run the candidates.
     """
     kept, held = _divided(looked_at, user_keys, item_keys, config.seed)
     start = item_start(item_keys[kept.item_rows()], config)
@@ -69,14 +70,14 @@ def choose_alpha0_among(
 def choose_ridge_among(
     looked_at: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, config: EraserConfig, compute: Compute
 ) -> float:
-    """The ridge of `RIDGES` with which the linear model ranks best, on the same held-out pairs as `choose_alpha0_among`.
+    """Choose the ridge from `RIDGES` with which the linear model ranks best on the held-out pairs of `choose_alpha0_among`.
 
     Args:
-        looked_at: what is learned from of `users_looked_at`.
+        looked_at: the training pairs of `users_looked_at`.
         user_keys: (U,) key of every user's id, by row.
         item_keys: (I,) key of every item's id, by row.
-        config: the model's exponents and steps, `seed` and `runtime.threads` count.
-        compute: where the candidates are tried.
+        config: uses the model's exponents and steps, `seed` and `runtime.threads`.
+        compute: where to run the candidates.
     """
     kept, held = _divided(looked_at, user_keys, item_keys, config.seed)
     own = Slice.of(kept, len(item_keys))
@@ -87,7 +88,7 @@ def choose_ridge_among(
 def _divided(
     looked_at: Interactions, user_keys: np.ndarray, item_keys: np.ndarray, seed: int
 ) -> tuple[Interactions, Interactions]:
-    """(the pairs that candidates learn from, the held-out pairs of the users that are ranked for), all by keyed hash."""
+    """Split the pairs by keyed hash into training pairs and the held-out pairs of the users that count in the NDCG."""
     kept, held = hold_out(looked_at, user_keys, item_keys, _SHARE, seeds.derive(seed, "alpha0", "pairs"))
     drawn = seeds.uniform(seeds.mix(user_keys, seeds.derive(seed, "alpha0", "ranked")))
     ranked = drawn < _MOST_USERS / max(1, len(user_keys))
@@ -102,7 +103,7 @@ def _best(
     without_data: float,
     compute: Compute,
 ) -> float:
-    """The candidate of the best quality, the first of equals; `without_data` where there is nothing to compare them by."""
+    """The candidate with the best quality, or the first one in a tie; `without_data` if there are no pairs to compare by."""
     if not len(kept) or not len(held):
         return without_data
     scores = compute.run([partial(quality, candidate) for candidate in candidates])
@@ -131,7 +132,7 @@ def _ndcg(model: Scorer, kept: Interactions, held: Interactions) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Solved:
-    """The linear model in the rows of a log, to be evaluated."""
+    """The linear model in the rows of a log, for evaluation."""
 
     model: LinearModel
     kept: Interactions

@@ -1,1 +1,1 @@
-"""Requests, their record, their route and their proof."""
+"""Unlearning requests: their record in the ledger, their route to the shards, and their evidence."""

@@ -125,7 +125,7 @@ def refuse_learned(config: EraserConfig) -> None:
         raise ConfigError(
             "partition.kind",
             f"a {config.partition.kind} partition is learned from all that was there when it was made, and the log of what "
-            "remains does not give it: audit without --against, or drop that history with repartition.py --set "
+            "remains does not give it: audit without --against, or drop that history with ray-eraser repartition --set "
             "partition.kind=hashed",
         )
 

@@ -28,7 +28,7 @@ from ray_eraser.ids import Generation, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.shard import rebuild_shard
 from ray_eraser.store import FileRef, Manifest, ShardRecord, Store, manifest_ref, part_bytes, shard_data_bytes
-from ray_eraser.unlearning.erased import NOTHING, UNSOUND, Erased, keyed_pairs, keys_of, ref_of
+from ray_eraser.unlearning.erased import NOTHING, UNSOUND, Erased, Lookup, SpelledOtherwise, keyed_pairs, keys_of, ref_of
 from ray_eraser.unlearning.ledger import GenerationRow
 
 __all__ = ["AuditReport", "Erased", "audit"]
@@ -47,6 +47,9 @@ class AuditReport:
         compared: files whose content was computed again.
         mismatches: one line for each file that is not what it must be. No line names a user or an item.
         found_erased_pairs: interactions that were asked for by name and are in some file, and ids that still are.
+        not_here: how many of the ids and pairs that were asked for name a user or an item that is not here. That is right for
+            erased ids, and says nothing where an id was mistyped.
+        spelled_otherwise: those of them whose user or item is here under another spelling. See `Lookup`.
     """
 
     exact: bool
@@ -57,9 +60,17 @@ class AuditReport:
     compared: int
     mismatches: tuple[str, ...]
     found_erased_pairs: int
+    not_here: int = 0
+    spelled_otherwise: tuple[SpelledOtherwise, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the generation is exact, and no id that was asked for is here under another spelling."""
+        return self.exact and not self.spelled_otherwise
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        spelled = [entry.to_dict() for entry in self.spelled_otherwise]
+        return asdict(self) | {"spelled_otherwise": spelled, "passed": self.passed}
 
 
 def audit(
@@ -101,6 +112,9 @@ def audit(
         mismatches.append(f"made under {manifest.environment}, audited under {here}: audit where it was trained")
 
     found = _found_by_name(store, manifest, stored, erased) if erased else 0
+    lookup = Lookup()
+    with suppress(*UNSOUND):  # of ids that are no text, a mismatch says so
+        lookup = Lookup.of(erased, stored.ids("user"), stored.ids("item"))
     on_done("erased pairs")
     return AuditReport(
         not mismatches and not found,
@@ -111,6 +125,8 @@ def audit(
         compared,
         tuple(mismatches),
         found,
+        lookup.not_here,
+        lookup.spelled_otherwise,
     )
 
 
@@ -162,6 +178,10 @@ class _Stored:
             found |= checked(record.interactions, store.read_shard_data, lambda data: shard_data_bytes(_canonical(data)))
         shards = {record.shard: found[record.interactions] for record in manifest.shards if record.interactions in found}
         return cls(parts, shards, problems)
+
+    def ids(self, kind: str) -> Any:
+        """All ids of a kind that could be read, as Arrow strings."""
+        return pa.concat_arrays([pa.array([], pa.string()), *(part.ids for part in self.parts[kind].values())])
 
     @property
     def compared(self) -> int:

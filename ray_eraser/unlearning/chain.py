@@ -1,4 +1,4 @@
-"""The chain in the ledger: receipts, changes of keys, and what the deployment last said of itself."""
+"""The chain in the ledger: receipts, key changes, and the deployment's last statement about itself."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Chain(SuppressionList):
     """The part of a ledger that holds the chain."""
 
     def rotate(self, former: Signer, successor: Signer, at: float, notes: Mapping[str, str] = MappingProxyType({})) -> Rotation:
-        """Have another key sign from now on; the next link says so.
+        """Change the signing key, and record the change as the next link.
 
         Args:
-            former: the key in force. If it is lost, the successor.
+            former: the current key; the successor if the current key is lost.
             successor: the next key.
             at: seconds since 1970.
-            notes: by name, in place of what stands there.
+            notes: by name; each replaces the note of that name.
         """
         with self.in_force() as connection:
             link = rotation(former, successor, self._head(connection), self.name, at)
@@ -36,16 +36,16 @@ class Chain(SuppressionList):
         return link
 
     def links(self) -> list[Link]:
-        """The chain: the receipts of all finished requests, and the changes of keys."""
+        """The chain: the receipts of all finished requests, and the key changes."""
         with self._transaction() as connection:
             return self._links(connection)
 
     def receipts(self) -> list[Receipt]:
-        """The receipts of all finished requests, in the order of their chain."""
+        """The receipts of all finished requests, in the order of the chain."""
         return [link for link in self.links() if isinstance(link, Receipt)]
 
     def key_in_force(self) -> str | None:
-        """Id of the key that signs the next link; None where none has signed yet."""
+        """Id of the key that signs the next link; None if no link is signed yet."""
         return next((link.next_key for link in reversed(self.links()) if link.next_key is not None), None)
 
     @staticmethod
@@ -62,7 +62,7 @@ class Chain(SuppressionList):
         return head_of(self._links(connection, last=1))
 
     def _attest(self, connection: Connection, signer: Signer | None) -> None:
-        """Say which generation is current and where the chain ends: last in every transaction that changes either."""
+        """Record which generation is current and where the chain ends. Every transaction that changes either ends with this."""
         newest = sa.select(GENERATIONS.c.number, GENERATIONS.c.digest).order_by(GENERATIONS.c.number.desc()).limit(1)
         row = connection.execute(newest).one_or_none()
         if row is not None:

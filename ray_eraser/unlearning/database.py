@@ -1,7 +1,7 @@
-"""The ledger's database: its tables, how it is opened, its transactions, and that nothing deleted lives on in its files.
+"""The ledger's database: its tables, how it is opened, its transactions, and the wiping of deleted data.
 
-Through SQLAlchemy Core: SQLite by default, written through to the disk at every commit; PostgreSQL by URL. Of all programs'
-transactions one runs at a time.
+It uses SQLAlchemy Core. The default is SQLite, which writes every commit through to the disk; a URL selects PostgreSQL. Only
+one transaction runs at a time, across all programs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray_eraser.store import private_file
 log = logging.getLogger(__name__)
 
 _FORMAT = "4"
-"""Of the tables and of what is in them. A ledger of another format is refused."""
+"""Format of the tables and their content. A ledger of another format is refused."""
 _OWN_FORMAT = f"format {_FORMAT}"
 
 METADATA = MetaData()
@@ -41,7 +41,7 @@ EPOCHS = Table(
     METADATA,
     Column("epoch", Integer, primary_key=True, autoincrement=True),
     Column("started_at", Float, nullable=False),
-    # Who began it: deployment, machine, process. Names no user.
+    # The process that began the epoch: deployment, machine, PID. Names no user.
     Column("holder", Text, nullable=False),
     Column("lease_seconds", Float, nullable=False),
     Column("beats", Integer, nullable=False),
@@ -51,15 +51,15 @@ GENERATIONS = Table(
     "generations",
     METADATA,
     Column("number", Integer, primary_key=True, autoincrement=False),
-    # Empty once the next one is finished: with the rest of the data at hand it would give away what was erased since.
+    # Emptied when the next generation is finished. With the rest of the data, the digest would reveal later erasures.
     Column("digest", String(64), nullable=False),
     Column("published_at", Float, nullable=False),
-    # Files of the generation before that this one superseded, until they are deleted.
+    # Superseded files of the previous generation, until they are deleted.
     Column("to_purge", Text, nullable=False),
-    # That it is current, and where the chain ends; signed. Gone with its digest, which it has in it.
+    # Signed statement that the generation is current, and where the chain ends. It has the digest, and is deleted with it.
     Column("standing", Text),
 )
-# Links of the chain that are no receipts.
+# Links of the chain that are not receipts: key changes.
 ROTATIONS = Table(
     "rotations",
     METADATA,
@@ -71,26 +71,26 @@ REQUESTS = Table(
     METADATA,
     Column("sequence", Integer, primary_key=True, autoincrement=True),
     Column("request_id", String(64), nullable=False, unique=True),
-    # Of the idempotency key, which may name a user, only a keyed hash.
+    # Keyed hash of the idempotency key, because the key itself may name a user.
     Column("key_hash", String(64), unique=True),
-    # Of the key and what was asked under it: another request under the key is refused, also when the payload is gone.
+    # Hash of the key and the work. It refuses another request under the same key, even after the payload is deleted.
     Column("work_hash", String(64)),
     Column("kind", String(16), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("priority", Integer, nullable=False),
     Column("received_at", Float, nullable=False),
     Column("excised_at", Float),
-    # How often its retraining failed, why the last time, and with which others it is tried again; null: with all new ones.
+    # Failed retrainings, the reason of the last one, and the group that is retried together. A null party joins new requests.
     Column("attempts", Integer, nullable=False),
     Column("reason", Text),
     Column("party", Integer),
     Column("generation", Integer),
     Column("receipt", Text),
-    # The finished receipt's place in the chain.
+    # Place of the finished receipt in the chain.
     Column("number", Integer, unique=True),
 )
-# Raw ids stand here while they are needed and nowhere afterwards; the salt likewise. In a table of its own, that stays small:
-# PostgreSQL can get rid of deleted rows only by writing a table anew.
+# Raw ids and salts are stored only here, and only until the request is finished. A separate table stays small, and PostgreSQL
+# removes deleted rows only by rewriting a whole table.
 WORKS = Table(
     "works",
     METADATA,
@@ -98,7 +98,7 @@ WORKS = Table(
     Column("payload", Text, nullable=False),
     Column("salt", String(64)),
 )
-# What must not be learned again, by keyed hash, where the operator asked for it (unlearning.suppress_days).
+# Keyed hashes of users, items and pairs that must not be learned again, if the operator asks for it (unlearning.suppress_days).
 SUPPRESSED = Table(
     "suppressed",
     METADATA,
@@ -107,7 +107,7 @@ SUPPRESSED = Table(
     Column("until", Float, nullable=False),
 )
 for _secret in (WORKS.c.payload, WORKS.c.salt, GENERATIONS.c.digest, GENERATIONS.c.to_purge, GENERATIONS.c.standing):
-    # PostgreSQL's statistics would quote values of the column, and keep them when the rows are gone.
+    # PostgreSQL's statistics would quote values of the column, and keep them after the rows are deleted.
     _uncounted: Any = sa.DDL(f"ALTER TABLE {_secret.table.name} ALTER COLUMN {_secret.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
     event.listen(_secret.table, "after_create", _uncounted.execute_if(dialect="postgresql"))
 
@@ -115,10 +115,10 @@ _WIPE_TRIES, _WIPE_SECONDS = 20, 0.05
 
 _TURN = 0x72617965726173  # any number that no other program of the same database locks
 
-# Who died or hangs in the middle of a transaction loses its turn before those who wait for theirs give up.
+# A program that hangs in the middle of a transaction loses its turn before the waiting programs give up.
 _POSTGRESQL_SETTINGS = {"lock_timeout": "30s", "idle_in_transaction_session_timeout": "15s"}
 
-# For libpq, where the URL says nothing else: a server that is gone without a word is noticed in half a minute, not in hours.
+# Defaults for libpq; the URL takes precedence. They detect a silently lost server within half a minute instead of hours.
 _LIBPQ_SETTINGS = {
     "connect_timeout": "10",
     "keepalives_idle": "10",
@@ -132,12 +132,12 @@ class Database:
     """An open database with the ledger's tables.
 
     Attributes:
-        name: random, made with the tables: tells ledgers apart.
-        is_closed: whether `close` was called. Nothing opens it again.
+        name: random name, made with the tables, that tells ledgers apart.
+        is_closed: whether `close` was called. A closed database stays closed.
 
     Raises:
-        InputError: it cannot be opened, or is of another format.
-        LedgerError: from any method: it failed. Nothing was changed.
+        InputError: the database cannot be opened, or has another format.
+        LedgerError: from any method, if the database failed. Nothing was changed.
     """
 
     def __init__(self, url: str | sa.URL) -> None:
@@ -152,7 +152,7 @@ class Database:
                     self._put_note(connection, "format", _FORMAT)
                     self._put_note(connection, "name", secrets.token_hex(16))
         except (SQLAlchemyError, ImportError) as error:
-            if _is_locked(error):  # which passes, unlike a wrong URL
+            if _is_locked(error):  # a lock passes, unlike a wrong URL
                 raise LedgerError(_first_line(error)) from error
             raise InputError(
                 f"ledger {_without_password(url)} cannot be opened ({_first_line(error)}): check unlearning.ledger"
@@ -160,7 +160,7 @@ class Database:
         if found not in (None, _OWN_FORMAT):
             self.close()
             raise InputError(
-                f"ledger {_without_password(url)} has {found}, this version reads format {_FORMAT}: "
+                f"ledger {_without_password(url)} has {found}, and this version reads format {_FORMAT}: "
                 "use the version that made it, or another database"
             )
         self.name = self.noted("name", "")
@@ -169,10 +169,10 @@ class Database:
         self.is_closed = True
         self._engine.dispose()
 
-    # ---- what is remembered beside them --------------------------------------------------------------------------------
+    # ---- notes ---------------------------------------------------------------------------------------------------------
 
     def noted(self, name: str, otherwise: str) -> str:
-        """What stands under a name; `otherwise` where nothing does."""
+        """The note of this name; `otherwise` if there is none."""
         with self._transaction() as connection:
             found = connection.execute(sa.select(NOTES.c.text).where(NOTES.c.name == name)).scalar_one_or_none()
         return otherwise if found is None else str(found)
@@ -188,7 +188,7 @@ class Database:
     def _transaction(self) -> Iterator[Connection]:
         committing = False
         if self.is_closed:
-            raise LedgerError("it was closed")
+            raise LedgerError("it is closed")
         try:
             with self._engine.begin() as connection:
                 _take_turn(connection)
@@ -196,18 +196,18 @@ class Database:
                 committing = True
         except SQLAlchemyError as error:
             if committing and isinstance(error, DBAPIError) and error.connection_invalidated:
-                raise LedgerError(_first_line(error), "whether it was recorded all the same is not known") from error
+                raise LedgerError(_first_line(error), "it is unknown whether the change was recorded") from error
             raise LedgerError(_first_line(error)) from error
 
     def _wipe(self) -> None:
-        """What was deleted or overwritten must not live on in the database's files.
+        """Remove deleted and overwritten data from the database's files.
 
-        SQLite zeroes pages as it frees them, and its write-ahead log is emptied. PostgreSQL keeps old rows until a table is
-        written anew; of its own write-ahead log and of backups see docs/decisions/0011.
+        SQLite zeroes pages as it frees them, so this empties its write-ahead log. PostgreSQL keeps old rows until a table is
+        rewritten. For PostgreSQL's write-ahead log and backups see docs/decisions/0011.
         """
         wiped = self._wiped_sqlite if self._engine.dialect.name == "sqlite" else self._wiped_postgresql
         if not wiped():
-            log.warning("the ledger could not be wiped yet, somebody reads it: the next request's end tries again")
+            log.warning("a program is reading the ledger, so deleted data is still in its files; the next wipe tries again")
 
     def _wiped_sqlite(self) -> bool:
         for _ in range(_WIPE_TRIES):
@@ -221,10 +221,10 @@ class Database:
     def _wiped_postgresql(self) -> bool:
         try:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                # Not for long: whoever comes after waits behind it.
+                # A short timeout, because later transactions queue behind this lock.
                 connection.exec_driver_sql(f"SET lock_timeout = '{_WIPE_TRIES * _WIPE_SECONDS}s'")
                 try:
-                    # A plain one leaves the bytes in the pages.
+                    # A plain VACUUM leaves the bytes in the pages.
                     connection.exec_driver_sql(f"VACUUM (FULL) {WORKS.name}, {GENERATIONS.name}, {SUPPRESSED.name}")
                 finally:
                     connection.exec_driver_sql(f"SET lock_timeout = '{_POSTGRESQL_SETTINGS['lock_timeout']}'")
@@ -234,12 +234,13 @@ class Database:
 
 
 def _format_of(connection: Connection) -> str | None:
-    """What the tables are that are there, for people; None where there are none yet."""
+    """Describe the existing tables for people; None if there are none yet."""
     inspector = sa.inspect(connection)
     there = [table.name for table in METADATA.tables.values() if inspector.has_table(table.name)]
     if not there:
         return None
-    strange = f"tables of its own ({', '.join(sorted(there))}) and no format"  # an older version's, or another program's
+    # They come from an older version or another program.
+    strange = f"tables of its own ({', '.join(sorted(there))}) and no format"
     columns = {name: {column["name"] for column in inspector.get_columns(name)} for name in there}
     if not set(NOTES.columns.keys()) <= columns.get(NOTES.name, set()):
         return strange
@@ -251,33 +252,33 @@ def _format_of(connection: Connection) -> str | None:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "postgresql":
         if url.database and not url.database.startswith((":memory:", "file:")):
-            with suppress(OSError):  # it is there, or SQLite says why it cannot be; its other files get the mode of this one
+            with suppress(OSError):  # if this fails, SQLite opens the file or says why not; its other files copy the mode
                 private_file(Path(url.database)).close()
-        engine = sa.create_engine(url, hide_parameters=True)  # an error's text must not name users
+        engine = sa.create_engine(url, hide_parameters=True)  # keeps users' ids out of errors
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_immediate)
         return engine
     if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")  # what SQLAlchemy takes by itself depends on its version
+        url = url.set(drivername="postgresql+psycopg")  # SQLAlchemy's default driver depends on its version
     if url.get_driver_name().startswith("psycopg"):
         url = url.set(query={**_LIBPQ_SETTINGS, **url.query})
-    # Read committed, whatever the server's default: each statement sees what was committed when it began. In a stricter level
-    # all would see what was committed when the transaction began to wait for its turn, and not another coordinator's epoch.
-    # Pre-ping: connections that died with the server are replaced when they are needed next.
+    # Read committed, whatever the server's default: each statement sees everything committed before it. A stricter level would
+    # freeze the view before the transaction waits for its turn, and would miss the epoch that another coordinator began.
+    # Pre-ping replaces connections that died with the server.
     engine = sa.create_engine(url, hide_parameters=True, isolation_level="READ COMMITTED", pool_pre_ping=True)
     event.listen(engine, "connect", _set_up_postgresql)
     return engine
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin_immediate` says so
+    connection.isolation_level = None  # `_begin_immediate` begins the transactions
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=30000"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_immediate(connection: Connection) -> None:
-    # A transaction that reads first and writes later would fail, instead of waiting, where two writers meet.
+    # Otherwise a transaction that reads before it writes would fail instead of waiting for another writer.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -285,7 +286,7 @@ def _set_up_postgresql(connection: Any, _record: Any) -> None:
     with closing(connection.cursor()) as cursor:
         for name, value in _POSTGRESQL_SETTINGS.items():
             cursor.execute(f"SET {name} = '{value}'")
-        # A commit that does not wait for the disk is no promise; all other settings do, some for a standby's disk as well.
+        # `off` is the only setting under which a commit does not wait for the disk. A promise needs the disk.
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
@@ -293,7 +294,7 @@ def _set_up_postgresql(connection: Any, _record: Any) -> None:
 
 
 def _take_turn(connection: Connection) -> None:
-    """One transaction at a time, from its first statement to its commit: on PostgreSQL what BEGIN IMMEDIATE is on SQLite."""
+    """Allow one transaction at a time, from first statement to commit. PostgreSQL's counterpart to BEGIN IMMEDIATE."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TURN)))
 
@@ -309,10 +310,10 @@ def _without_password(url: str | sa.URL) -> str:
 def _first_line(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if _is_locked(error):
-        text += "; a process that is stopped within a transaction locks it until the process continues or ends"
+        text += "; a process suspended within a transaction locks it until the process continues or ends"
     return text
 
 
 def _is_locked(error: Exception) -> bool:
-    """Whether another process stays within a transaction of a SQLite file for longer than anybody waits."""
+    """Whether another process has kept a SQLite file locked for longer than the busy timeout."""
     return isinstance(error, OperationalError) and "database is locked" in str(error)

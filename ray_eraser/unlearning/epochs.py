@@ -1,7 +1,7 @@
-"""Who may write: every start of a coordinator begins an epoch, and all writing is the newest epoch's.
+"""Epochs: every start of a coordinator begins an epoch, and only the newest epoch may write.
 
-An epoch carries a lease. Its holder renews it, and others count renewals: the clocks of two machines are never compared
-(docs/decisions/0031). What a lease allows is in force.py.
+An epoch has a lease. Its holder renews the lease, and others count the renewals, so the clocks of two machines are never
+compared (docs/decisions/0031). force.py defines what a lease allows.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ray_eraser.unlearning.database import EPOCHS, Database
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch that was not ended, as the ledger has it.
+    """An open epoch in the ledger.
 
     Attributes:
         epoch: its number.
         started_at: seconds since 1970.
-        holder: who began it, as the holder describes itself.
+        holder: the holder's description of itself.
         lease_seconds: how long the holder may answer after a renewal.
-        beats: renewals so far.
+        beats: number of renewals.
     """
 
     epoch: Epoch
@@ -38,7 +38,7 @@ class EpochRow:
 
 
 class Epochs(Database):
-    """The part of a ledger that says who may write. An object writes in the epoch that it began last."""
+    """The part of a ledger that decides which coordinator may write. An object writes in the epoch that it began last."""
 
     _epoch: Epoch | None = None
 
@@ -51,16 +51,16 @@ class Epochs(Database):
     def begin_epoch(
         self, at: float, holder: str = "", lease_seconds: float = 0.0, seen: Sequence[EpochRow] | None = None
     ) -> Epoch | None:
-        """Begin an epoch. From now on the holders of all earlier ones are refused.
+        """Begin an epoch. From now on, the holders of earlier epochs are refused.
 
         Args:
             at: seconds since 1970.
-            holder: who begins it.
-            lease_seconds: its lease.
-            seen: the open epochs that the caller looked at; None: whatever there is.
+            holder: description of the holder.
+            lease_seconds: length of its lease.
+            seen: the open epochs that the caller has seen; None accepts any.
 
         Returns:
-            The epoch; None where the open epochs are not those any more: look again.
+            The epoch; None if the open epochs have changed since the caller saw them.
         """
         with self._transaction() as connection:
             if seen is not None and self._open(connection) != list(seen):
@@ -69,24 +69,19 @@ class Epochs(Database):
             inserted = connection.execute(EPOCHS.insert().values(**values).returning(EPOCHS.c.epoch))
             epoch = Epoch(inserted.scalar_one())
         self._epoch = epoch
-        self._wipe()  # a crash may have come between the end of a request and its wipe
+        self._wipe()  # a crash may have prevented the wipe after the last finished request
         return epoch
 
     def open_epochs(self) -> list[EpochRow]:
-        """The epochs whose holders may still answer, as far as the ledger knows; the newest is the last."""
+        """The epochs that were not ended, newest last. Their holders may still answer."""
         with self._transaction() as connection:
             return self._open(connection)
-
-    def newest_epoch(self) -> Epoch:
-        """The epoch that may write."""
-        with self._transaction() as connection:
-            return self._newest(connection)
 
     def renew(self) -> None:
         """Count one renewal of this epoch's lease.
 
         Raises:
-            StaleEpochError: another coordinator has begun an epoch since, or this one was ended.
+            StaleEpochError: another coordinator has begun a later epoch, or this epoch was ended.
         """
         mine = EPOCHS.c.epoch == self.epoch
         with self.in_force() as connection:
@@ -97,16 +92,16 @@ class Epochs(Database):
                 raise StaleEpochError("the ledger", self.epoch, self.epoch)
 
     def end_epochs(self, epochs: Sequence[Epoch]) -> None:
-        """Their holders answer no more. An epoch may be ended by its holder, or by one who waited for its lease to run out."""
+        """Mark epochs as ended. Only the holder calls this, or a coordinator that waited until the holder's lease ran out."""
         with self._transaction() as connection:
             connection.execute(EPOCHS.update().where(EPOCHS.c.epoch.in_(epochs)).values(ended=True))
 
     @contextmanager
     def in_force(self) -> Iterator[Connection]:
-        """A transaction within which this epoch is the newest: nobody begins another one, or publishes, before it ends.
+        """A transaction during which this epoch stays the newest: nobody else can begin an epoch or publish.
 
         Raises:
-            StaleEpochError: another coordinator has begun an epoch since.
+            StaleEpochError: another coordinator has begun a later epoch.
         """
         with self._transaction() as connection:
             newest = self._newest(connection)
@@ -115,7 +110,7 @@ class Epochs(Database):
             yield connection
 
     def note(self, name: str, text: str) -> None:
-        """Put something under a name, in place of what stands there. Raises as `in_force`."""
+        """Write a note, replacing the note of that name. Raises as `in_force`."""
         with self.in_force() as connection:
             self._put_note(connection, name, text)
 

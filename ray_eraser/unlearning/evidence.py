@@ -1,6 +1,6 @@
-"""Checks receipts as an auditor does: with the store and the ledger's word on which generation is current. Nothing is computed.
+"""Checks receipts as an auditor does: against the store, and against the ledger's record of the current generation.
 
-A receipt's checks cannot show that a submodel is what its interactions give: only training again can, see `audit`.
+Nothing is trained. Only training again can show that a submodel results from its interactions; see `audit`.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ _SALT = re.compile(r"([0-9a-f]{2})+")
 
 
 class Outcome(StrEnum):
-    """What came of one check."""
+    """The outcome of one check."""
 
     HOLDS = "holds"
     FAILS = "fails"
     UNCHECKED = "unchecked"
-    """It cannot be said from what was given; the finding says why."""
+    """The given arguments cannot decide it; the finding says why."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of a receipt: what was looked at, what came of it, and what is wrong or was missing."""
+    """One check of a receipt: its name, its outcome, and the details."""
 
     check: str
     outcome: Outcome
@@ -79,19 +79,19 @@ def verify_receipt(
     digest: str | None = None,
     learned_at: Sequence[float] | None = None,
 ) -> list[Finding]:
-    """Every check of one receipt, including those that could not be made.
+    """Run every check of one receipt. A check that lacks an argument is reported as unchecked.
 
     Args:
-        receipt: as the asker has it.
+        receipt: the asker's copy.
         store: the deployment's.
-        published: the current generation, from the ledger; None where there is none.
-        public_keys: those of the deployment that are trusted. Keys that the chain hands over to are added.
+        published: the current generation, from the ledger; None if there is none.
+        public_keys: the trusted keys of the deployment. Keys that the chain hands over to are trusted too.
         salt: the asker's.
-        request: what the receipt is claimed to be about.
-        chain: all links of the ledger, in their order.
-        deployment: the name of the ledger.
-        digest: the receipt's, as its file or someone else has it.
-        learned_at: when the data were handed in that the deployment learned later, from the ledger.
+        request: the request that the receipt is claimed to be about.
+        chain: all links of the ledger, in order.
+        deployment: name of the ledger.
+        digest: the receipt's digest, from its file or noted elsewhere.
+        learned_at: when later data was submitted for learning, from the ledger.
     """
     return [
         *_digest(receipt, digest),
@@ -108,33 +108,34 @@ def verify_receipt(
 
 
 def verify_chain(links: Sequence[Link], *public_keys: PublicKey, deployment: str | None = None) -> list[str]:
-    """What is wrong with a chain, one line each, the first at fault first; empty where it is whole.
+    """The problems of a chain, one line each, in the order of the links; empty if the chain is intact.
 
-    Links that were cut off at the end are missed only by somebody who holds one of those, or noted a later head.
+    The chain itself cannot show that links at its end were removed. Only a removed link, or a later head that a person noted,
+    can show it.
 
     Args:
-        links: in the ledger's order, from the first.
-        public_keys: those that are trusted. The key that signed first is enough where each one hands over to the next. Without
-            any, signatures are left alone.
-        deployment: the name that the links must have; None: all the same one.
+        links: all links, in the ledger's order.
+        public_keys: the trusted keys. The first key is enough if each key hands over to the next. Without any, signatures
+            are not checked.
+        deployment: the ledger name that the links must have; None if they only have to agree.
     """
     problems = []
     keys = _Keys(public_keys)
     head, before, generation = START, None, Generation(0)
     for link in links:
         if link.number != head.number + 1:
-            problems.append(f"{link}: stands where number {head.number + 1} belongs")
+            problems.append(f"{link}: is at the place of number {head.number + 1}")
         if link.previous != head.digest:
-            problems.append(f"{link}: does not follow the one before, which was altered, or one was put in or taken out")
+            problems.append(f"{link}: does not follow the link before it: a link was altered, added or removed")
         deployment = link.deployment if deployment is None else deployment
         if link.deployment != deployment:
-            problems.append(f"{link}: is of deployment {link.deployment or 'none'}, not of {deployment or 'none'}")
+            problems.append(f"{link}: belongs to ledger {link.deployment or 'none'}, not to {deployment or 'none'}")
         if before is not None and link.at < before.at:
             problems.append(f"{link}: was finished before number {before.number}")
         if isinstance(link, Receipt):
             problems += [f"{link}: {problem}" for problem in _disorder(link)]
             if link.generation < generation:
-                problems.append(f"{link}: names an older generation than one before it")
+                problems.append(f"{link}: names an older generation than an earlier link")
             generation = link.generation
         if public_keys and (problem := keys.follow(link)):
             problems.append(f"{link}: {problem}")
@@ -145,57 +146,57 @@ def verify_chain(links: Sequence[Link], *public_keys: PublicKey, deployment: str
 def rolled_back(
     current: GenerationRow | None, links: Sequence[Link], standing: Standing | None, *public_keys: PublicKey
 ) -> str | None:
-    """Why the current generation cannot be the newest that this deployment had; None where nothing speaks against it.
+    """The reason why the current generation cannot be the deployment's newest; None if there is no such evidence.
 
-    If files, ledger and chain were all put back to one earlier state, only somebody who holds a later receipt, or noted a
-    later head, can notice.
+    A restore of the files, the ledger and the chain to one earlier state leaves no such evidence. Only a later receipt, or a
+    later head that a person noted, can show it.
 
     Args:
-        current: the generation that the ledger calls current.
+        current: the current generation, from the ledger.
         links: the chain.
-        standing: what the deployment last said of itself.
-        public_keys: as for `verify_chain`; without any, the signature of `standing` is left alone.
+        standing: the deployment's last statement about itself.
+        public_keys: as for `verify_chain`; without any, the signature of `standing` is not checked.
     """
     newest = max((link for link in links if isinstance(link, Receipt)), key=lambda link: link.generation, default=None)
     if newest is not None and (current is None or newest.generation > current.number):
-        here = "none is current" if current is None else f"generation {current.number} is current"
+        here = "there is no current generation" if current is None else f"the current generation is {current.number}"
         return f"{newest} is about generation {newest.generation}, and {here}: {_ROLLED_BACK}"
     if current is None:
         return None
     if standing is None:
-        return f"the ledger does not say where its chain stood at generation {current.number}: {_ROLLED_BACK}"
+        return f"the ledger does not record where its chain ended at generation {current.number}: {_ROLLED_BACK}"
     head = head_of(links)
     if (standing.number, standing.head) != head:
-        return f"the ledger was last at link {standing.number}, and its chain ends with link {head.number}: {_ROLLED_BACK}"
+        return f"the ledger last recorded link {standing.number}, and its chain ends with link {head.number}: {_ROLLED_BACK}"
     if (standing.generation, standing.manifest) != (current.number, current.digest):
-        return f"the ledger was last at generation {standing.generation}, and {current.number} is current: {_ROLLED_BACK}"
+        return f"the ledger last recorded generation {standing.generation}, and {current.number} is current: {_ROLLED_BACK}"
     keys = _Keys(public_keys)
     for link in links:
         keys.follow(link)
     problem = keys.problem(standing) if public_keys else ""
-    return f"the ledger's word that generation {current.number} is current {problem}" if problem else None
+    return f"the ledger's record that generation {current.number} is current {problem}" if problem else None
 
 
 def check_start(deployment: str, ledger: Ledger, signer: SigningKey | None) -> None:
-    """Refuse to go on where the deployment would not go on from where it was, or its chain not under its key.
+    """Refuse to start a deployment that was rolled back, or whose chain another key signs.
 
     Raises:
         InputError: `signer` is not the key that signs the next link.
-        DeploymentError: files or ledger were put back to an earlier state.
+        DeploymentError: the files or the ledger were restored to an earlier state.
     """
     in_force, attested = ledger.key_in_force(), ledger.attested()
     refuse_other_key(in_force, signer)
-    # A deployment that begins to sign has said nothing under its key yet.
+    # A deployment that begins to sign has no statement under its key yet.
     keys = () if signer is None or in_force is None else (signer.public,)
     if (problem := rolled_back(*attested, *keys)) is not None:
         raise DeploymentError(deployment, problem)
 
 
-_ROLLED_BACK = "files or ledger were put back to an earlier state, put the newest of both in place"
+_ROLLED_BACK = "the files or the ledger were restored to an earlier state, so restore the newest copy of both"
 
 
 class _Keys:
-    """The keys that may sign a chain, link by link. Begins with those that are given; each may hand over to another."""
+    """The keys that may sign a chain, link by link: first the given keys, then every key that they hand over to."""
 
     def __init__(self, given: Iterable[PublicKey]) -> None:
         self._known = {key.key_id: key for key in given}
@@ -205,7 +206,7 @@ class _Keys:
         return self._known.get(key_id)
 
     def follow(self, link: Link) -> str:
-        """What is wrong with the signature of the next link; nothing where it is right."""
+        """The problem of the next link's signature; empty if it is valid."""
         if isinstance(link, Rotation):
             return self._hand_over(link)
         problem = self.problem(link)
@@ -217,10 +218,10 @@ class _Keys:
         try:
             successor = PublicKey.from_raw(link.public_key)
         except (TypeError, ValueError):
-            return "names no key"
-        if link.key_id == successor.key_id:  # the key before was lost
+            return "does not name a valid key"
+        if link.key_id == successor.key_id:  # the previous key was lost
             if self[link.key_id] is None:
-                return f"key {link.key_id} is signed by itself alone: give it, too, if you trust it"
+                return f"key {link.key_id} is signed only by itself: if you trust it, give it too"
             problem = _not_signed_by(link, successor)
         else:
             problem = self.problem(link)
@@ -230,25 +231,25 @@ class _Keys:
         return problem
 
     def problem(self, signed: Link | Standing) -> str:
-        """What is wrong with a signature, where only the key in force may sign; nothing where it is right."""
+        """The problem of a signature, which must come from the current key; empty if it is valid."""
         if signed.signature is None or signed.key_id is None:
             return "is not signed"
         if self._in_force not in (None, signed.key_id):
-            return f"names key {signed.key_id}, and key {self._in_force} signs here"
+            return f"names key {signed.key_id}, but key {self._in_force} signs here"
         key = self[signed.key_id]
         if key is None:
-            return f"names key {signed.key_id}, which was not given, nor handed over to by one that was"
+            return f"names key {signed.key_id}, which was not given and which no given key hands over to"
         return _not_signed_by(signed, key)
 
 
 def _not_signed_by(signed: Link | Standing, key: PublicKey) -> str:
     fits = signed.signature is not None and key.verifies(signed.digest(), signed.signature)
-    return "" if fits else "was altered: its signature does not fit"
+    return "" if fits else "was altered: its signature is invalid"
 
 
 @dataclass(frozen=True)
 class ReceiptFile:
-    """A receipt as it is handed to the asker: with the salt, and with its digest for people to note and compare."""
+    """A receipt as the asker gets it: with the salt, and with its digest for people to note and compare."""
 
     receipt: Receipt
     salt: str | None
@@ -264,10 +265,10 @@ class ReceiptFile:
 
     @classmethod
     def from_json(cls, text: str) -> ReceiptFile:
-        """The file's content; whether it is true is for `verify_receipt` to say.
+        """Parse a receipt file. `verify_receipt` checks whether its content is true.
 
         Raises:
-            InputError: it is no receipt.
+            InputError: the text is not a receipt.
         """
         try:
             fields: dict[str, Any] = dict(json.loads(text))
@@ -276,23 +277,24 @@ class ReceiptFile:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"is no receipt ({where}: {first['msg']}): give a file that unlearn.py --receipt wrote") from error
+            problem = f"is not a receipt ({where}: {first['msg']})"
+            raise InputError(f"{problem}: give a file that ray-eraser unlearn --receipt wrote") from error
         except (ValueError, TypeError) as error:
-            raise InputError("is no receipt: give a JSON file that unlearn.py --receipt wrote") from error
+            raise InputError("is not a receipt: give a JSON file that ray-eraser unlearn --receipt wrote") from error
         if receipt.to_dict() != fields:
-            raise InputError("is no receipt: it has fields that a receipt does not have")
+            raise InputError("has unknown fields: give a file that ray-eraser unlearn --receipt wrote")
         if salt is not None and not (isinstance(salt, str) and _SALT.fullmatch(salt)):
-            raise InputError("has a salt that is not hexadecimal: it was not written by unlearn.py --receipt")
+            raise InputError("has a salt that is not hexadecimal: it was not written by ray-eraser unlearn --receipt")
         return cls(receipt, salt, digest)
 
 
-# ---- what can be said of the receipt alone ---------------------------------------------------------------------------------
+# ---- checks of the receipt alone -------------------------------------------------------------------------------------------
 
 
 def _digest(receipt: Receipt, digest: str | None) -> Iterator[Finding]:
     if digest is not None:
         wrong = [] if digest == receipt.digest() else [f"its fields give {receipt.digest()}, not {digest}"]
-        yield _finding("digest", wrong, "the one that was noted with it")
+        yield _finding("digest", wrong, "equal to the noted digest")
 
 
 def _signature(receipt: Receipt, public_keys: Sequence[PublicKey], chain: Sequence[Link]) -> Finding:
@@ -305,51 +307,51 @@ def _signature(receipt: Receipt, public_keys: Sequence[PublicKey], chain: Sequen
         if link.number < receipt.number:
             keys.follow(link)
     problem = keys.problem(receipt)
-    return Finding(check, Outcome.FAILS, problem) if problem else Finding(check, Outcome.HOLDS, f"of key {receipt.key_id}")
+    return Finding(check, Outcome.FAILS, problem) if problem else Finding(check, Outcome.HOLDS, f"by key {receipt.key_id}")
 
 
 def _of_deployment(receipt: Receipt, deployment: str | None) -> Finding:
     check = "deployment"
     if deployment is None:
         return Finding(check, Outcome.UNCHECKED, "the name of the ledger was not given")
-    wrong = [] if receipt.deployment == deployment else [f"it is of {receipt.deployment or 'none'}, not of {deployment}"]
-    return _finding(check, wrong, f"of {deployment}")
+    wrong = [] if receipt.deployment == deployment else [f"it names {receipt.deployment or 'none'}, not {deployment}"]
+    return _finding(check, wrong, f"it names {deployment}")
 
 
 def _fields(receipt: Receipt) -> Finding:
-    """Whether the fields agree with each other."""
+    """Whether the fields are consistent."""
     problems = _disorder(receipt)
     if receipt.shards_touched != tuple(change.shard for change in receipt.changes):
-        problems.append("the shards touched are not those whose digests it names")
+        problems.append("the touched shards differ from the shards whose digests it names")
     if receipt.number < 1:
         problems.append("it has no number: it was never finished")
-    return _finding("fields", problems, "they agree with each other")
+    return _finding("fields", problems, "they are consistent")
 
 
 def _disorder(receipt: Receipt) -> list[str]:
     moments = {name: getattr(receipt, f"{name}_at") for name in ("received", "excised", "restored", "purged")}
     return [
-        f"its times are out of order, it was {later} before it was {earlier}"
+        f"its times are out of order: it was {later} before it was {earlier}"
         for earlier, later in pairwise(moments)
         if moments[later] < moments[earlier]
     ]
 
 
-_WAS_ROLLED_BACK = "the deployment was rolled back to an earlier state, or the receipt is not its own"
+_WAS_ROLLED_BACK = "the deployment was restored to an earlier state, or the receipt is not from it"
 
 
 def _place(receipt: Receipt, chain: Sequence[Link] | None) -> Finding:
-    """Whether the ledger has this receipt, at the place that it names."""
+    """Whether the ledger has this receipt at the place that the receipt names."""
     check = "place in the chain"
     if chain is None:
         return Finding(check, Outcome.UNCHECKED, "the ledger's receipts were not given")
     problems = []
     if receipt.number > len(chain):
-        problems.append(f"the ledger has no receipt {receipt.number}, its chain ends with {len(chain)}: {_WAS_ROLLED_BACK}")
+        problems.append(f"the ledger has no receipt {receipt.number}; its chain ends with {len(chain)}: {_WAS_ROLLED_BACK}")
     elif receipt.number < 1:
         problems.append("it has no number")
     elif chain[receipt.number - 1] != receipt:
-        problems.append(f"the ledger's receipt {receipt.number} is another")
+        problems.append(f"the ledger's receipt {receipt.number} is a different one")
     else:
         previous = START.digest if receipt.number == 1 else chain[receipt.number - 2].digest()
         if receipt.previous != previous:
@@ -361,21 +363,21 @@ def _place(receipt: Receipt, chain: Sequence[Link] | None) -> Finding:
 
 
 def _generation(receipt: Receipt, store: Store, published: GenerationRow | None, salt: str | None) -> Iterator[Finding]:
-    """The generation that the receipt names, and its files, where it is still the current one."""
+    """Check the generation that the receipt names, and its files, if that generation is still current."""
     check, files = "generation", "files after"
     if published is None or receipt.generation > published.number:
         newest = "none" if published is None else f"generation {published.number}"
-        missing = f"generation {receipt.generation} is not published here, the newest is {newest}"
+        missing = f"generation {receipt.generation} is not published here; the newest is {newest}"
         yield Finding(check, Outcome.FAILS, f"{missing}: {_WAS_ROLLED_BACK}")
         yield Finding(files, Outcome.UNCHECKED, "there is no such generation")
         return
     if receipt.generation < published.number:
-        yield Finding(check, Outcome.UNCHECKED, f"superseded by generation {published.number}, its manifest is deleted")
-        yield Finding(files, Outcome.UNCHECKED, f"deleted with it: audit generation {published.number}, and verify the chain")
+        yield Finding(check, Outcome.UNCHECKED, f"superseded by generation {published.number}; its manifest is deleted")
+        yield Finding(files, Outcome.UNCHECKED, f"deleted too: audit generation {published.number}, and verify the chain")
         return
     if salt is not None and receipt.generation_digest != sealed(published.digest, salt):
-        yield Finding(check, Outcome.FAILS, f"the ledger's generation {published.number} is another, or the salt is")
-        yield Finding(files, Outcome.UNCHECKED, "the generation is another")
+        yield Finding(check, Outcome.FAILS, f"the ledger's generation {published.number} is different, or the salt is wrong")
+        yield Finding(files, Outcome.UNCHECKED, "the generation is a different one")
         return
     try:
         manifest = store.read_manifest(published.digest)
@@ -390,17 +392,17 @@ def _generation(receipt: Receipt, store: Store, published: GenerationRow | None,
             check, Outcome.FAILS, f"the settings that were chosen from the log are {', '.join(manifest.chosen) or 'none'}"
         )
     elif salt is None:
-        yield Finding(check, Outcome.UNCHECKED, "the current one by its number; its digest is keyed: give the salt")
+        yield Finding(check, Outcome.UNCHECKED, "its number is the current one, but its digest is keyed: give the salt")
     else:
-        yield Finding(check, Outcome.HOLDS, "the current one")
+        yield Finding(check, Outcome.HOLDS, "it is the current one")
     if salt is None:
         yield Finding(files, Outcome.UNCHECKED, "their digests are keyed: give the salt")
     else:
-        yield _finding(files, list(_differing(receipt, store, manifest, salt)), "the aggregate's and the touched shards'")
+        yield _finding(files, list(_differing(receipt, store, manifest, salt)), "the aggregate and the touched shards")
 
 
 def _differing(receipt: Receipt, store: Store, manifest: Manifest, salt: str) -> Iterator[str]:
-    """Files that are not what the receipt says, by the manifest or by their content."""
+    """Describe files that differ from the receipt, in the manifest or in their content."""
     records = {record.shard: record for record in manifest.shards}
     named = [(receipt.aggregate_after, manifest.aggregate)]
     for change in receipt.changes:
@@ -415,7 +417,7 @@ def _differing(receipt: Receipt, store: Store, manifest: Manifest, salt: str) ->
         named += zip(change.checkpoints_after, record.checkpoints, strict=False)
     for digest, ref in named:
         if digest != sealed(ref.digest, salt):
-            yield f"the manifest names {ref.path}, the receipt another file"
+            yield f"the manifest names {ref.path}, and the receipt another file"
             continue
         try:
             store.read(ref)
@@ -427,24 +429,24 @@ def _differing(receipt: Receipt, store: Store, manifest: Manifest, salt: str) ->
 
 
 def _before(receipt: Receipt) -> Finding:
-    """Whether every file from before is among those that were deleted, or the same after; for that the salt is not needed.
+    """Whether every earlier file was deleted, or is the same afterwards. The salt is not needed.
 
-    Nobody can say any more what was in them: they are gone, and other receipts name them under other salts.
+    The content of the earlier files cannot be checked: they are gone, and other receipts name them under other salts.
     """
     aggregate = ("the aggregate", "aggregate/aggregate", (receipt.aggregate_before,), (receipt.aggregate_after,))
     named = [aggregate, *(files for change in receipt.changes for files in _by_kind(change))]
     purged = {path.partition(".")[0] for path in receipt.purged}
     left = [
-        f"{what}: one from before is neither among the deleted files nor the same after"
+        f"{what}: an earlier file is neither deleted nor the same afterwards"
         for what, stem, before, after in named
         for digest in before
         if digest not in after and f"{stem}-{digest}" not in purged
     ]
-    return _finding("files before", left, f"{sum(len(before) for _, _, before, _ in named)} files, deleted or the same after")
+    return _finding("files before", left, f"{sum(len(before) for _, _, before, _ in named)} files, each deleted or unchanged")
 
 
 def _by_kind(change: ShardChange) -> Iterator[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-    """Of a shard's files: what people call them, how their names begin, and the digests before and after."""
+    """For each kind of a shard's files: its readable name, the start of its path, the digests before and after."""
     for kind, before, after in (
         ("interactions", (change.interactions_before,), (change.interactions_after,)),
         ("submodel", (change.submodel_before,), (change.submodel_after,)),
@@ -463,24 +465,24 @@ def _purged(receipt: Receipt, store: Store, published: GenerationRow | None, sal
         with suppress(StoreError):
             manifest = store.read_manifest(published.digest)
             if {*there} <= {manifest_ref(published.digest).path, *(ref.path for ref in manifest.files())}:
-                # Learning the same again gives the same files.
-                again = f"generation {published.number} has the same again, learned since or never erased"
+                # Learning the same data again gives the same files.
+                again = f"generation {published.number} has the same files: the data was learned again or never erased"
                 return Finding(check, Outcome.UNCHECKED, f"{again}: {', '.join(there)}")
-    return _finding(check, [f"{path} is there" for path in there], f"{len(purged)} files")
+    return _finding(check, [f"{path} exists" for path in there], f"{len(purged)} files")
 
 
-# ---- what it is about ------------------------------------------------------------------------------------------------------
+# ---- the subject of the receipt --------------------------------------------------------------------------------------------
 
 
 def _about(receipt: Receipt, salt: str | None, request: UnlearningRequest | None) -> Finding:
     check = "what it is about"
     if salt is None or request is None:
-        missing = [*(["the salt"] * (salt is None)), *(["the ids that were asked to be forgotten"] * (request is None))]
+        missing = [*(["the salt"] * (salt is None)), *(["the ids of the request"] * (request is None))]
         return Finding(check, Outcome.UNCHECKED, f"give {' and '.join(missing)}")
     if request.kind != receipt.kind:
         return Finding(check, Outcome.FAILS, f"it is about {receipt.kind}, not {request.kind}")
     fits = commitment(request, salt) == receipt.commitment
-    return _finding(check, [] if fits else ["it is not about these ids, or the salt is another"], "these ids, under this salt")
+    return _finding(check, [] if fits else ["it is not about these ids, or the salt is wrong"], "these ids, with this salt")
 
 
 def _gone(
@@ -490,10 +492,10 @@ def _gone(
     request: UnlearningRequest | None,
     learned_at: Sequence[float] | None,
 ) -> Finding:
-    """Whether no vocabulary has the ids and no interactions have their keys, in any file under the storage path."""
+    """Whether no vocabulary file has the ids and no interaction file has their keys, under the whole storage path."""
     check = "the ids are gone"
     if request is None:
-        return Finding(check, Outcome.UNCHECKED, "give the ids that were asked to be forgotten")
+        return Finding(check, Outcome.UNCHECKED, "give the ids of the request")
     if published is None:
         return Finding(check, Outcome.UNCHECKED, "nothing is published")
     try:
@@ -502,19 +504,19 @@ def _gone(
         return Finding(check, Outcome.UNCHECKED, str(error))
     if not here or elsewhere:
         return _finding(check, here + elsewhere, "no file under the storage path has them")
-    # Erased users may come again. No file says when somebody came; the ledger says whether anybody could have since.
+    # Erased users may come again. No file has the time, but the ledger shows whether anything was learned since.
     learned_since = None if learned_at is None else any(moment >= receipt.received_at for moment in learned_at)
     if learned_since or (learned_since is None and receipt.generation < published.number):
-        since = f"learned again since generation {receipt.generation}, or never erased"
+        since = f"the data was learned again since generation {receipt.generation}, or never erased"
         return Finding(check, Outcome.UNCHECKED, "; ".join([*here, since]))
     return _finding(check, here + ([] if learned_since is None else ["nothing was learned since: it was never erased"]))
 
 
 def _holding(store: Store, published: GenerationRow, request: UnlearningRequest) -> tuple[list[str], list[str]]:
-    """What files of the current generation hold of what a request names, and what others do.
+    """Descriptions of the files with data of a request: files of the current generation, and other files.
 
     Raises:
-        StoreError: nothing is found, and one of the current files cannot be read.
+        StoreError: no such file is found, and a file of the current generation cannot be read.
     """
     manifest = store.read_manifest(published.digest)
     current = {ref.path for ref in manifest.files()}
@@ -525,9 +527,9 @@ def _holding(store: Store, published: GenerationRow, request: UnlearningRequest)
         try:
             found = _held(store, path, request, manifest)
         except UNSOUND as error:
-            if path in current:  # another one that cannot be read is none
+            if path in current:  # other unreadable files are not the deployment's
                 unread.append(
-                    error if isinstance(error, StoreError) else StoreError(path, "is no file that a deployment writes")
+                    error if isinstance(error, StoreError) else StoreError(path, "is not a file that a deployment writes")
                 )
             continue
         if found:
@@ -538,10 +540,10 @@ def _holding(store: Store, published: GenerationRow, request: UnlearningRequest)
 
 
 def _held(store: Store, path: str, request: UnlearningRequest, manifest: Manifest) -> str:
-    """What a file holds of what a request names; nothing where it holds none of it.
+    """Describe the data of a request in a file; empty if there is none.
 
     Raises:
-        StoreError: it is a part of a vocabulary, or interactions, and cannot be read.
+        StoreError: the file is a vocabulary part or an interaction file, and cannot be read.
     """
     kind, raw = request.kind, request.user_id if request.user_id is not None else request.item_id
     secret = seeds.secret(manifest.config.seed, "ids")

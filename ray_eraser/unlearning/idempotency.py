@@ -1,8 +1,8 @@
 """Idempotency keys: a submission repeated with the same key is the same request.
 
-A key may name a user ("erase u7"), and stays recorded after the request is finished. So the ledger keeps a keyed hash. Its
-random secret is kept outside the storage path and the ledger, so a copy of these does not let anyone test guesses. If the
-secret is lost, repeated keys of earlier requests count as new.
+A key may name a user ("erase u7"), and stays recorded after the request is finished. So the ledger keeps a keyed hash. The
+random secret of the hash is stored outside the storage path and the ledger, so nobody can test guesses with a copy of these.
+If the secret is lost, repeated keys of earlier requests count as new.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BYTES = 32
 
 
 class KeyHash:
-    """Hashes idempotency keys for the ledger. The secret is read or made for the first key."""
+    """Hashes idempotency keys for the ledger. The secret is read or made when the first key is hashed."""
 
     def __init__(self, secret: Callable[[], bytes]) -> None:
         self._read = secret
@@ -36,16 +36,16 @@ class KeyHash:
 
     @classmethod
     def of(cls, folder: str, ledger: str, storage: Path | None = None, *, must_last: bool = False) -> KeyHash:
-        """With the secret of one ledger.
+        """Hash with the secret of one ledger.
 
         Args:
-            folder: where secrets are kept; empty: `ray_eraser` in the user's folder for state ($XDG_STATE_HOME).
-            ledger: its name.
-            storage: the storage path, where it is local: a copy of it must not have the secret as well.
-            must_last: the hashes must mean the same after a restart.
+            folder: the folder of the secrets; if empty, `ray_eraser` in the user's state folder ($XDG_STATE_HOME).
+            ledger: name of the ledger.
+            storage: the storage path, if it is local. A copy of it must not include the secret.
+            must_last: whether the hashes must stay the same after a restart.
 
         Raises:
-            ConfigError: a folder was named that cannot be used, or there is none and the secret must last.
+            ConfigError: the given folder cannot be used, or the secret must last and there is no folder for it.
         """
         if not folder and not must_last:
             return cls(lambda: _usual_secret(ledger))
@@ -55,7 +55,8 @@ class KeyHash:
             raise ConfigError("unlearning.key_folder", f"must be set ({error}): choose a private folder") from error
         if storage is not None and file.resolve().is_relative_to(storage.resolve()):
             raise ConfigError(
-                "unlearning.key_folder", f"{folder!r} is under the storage path, and would be copied with it: choose another"
+                "unlearning.key_folder",
+                f"{folder!r} is under the storage path, and would be copied with it: choose another folder",
             )
         try:
             secret = _kept_secret(file)
@@ -73,10 +74,10 @@ class KeyHash:
             return self._known
 
     def __call__(self, key: str | None) -> str | None:
-        """The hash of a key, hexadecimal; None where none was given.
+        """The hexadecimal hash of a key; None if no key is given.
 
         Raises:
-            RequestError: it cannot be a key.
+            RequestError: the value cannot be a key.
         """
         if key is None:
             return None
@@ -85,23 +86,23 @@ class KeyHash:
         return hmac.new(self._secret, key.encode(), "sha256").hexdigest()
 
     def bound(self, key: str | None, work: Work, *ways: str) -> str | None:
-        """The hash of a key and of what is asked under it, and in which ways, hexadecimal; None where no key was given."""
+        """The hexadecimal hash of a key, the work and its options (`ways`); None if no key is given."""
         return None if key is None else self._of("work", key, work.kind, work.to_json(), *ways)
 
     def subject(self, kind: str, *ids: str) -> str:
-        """The hash of a user, an item or a pair, hexadecimal, for the list of what must not be learned again."""
+        """The hexadecimal hash of a user, an item or a pair, for the suppression list."""
         return self._of("subject", kind, *ids)
 
     def _of(self, *parts: str) -> str:
-        """Of several texts: as JSON, so that no two lists of texts are one text."""
+        """Hash several texts. As JSON, no two different lists give the same text."""
         return hmac.new(self._secret, json.dumps(parts).encode(), "sha256").hexdigest()
 
 
 def secret_file(folder: str, ledger: str) -> Path:
-    """Where the secret of one ledger is; see `KeyHash.of`.
+    """Path of the secret of one ledger; see `KeyHash.of`.
 
     Raises:
-        RuntimeError: no folder is named, and the user has none.
+        RuntimeError: no folder is given, and the user has no home folder.
     """
     return (Path(folder).expanduser() if folder else _usual_folder()) / f"{ledger}.key"
 
@@ -110,7 +111,7 @@ def _usual_secret(ledger: str) -> bytes:
     try:
         return _kept_secret(secret_file("", ledger))
     except (OSError, RuntimeError, ValueError) as error:
-        # Requests are safe all the same. Only repetitions across a restart are not recognized.
+        # Requests are safe without it. Only repetitions across a restart are not recognized.
         log.warning("no folder for the secret of idempotency keys", extra={"problem": type(error).__name__})
         return secrets.token_bytes(_BYTES)
 
@@ -130,7 +131,7 @@ def _kept_secret(file: Path) -> bytes:
 
 
 def _make_secret(file: Path) -> None:
-    """Whole under another name first, and never over one that is there: two that start at once end with one secret."""
+    """Write a complete file under another name, then link it without overwriting. Concurrent starts share one secret."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,7 +1,7 @@
-"""The record of everything that was promised: requests, generations, and who may write.
+"""The ledger: the durable record of requests, generations and epochs.
 
-Every method is one transaction of the database (database.py), and of all programs' transactions one runs at a time. What a
-finished request was about is no longer in it.
+Every method is one transaction of the database (database.py), and only one transaction runs at a time, across all programs.
+The ledger no longer holds the data that a finished request was about.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _FINAL = tuple(state for state in RequestState if state.is_final)
 _ERASURES = ("user", "item", "pairs")
 
 WAITING = (RequestState.RECEIVED, RequestState.EXCISED, RequestState.ROUTED)
-"""The states of what is still to be carried out without anybody's doing."""
+"""The states of unfinished requests that proceed without an operator."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is to be recorded.
+    """A request to record.
 
     Attributes:
         request_id: its name.
-        work: what it asks for.
-        salt: keys what its receipt says of the data; None where there will be no receipt.
-        key_hash: of the idempotency key; None where none was given.
-        work_hash: of the key and of what was asked under it.
-        priority: above 0: is not to wait for others.
+        work: the work that it asks for.
+        salt: keys the digests in its receipt; None if it gets no receipt.
+        key_hash: hash of the idempotency key; None if no key was given.
+        work_hash: hash of the key and the work.
+        priority: above 0 if the request must not wait for the plan.
     """
 
     request_id: RequestId
@@ -60,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RequestRow:
-    """A request as the ledger has it; `work` and `salt` are None once it is finished."""
+    """A recorded request. `work` and `salt` are None after it is finished."""
 
     request_id: RequestId
     state: RequestState
@@ -92,7 +92,7 @@ class GenerationRow:
 
 
 class Attested(NamedTuple):
-    """The current generation, the chain, and what the deployment last said of both; from one reading."""
+    """The current generation, the chain, and the deployment's last statement about both, from one transaction."""
 
     current: GenerationRow | None
     links: list[Link]
@@ -100,16 +100,16 @@ class Attested(NamedTuple):
 
 
 class Ledger(Chain):
-    """One deployment's ledger. What writes raises `StaleEpochError` once another coordinator has begun an epoch."""
+    """One deployment's ledger. Writing methods raise `StaleEpochError` after another coordinator has begun an epoch."""
 
     # ---- generations ---------------------------------------------------------------------------------------------------
 
     def current(self) -> GenerationRow | None:
-        """The generation that is served; None before the first fit."""
+        """The published generation; None before the first fit."""
         return self.attested(links=False).current
 
     def attested(self, *, links: bool = True) -> Attested:
-        """The current generation, the chain (with `links`), and what the deployment last said of both."""
+        """The current generation, the chain (with `links`), and the deployment's last statement about both."""
         with self._transaction() as connection:
             row = connection.execute(sa.select(GENERATIONS).order_by(GENERATIONS.c.number.desc()).limit(1)).one_or_none()
             chain = self._links(connection) if links else []
@@ -118,7 +118,7 @@ class Ledger(Chain):
 
     @staticmethod
     def current_digest(connection: Connection) -> str | None:
-        """Digest of the generation that is served, within a transaction such as `in_force`; None before the first fit."""
+        """Digest of the published generation, read within an open transaction; None before the first fit."""
         newest = sa.select(GENERATIONS.c.digest).order_by(GENERATIONS.c.number.desc()).limit(1)
         return connection.execute(newest).scalar_one_or_none()
 
@@ -130,14 +130,14 @@ class Ledger(Chain):
         notes: Mapping[str, str] = MappingProxyType({}),
         signer: Signer | None = None,
     ) -> None:
-        """Make a generation current, with the unfinished receipts of the requests that it carries out; all or nothing.
+        """Make a generation current, and record the unfinished receipts of its requests; all or nothing.
 
         Args:
             generation: the generation.
-            receipts: of those of the requests that get one.
-            requests: all that it carries out.
-            notes: by name, in place of what stands there; see `note`.
-            signer: signs that this generation is current.
+            receipts: the unfinished receipts, by request. A request that erases nothing has none.
+            requests: all requests that the generation carries out.
+            notes: by name; each replaces the note of that name.
+            signer: signs the statement that this generation is current.
         """
         with self.in_force() as connection:
             values = {
@@ -166,19 +166,19 @@ class Ledger(Chain):
         lifted: Sequence[str] = (),
         suppressed: Sequence[Suppressed] = (),
     ) -> list[RequestRow]:
-        """Record requests, all or none; from here on they cannot be lost. A known key gives the request recorded under it.
+        """Record requests durably, all or none. For a known key, return the request recorded under it.
 
         Args:
             entries: the requests.
             at: the time.
-            max_pending: how many may wait at a time.
-            amended: learnings that wait, as they are without what these requests are about.
-            lifted: what is taken off the list of what must not be learned again.
-            suppressed: what is put on it.
+            max_pending: the most unfinished requests.
+            amended: the waiting learnings that lose pairs to these requests, without these pairs.
+            lifted: subjects to take off the suppression list.
+            suppressed: subjects to put on the suppression list.
 
         Raises:
             RequestError: a key belongs to another request.
-            QueueFullError: too many would wait.
+            QueueFullError: too many requests would wait.
         """
         with self.in_force() as connection:
             waiting = connection.execute(sa.select(sa.func.count()).where(REQUESTS.c.state.not_in(_FINAL))).scalar_one()
@@ -216,16 +216,16 @@ class Ledger(Chain):
             connection.execute(WORKS.update().where(named).values(payload=learning.to_json()))
 
     def recorded(self, key_hash: str | None, work_hash: str | None) -> RequestRow | None:
-        """The request that was submitted with this key before, finished or not; None where the key is new or not given.
+        """The request recorded under this key, finished or not; None if the key is new or not given.
 
         Raises:
-            RequestError: another request was.
+            RequestError: the key belongs to another request.
         """
         with self._transaction() as connection:
             return self._recorded(connection, key_hash, work_hash)
 
     def recorded_among(self, asked: Sequence[tuple[str | None, str | None]]) -> list[RequestRow | RequestError | None]:
-        """For each (key hash, work hash) what `recorded` gives or raises, from one reading."""
+        """For each (key hash, work hash), the result or error of `recorded`, from one transaction."""
         answers: list[RequestRow | RequestError | None] = []
         with self._transaction() as connection:
             for key_hash, work_hash in asked:
@@ -236,7 +236,7 @@ class Ledger(Chain):
         return answers
 
     def states(self, requests: Sequence[RequestId]) -> dict[RequestId, RequestState]:
-        """Where each of some recorded requests stands now, from one reading."""
+        """The current states of recorded requests, from one transaction."""
         with self._transaction() as connection:
             return {request_id: self._request(connection, request_id).state for request_id in requests}
 
@@ -247,23 +247,23 @@ class Ledger(Chain):
         found = connection.execute(_rows.where(REQUESTS.c.key_hash == key_hash)).one_or_none()
         if found is None:
             return None
-        # The hash is all that is left of a finished request, and of a learning that has lost pairs since.
+        # Compare hashes: a finished request has no payload left, and a learning may have lost pairs since.
         if found.work_hash != work_hash:
             raise RequestError("the idempotency key belongs to another request: choose a new key")
         return _request_row(found)
 
     def request(self, request_id: RequestId) -> RequestRow:
-        """One request.
+        """The request with this id.
 
         Raises:
-            UnknownRequestError: there is none of this id.
+            UnknownRequestError: no request has this id.
         """
         with self._transaction() as connection:
             return self._request(connection, request_id)
 
     @staticmethod
     def _request(connection: Connection, request_id: RequestId) -> RequestRow:
-        if not request_id.isprintable():  # not every database takes such text
+        if not request_id.isprintable():  # some databases reject such text
             raise UnknownRequestError(request_id)
         row = connection.execute(_rows.where(REQUESTS.c.request_id == request_id)).one_or_none()
         if row is None:
@@ -271,7 +271,7 @@ class Ledger(Chain):
         return _request_row(row)
 
     def unfinished(self, *states: RequestState, kind: str | None = None) -> list[RequestRow]:
-        """All requests in these states, or in any that is not final, in the order in which they came; of one kind or of all."""
+        """The requests of one kind, or of all, in these states, or in any unfinished state; in the order of asking."""
         in_state = REQUESTS.c.state.in_(states) if states else REQUESTS.c.state.not_in(_FINAL)
         chosen = (in_state,) if kind is None else (in_state, REQUESTS.c.kind == kind)
         with self._transaction() as connection:
@@ -279,7 +279,7 @@ class Ledger(Chain):
         return [_request_row(row) for row in rows]
 
     def erasures_beyond(self, generation: Generation) -> list[RequestId]:
-        """The erasures that are recorded as left out of what is served, and are not part of a generation yet."""
+        """The erasures whose data is recorded as no longer served and that are in no generation up to this one."""
         left_out = REQUESTS.c.state.in_((RequestState.EXCISED, RequestState.ROUTED, RequestState.SET_ASIDE))
         beyond = sa.or_(REQUESTS.c.generation.is_(None), REQUESTS.c.generation > generation)
         chosen = left_out & beyond & REQUESTS.c.kind.in_(_ERASURES)
@@ -288,7 +288,7 @@ class Ledger(Chain):
             return [RequestId(name) for name in rows]
 
     def waiting(self) -> list[Waiting]:
-        """When each request came that is to be carried out, and how urgent it is; without what it is about."""
+        """The receiving time and priority of every waiting request, without its content."""
         columns = REQUESTS.c.received_at, REQUESTS.c.priority
         chosen = REQUESTS.c.state.in_(WAITING)
         with self._transaction() as connection:
@@ -296,19 +296,19 @@ class Ledger(Chain):
         return [Waiting(row.received_at, row.priority) for row in rows]
 
     def oldest_received(self) -> float | None:
-        """When the oldest request came that is recorded and not out of what is served yet; None where there is none."""
+        """Receiving time of the oldest recorded request whose data is still served; None if there is none."""
         oldest = sa.select(sa.func.min(REQUESTS.c.received_at)).where(REQUESTS.c.state == RequestState.RECEIVED)
         with self._transaction() as connection:
             return cast("float | None", connection.execute(oldest).scalar_one())
 
     def counts(self) -> dict[str, int]:
-        """Requests by state, every state named."""
+        """Number of requests in every state."""
         with self._transaction() as connection:
             rows = connection.execute(sa.select(REQUESTS.c.state, sa.func.count().label("n")).group_by(REQUESTS.c.state)).all()
         return {str(state): 0 for state in RequestState} | {row.state: row.n for row in rows}
 
     def erasures(self, limit: int, *, finished: bool) -> list[RequestRow]:
-        """Finished erasures, the newest first, or unfinished ones, the oldest first; without what they are about."""
+        """Finished erasures, newest first, or unfinished ones, oldest first, without their content."""
         untold = [sa.null().label(name) for name in ("payload", "salt")]
         state, kind, sequence = REQUESTS.c.state, REQUESTS.c.kind, REQUESTS.c.sequence
         chosen = kind.in_(_ERASURES) & (state.in_(_FINAL) if finished else state.not_in(_FINAL))
@@ -318,7 +318,7 @@ class Ledger(Chain):
         return [_request_row(row) for row in rows]
 
     def newest_time(self) -> float | None:
-        """The newest time of anything that was recorded; None where nothing was."""
+        """The newest recorded time; None if nothing is recorded."""
         columns = EPOCHS.c.started_at, GENERATIONS.c.published_at, REQUESTS.c.received_at, REQUESTS.c.excised_at
         with self._transaction() as connection:
             newest = [connection.execute(sa.select(sa.func.max(column))).scalar_one() for column in columns]
@@ -326,11 +326,11 @@ class Ledger(Chain):
         return max((float(at) for at in newest if at is not None), default=None)
 
     def excised(self, requests: Sequence[RequestId], at: float) -> None:
-        """Nothing that is served depends on these any more."""
+        """Record that the served model no longer depends on these requests' data."""
         self._move(requests, RequestState.RECEIVED, RequestState.EXCISED, excised_at=at)
 
     def routed(self, requests: Sequence[RequestId]) -> None:
-        """These make up the batch that the shards now work on."""
+        """Record that these requests are the batch in training."""
         self._move(requests, RequestState.EXCISED, RequestState.ROUTED)
 
     def failed(
@@ -340,15 +340,15 @@ class Ledger(Chain):
         max_attempts: int,
         amended: Mapping[RequestId, Learning] = MappingProxyType({}),
     ) -> None:
-        """Their retraining failed. Several are tried again in two halves, so that those go on that it was not the fault of.
+        """Record that the retraining of a batch failed. Several requests are split in half, so that blameless requests proceed.
 
-        One alone is tried again, and set aside the `max_attempts`-th time.
+        A single request is tried again, and set aside after `max_attempts` failures.
 
         Args:
             requests: the batch.
-            reason: for an operator; names no user and no item.
-            max_attempts: how often one alone is tried; 0: without end.
-            amended: those of them that are learnings, as they are without what was asked to be forgotten since.
+            reason: text for an operator; names no user and no item.
+            max_attempts: how often a single request is tried; 0 for no limit.
+            amended: the learnings in the batch that lost pairs to later requests, without these pairs.
         """
         with self.in_force() as connection:
             self._amend(connection, amended)
@@ -364,12 +364,15 @@ class Ledger(Chain):
                     )
 
     def retry(self, request_id: RequestId) -> None:
-        """Have a request that was set aside tried again.
+        """Let a request that was set aside be tried again.
 
         Raises:
-            IllegalTransitionError: it was not set aside.
+            UnknownRequestError: no request has this id.
+            IllegalTransitionError: the request was not set aside.
         """
-        self._move([request_id], RequestState.SET_ASIDE, RequestState.EXCISED, attempts=0)
+        with self.in_force() as connection:
+            self._request(connection, request_id)
+            self._move_one(connection, request_id, RequestState.SET_ASIDE, RequestState.EXCISED, attempts=0)
 
     def finish(
         self,
@@ -378,11 +381,18 @@ class Ledger(Chain):
         done: Sequence[RequestId] = (),
         suppressed: Sequence[Suppressed] = (),
     ) -> list[Receipt]:
-        """Close the requests of a published and purged generation; what they were about leaves the ledger, and the digests of
-        the generations before.
+        """Finish the requests of a published and purged generation.
 
-        Gives the receipts as they are recorded: the next of the chain, signed where there is a signer. `done` are the requests
-        that get none. `suppressed` says until when what must not be learned again stays on the list, unless it was taken back.
+        Deletes the content of the requests and the digests of earlier generations from the ledger.
+
+        Args:
+            receipts: the unfinished receipts.
+            signer: signs the receipts, if given.
+            done: the requests without a receipt.
+            suppressed: subjects to keep on the suppression list for longer. Subjects taken off the list stay off.
+
+        Returns:
+            The receipts as recorded: the next links of the chain.
         """
         with self.in_force() as connection:
             prolong(connection, suppressed)
@@ -402,7 +412,7 @@ class Ledger(Chain):
         return links
 
     def record(self, since: float, until: float) -> list[RequestRow]:
-        """All requests received in [since, until), finished or not, as they came; without what they are about."""
+        """All requests received in [since, until), finished or not, in the order of asking, without their content."""
         untold = [sa.null().label(name) for name in ("payload", "salt")]
         within = (REQUESTS.c.received_at >= since) & (REQUESTS.c.received_at < until)
         with self._transaction() as connection:
@@ -418,7 +428,7 @@ class Ledger(Chain):
     def _move_one(
         connection: Connection, request_id: RequestId, source: RequestState, state: RequestState, **values: Any
     ) -> None:
-        """From the one state that this step starts at: several lead to some, and each has a step of its own."""
+        """Move a request from `source` to `state`. Refuse a request in any other state, even one that may move to `state`."""
         named = REQUESTS.c.request_id == request_id
         present = RequestState(connection.execute(sa.select(REQUESTS.c.state).where(named)).scalar_one())
         if present is not source:
@@ -449,11 +459,11 @@ def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> sa.URL
     """The URL of the SQLite ledger under a local storage path.
 
     Raises:
-        DeploymentError: the storage path is no local folder, or nothing is there although it must be.
+        DeploymentError: the storage path is not a local folder, or the ledger must exist and does not.
     """
     folder = store.local_folder
     if folder is None:
-        raise DeploymentError(deployment, f"{store.uri} is not a local folder: say where the ledger is in unlearning.ledger")
+        raise DeploymentError(deployment, f"{store.uri} is not a local folder: set unlearning.ledger to a database URL")
     file = folder / "ledger.db"
     if not file.exists():
         if must_exist:
@@ -461,5 +471,5 @@ def default_ledger(store: Store, deployment: str, *, must_exist: bool) -> sa.URL
         try:
             private_folder(folder)
         except OSError as error:
-            raise DeploymentError(deployment, f"{store.uri} cannot be made a folder ({error}): choose another path") from error
-    return sa.URL.create("sqlite", database=str(file))  # not text: the folder's name may hold what a URL escapes
+            raise DeploymentError(deployment, f"folder {store.uri} cannot be made ({error}): choose another path") from error
+    return sa.URL.create("sqlite", database=str(file))  # not a string: the path may need escaping in a URL

@@ -1,6 +1,6 @@
-"""When the requests that wait are carried out, what that will cost, and what past runs teach about it.
+"""When waiting requests are carried out, the predicted cost of a run, and the cost model learned from past runs.
 
-Times are seconds since 1970, and always handed in. K shards.
+Times are seconds since 1970. The caller passes the current time in.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import NamedTuple
 from ray_eraser.config import DAY, PlanKind, UnlearningConfig, read_plan
 
 SAFETY = 2.0
-"""Predictions are wrong by less than this factor, it is hoped."""
+"""The assumed largest factor by which a prediction is too low."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """What a plan looks at of a request that waits. A priority above 0 does not wait."""
+    """The part of a waiting request that a plan needs. A priority above 0 does not wait."""
 
     received_at: float
     priority: int = 0
@@ -28,14 +28,15 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Plan:
-    """Says when a run is due that carries out everything that waits.
+    """Decides when the next run is due. A run carries out all waiting requests.
 
     Attributes:
-        kind: `immediate`: as soon as something waits. `every`: runs start at least `seconds` apart, the first so long after its
-            oldest request. `deadline`: as late as possible, so that the run is over before the oldest request is `seconds` old.
+        kind: `immediate`: as soon as a request waits. `every`: runs start at least `seconds` apart, and the first run starts
+            `seconds` after its oldest request. `deadline`: as late as possible, but the run ends before the oldest request is
+            `seconds` old.
         seconds: 0 for `immediate`.
-        margin_seconds: `deadline`: how long before that the run is over, for what may go wrong.
-        safety: `deadline`: leaves so many times the predicted seconds for the run.
+        margin_seconds: for `deadline`, the run ends this long before the deadline, in case something goes wrong.
+        safety: for `deadline`, the run gets this multiple of its predicted duration.
     """
 
     kind: PlanKind
@@ -44,12 +45,12 @@ class Plan:
     safety: float = SAFETY
 
     def next_run(self, waiting: Sequence[Waiting], last_run_at: float | None, predicted_seconds: float) -> float | None:
-        """When the next run must be started; a time that has passed means now, None that nothing waits.
+        """The start time of the next run. A past time means now; None means that no request waits.
 
         Args:
             waiting: the requests, in any order.
-            last_run_at: when the last run was started; None where there was none.
-            predicted_seconds: how long a run for all of `waiting` will take.
+            last_run_at: when the last run started; None if there was none.
+            predicted_seconds: predicted duration of a run for all of `waiting`.
         """
         if not waiting:
             return None
@@ -62,10 +63,10 @@ class Plan:
 
 
 def parse_plan(text: str, margin_seconds: float) -> Plan:
-    """The plan that `unlearning.plan` names; `margin_seconds` is for those with a deadline.
+    """The plan that `unlearning.plan` names. `margin_seconds` applies to a plan with a deadline.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: the text names no plan.
     """
     kind, seconds = read_plan(text)
     return Plan(kind, seconds, margin_seconds if kind == "deadline" else 0.0)
@@ -77,12 +78,12 @@ def plan_of(config: UnlearningConfig) -> Plan:
 
 
 def overdue(waiting: Sequence[Waiting], deadline_seconds: float, now: float) -> int:
-    """How many requests have waited longer than the law allows, whichever the plan."""
+    """Number of requests that have waited longer than the legal deadline, whatever the plan."""
     return sum(now - request.received_at > deadline_seconds for request in waiting)
 
 
 def oldest_pending_seconds(waiting: Sequence[Waiting], now: float) -> float:
-    """For how long the oldest request has waited; 0 where none does."""
+    """Age of the oldest waiting request; 0 if there is none."""
     return max((now - request.received_at for request in waiting), default=0.0)
 
 
@@ -91,7 +92,7 @@ def oldest_pending_seconds(waiting: Sequence[Waiting], now: float) -> float:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run will take: `seconds` from start to end, `machine_seconds` of slots at work."""
+    """The predicted cost of a run: `seconds` from start to end, and `machine_seconds` of busy slots."""
 
     seconds: float
     machine_seconds: float
@@ -99,14 +100,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run consists of: each shard takes `shard_seconds` and `seconds_per_interaction` times its interactions."""
+    """The cost parameters of a run.
+
+    Each shard takes `shard_seconds`, plus `seconds_per_interaction` times its number of interactions.
+    """
 
     shard_seconds: float
     seconds_per_interaction: float
     aggregation_seconds: float
 
     def predict(self, shard_interactions: Sequence[int], slots: int) -> Prediction:
-        """A run that trains shards with so many interactions, `slots` (at least 1) of them at a time, and aggregates."""
+        """Predict a run that trains shards of these sizes, `slots` (at least 1) at a time, and then aggregates."""
         seconds = [self.shard_seconds + self.seconds_per_interaction * size for size in shard_interactions]
         return Prediction(
             makespan(seconds, slots) + self.aggregation_seconds,
@@ -115,19 +119,20 @@ class Costs:
 
 
 UNMEASURED = Costs(shard_seconds=5.0, seconds_per_interaction=2e-4, aggregation_seconds=60.0)
-"""What is taken for true before the first run: 200 seconds for a million interactions, twice what LightGCN, the slowest base
-model, takes with its defaults on MovieLens-1M. Too long a guess makes a `deadline` plan start early, too short a one late."""
+"""The assumed costs before the first run: 200 seconds for a million interactions. That is twice the time of LightGCN, the
+slowest base model, with its defaults on MovieLens-1M. Too high a guess makes a `deadline` plan start early, too low a guess
+late."""
 
 KEPT_SHARDS, KEPT_RUNS = 200, 20
-"""Older measurements than so many of shards, and so many of aggregations, are forgotten."""
+"""Numbers of recent shard trainings and aggregations that the cost model keeps."""
 
 
 class ShardRun(NamedTuple):
     """A measured training of one shard.
 
     Attributes:
-        interactions: about how many; see `of`.
-        seconds: that it took.
+        interactions: approximate number of interactions; see `of`.
+        seconds: duration.
     """
 
     interactions: int
@@ -135,7 +140,7 @@ class ShardRun(NamedTuple):
 
     @classmethod
     def of(cls, interactions: int, seconds: float) -> ShardRun:
-        """Remember a training. Sizes are kept to within a tenth: exact ones from before an erasure would say how much went."""
+        """Round the size to within a tenth. The exact size before an erasure would reveal how much was erased."""
         eighths = round(8 * math.log2(interactions)) if interactions else 0
         return cls(round(2 ** (eighths / 8)) if interactions else 0, seconds)
 
@@ -150,7 +155,7 @@ class Run:
 
 @dataclass(frozen=True)
 class CostModel:
-    """What recent runs took, and what they say about the next one.
+    """The measurements of recent runs, and the costs that they predict for the next run.
 
     Attributes:
         shards: recent trainings of shards, the latest last.
@@ -161,7 +166,7 @@ class CostModel:
     aggregations: tuple[float, ...] = ()
 
     def observe(self, run: Run) -> CostModel:
-        """The model with one more run; what is too old is forgotten."""
+        """The model with one more run. The oldest measurements are dropped."""
         return CostModel(
             (*self.shards, *run.shards)[-KEPT_SHARDS:],
             (*self.aggregations, run.aggregation_seconds)[-KEPT_RUNS:],
@@ -172,9 +177,9 @@ class CostModel:
         return self.costs().predict(shard_interactions, slots)
 
     def costs(self) -> Costs:
-        """Least squares over the shards, the mean over the aggregations; `UNMEASURED` for what was never measured.
+        """Costs by least squares over the shards and the mean of the aggregations; `UNMEASURED` if nothing was measured.
 
-        Shards of one size only, or a single one, do not say what part of their seconds is fixed: all is put down to size.
+        Shards of a single size do not reveal the fixed part of the duration, so the whole duration is attributed to size.
         """
         shard, rate = _line(self.shards) if self.shards else (UNMEASURED.shard_seconds, UNMEASURED.seconds_per_interaction)
         known = self.aggregations
@@ -190,7 +195,7 @@ class CostModel:
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """When the last of some jobs is done, the longest begun first, each in the slot that is free first (Graham 1969, LPT)."""
+    """End time of the last job if the longest jobs start first, each in the slot that is free first (Graham 1969, LPT)."""
     ends = [0.0] * min(slots, max(1, len(seconds)))
     for job in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + job)
@@ -198,7 +203,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Intercept and slope, neither below 0, with the least sum of squared errors; through 0 where a slope cannot be told."""
+    """Non-negative intercept and slope with the least squared error; a line through 0 if all sizes are equal."""
     mean_x = math.fsum(x for x, _ in points) / len(points)
     mean_y = math.fsum(y for _, y in points) / len(points)
     squares = math.fsum((x - mean_x) ** 2 for x, _ in points)
@@ -206,7 +211,7 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
         slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in points) / squares
         if slope >= 0 and mean_y >= slope * mean_x:
             return mean_y - slope * mean_x, slope
-    # The best line breaks a bound, so the best one that keeps both lies on a bound: flat, or through 0.
+    # The unconstrained optimum breaks a bound, so the constrained optimum is on a bound: a flat line, or a line through 0.
     flat = (mean_y, 0.0)
     length = math.fsum(x * x for x, _ in points)
     if length == 0:

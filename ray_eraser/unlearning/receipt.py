@@ -1,7 +1,8 @@
-"""What the asker gets: evidence of an erasure without a trace of what was erased.
+"""Receipts: evidence of an erasure that holds no erased data.
 
-All receipts of a deployment form a chain in the order of finishing: each holds the digest of the link before, so that none can
-be changed, left out or put in later without changing all that follow. A change of the signing key is a link of its own.
+The receipts of a deployment form a chain, in the order in which their requests finished. Each receipt holds the digest of the
+link before it. So nobody can change, remove or insert a receipt without changing all later ones. A change of the signing key
+is a link of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from ray_eraser.ids import Generation, RequestId, ShardId
+from ray_eraser.notebook import html_table, moment
 from ray_eraser.store import ShardRecord
 from ray_eraser.unlearning.request import UnlearningRequest
 from ray_eraser.unlearning.signing import key_id_of
@@ -24,7 +26,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ShardChange:
-    """One touched shard: the keyed digests (see `sealed`) of its files before and after; empty where it is no more."""
+    """One touched shard: keyed digests (see `sealed`) of its files before and after. Later ones are empty if it is gone."""
 
     shard: ShardId
     interactions_before: str
@@ -36,7 +38,7 @@ class ShardChange:
 
     @classmethod
     def between(cls, before: ShardRecord, after: ShardRecord | None) -> ShardChange:
-        """With plain digests: to be sealed before anybody sees it. None: there is no such shard any more."""
+        """The change with plain digests, which must be sealed before anyone sees it. `after` is None if the shard is gone."""
         return cls(
             before.shard,
             before.interactions.digest,
@@ -72,24 +74,24 @@ class Receipt:
         request_id: the request's name.
         kind: `user`, `item` or `pairs`.
         guarantee: `exact`, `exact-given-settings` or `exact-given-partition`; see docs/decisions/0007.
-        chosen: the settings that were chosen from the log when it was first trained or re-partitioned, and are kept since.
-        commitment: HMAC-SHA256 of the request under a salt that only the asker has: with the salt the asker can show what the
-            receipt is about, without it nobody can guess.
-        pairs_erased: interactions removed, held-out ones included.
-        shards_touched: the shards that owned any.
-        changes: the keyed digests of their files before and after.
+        chosen: the settings that were chosen from the log at the first training or the last repartition.
+        commitment: HMAC-SHA256 of the request under a salt that only the asker has. With the salt, the asker can show which
+            request the receipt is about. Without it, nobody can test a guess.
+        pairs_erased: number of removed interactions, including held-out ones.
+        shards_touched: the shards that owned removed interactions.
+        changes: keyed digests of the files of these shards, before and after.
         generation: number of the generation that is free of the data.
-        generation_digest: of its manifest; keyed.
-        aggregate_before, aggregate_after: of the served model; keyed.
-        purged: the superseded files that were deleted, for the whole batch that the request was done in. Keyed digests stand in
-            the place of those in their names.
-        received_at, excised_at, restored_at, purged_at: seconds since 1970, UTC. Accepted; out of what is served; the new
-            generation is served; the superseded files are deleted.
-        deployment: the random name of the deployment's ledger; empty while unfinished.
+        generation_digest: keyed digest of its manifest.
+        aggregate_before, aggregate_after: keyed digests of the served model.
+        purged: names of the superseded files that were deleted, for the whole batch of the request. Keyed digests replace the
+            digests in the names.
+        received_at, excised_at, restored_at, purged_at: seconds since 1970, UTC: when the request was accepted, when the data
+            was no longer served, when the new generation was served, and when the superseded files were deleted.
+        deployment: random name of the deployment's ledger; empty while unfinished.
         number: place in the chain, from 1; 0 while unfinished.
-        previous: digest of the link before this one; 64 zeros for the first.
-        key_id: which key signed, the first 16 hexadecimal digits of the SHA-256 of the raw public key; None where none did.
-        signature: Ed25519 of the digest's 32 bytes, hexadecimal.
+        previous: digest of the link before this one; 64 zeros for the first link.
+        key_id: the signing key's id, the first 16 hexadecimal digits of the SHA-256 of the raw public key; None if unsigned.
+        signature: Ed25519 signature of the digest's 32 bytes, hexadecimal.
     """
 
     request_id: RequestId
@@ -117,25 +119,45 @@ class Receipt:
 
     @property
     def at(self) -> float:
-        """When it was finished."""
+        """When the request was finished."""
         return self.purged_at
 
     @property
     def next_key(self) -> str | None:
-        """Which key signs the next link."""
+        """Id of the key that signs the next link."""
         return self.key_id
 
     def __str__(self) -> str:
         return f"receipt {self.number} ({self.request_id})"
 
+    def _repr_html_(self) -> str:
+        return html_table(
+            f"Receipt {self.number}" if self.number else "Receipt, unfinished",
+            {
+                "request": self.request_id,
+                "asked for": self.kind,
+                "guarantee": self.guarantee,
+                "interactions erased": self.pairs_erased,
+                "shards trained again": len(self.shards_touched),
+                "generation": self.generation,
+                "received": moment(self.received_at),
+                "seconds to forget": self.seconds["to_forget"],
+                "seconds to restore": self.seconds["to_restore"] if self.number else None,
+                "seconds to purge": self.seconds["to_purge"] if self.number else None,
+                "signed by": self.key_id,
+            },
+        )
+
     @property
     def seconds(self) -> dict[str, float]:
-        """From receiving `to_forget` (excision), `to_restore` (the new generation is served) and `to_purge` (files deleted)."""
+        """Durations since the request was received: `to_forget` (the data is no longer served), `to_restore` (the new
+        generation is served) and `to_purge` (the superseded files are deleted).
+        """
         moments = {"to_forget": self.excised_at, "to_restore": self.restored_at, "to_purge": self.purged_at}
         return {name: round(moment - self.received_at, 4) for name, moment in moments.items()}
 
     def under_seal(self, salt: str) -> Receipt:
-        """The same with keyed digests for all files: see `sealed`. All that is ever written of a receipt is so."""
+        """The receipt with keyed digests for all files; see `sealed`. A receipt is never written without the seal."""
         return replace(
             self,
             changes=tuple(change.under_seal(salt) for change in self.changes),
@@ -146,7 +168,7 @@ class Receipt:
         )
 
     def digest(self) -> str:
-        """SHA-256 of all fields but the signature as JSON with sorted keys and no blanks; hexadecimal."""
+        """Hexadecimal SHA-256 of all fields but the signature, as JSON with sorted keys and no blanks."""
         return _unsigned_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,21 +180,21 @@ class Receipt:
     def from_dict(cls, fields: dict[str, Any]) -> Receipt:
         changes = tuple(ShardChange.from_dict(change) for change in fields["changes"])
         lists = {name: tuple(fields[name]) for name in ("chosen", "shards_touched", "purged")} | {"changes": changes}
-        # Programs that rewrite JSON may make 12 of 12.0: the digest must not depend on it.
+        # Programs that rewrite JSON may turn 12.0 into 12, and the digest must not depend on that.
         times = {name: float(value) for name, value in fields.items() if name.endswith("_at")}
         return cls(**(fields | lists | times))
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """A link of the chain that is no receipt: from here on another key signs, and the key before says so.
+    """A key change: the link by which one key hands over to the next.
 
     Attributes:
-        public_key: the next key, its 32 raw bytes in hexadecimal.
+        public_key: the next key's 32 raw bytes, hexadecimal.
         at: seconds since 1970, UTC.
         deployment, number, previous: as in a receipt.
-        key_id: which key signed this. The next key itself, if the one before is lost.
-        signature: Ed25519 of the digest's 32 bytes, hexadecimal.
+        key_id: id of the key that signed this link; the next key itself if the previous key is lost.
+        signature: Ed25519 signature of the digest's 32 bytes, hexadecimal.
     """
 
     public_key: str
@@ -185,14 +207,14 @@ class Rotation:
 
     @property
     def next_key(self) -> str:
-        """Which key signs the next link."""
+        """Id of the key that signs the next link."""
         return key_id_of(self.public_key)
 
     def __str__(self) -> str:
         return f"key change {self.number}"
 
     def digest(self) -> str:
-        """As of a receipt."""
+        """As `Receipt.digest`."""
         return _unsigned_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,19 +227,19 @@ class Rotation:
 
 
 Link = Receipt | Rotation
-"""What a chain is made of."""
+"""An entry of the chain."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a deployment stands: which generation is current and how far its chain goes. Its key says so.
+    """A deployment's signed statement of its current generation and the end of its chain.
 
-    There is only the one of now. It is replaced with every generation and every link, and deleted with the digest of its
-    manifest, which would tell what was erased later.
+    Only the newest statement exists. Every generation and every link replaces it. It is deleted together with the digest of
+    its manifest, because that digest would reveal later erasures.
 
     Attributes:
         deployment: as in a receipt.
-        generation, manifest: number of the current generation, and the digest of its manifest; not keyed.
+        generation, manifest: number of the current generation, and the plain digest of its manifest.
         number, head: number and digest of the newest link.
         key_id, signature: as in a receipt.
     """
@@ -232,13 +254,13 @@ class Standing:
 
     @classmethod
     def of(cls, deployment: str, generation: Generation, manifest: str, head: Head, signer: Signer | None) -> Standing:
-        """The statement, signed where there is a signer."""
+        """Make the statement, and sign it if a signer is given."""
         key_id = None if signer is None else signer.key_id
         unsigned = cls(deployment, generation, manifest, head.number, head.digest, key_id)
         return unsigned if signer is None else replace(unsigned, signature=signer.sign(unsigned.digest()))
 
     def digest(self) -> str:
-        """As of a receipt."""
+        """As `Receipt.digest`."""
         return _unsigned_digest(asdict(self))
 
     def to_json(self) -> str:
@@ -250,7 +272,7 @@ class Standing:
 
 
 class Head(NamedTuple):
-    """The newest link of a chain, as the next one refers to it."""
+    """The number and digest of a chain's newest link, to which the next link refers."""
 
     number: int
     digest: str
@@ -266,7 +288,7 @@ def head_of(links: Sequence[Link]) -> Head:
 
 
 class Signer(Protocol):
-    """Whoever signs receipts; `signing.SigningKey` does."""
+    """An object that signs receipts, such as `signing.SigningKey`."""
 
     @property
     def key_id(self) -> str: ...
@@ -282,7 +304,7 @@ class Signer(Protocol):
 
 
 def chained(receipts: Iterable[Receipt], head: Head, signer: Signer | None = None, deployment: str = "") -> list[Receipt]:
-    """The receipts as the next of a deployment's chain, in the order given: numbered, each linked to the one before, signed."""
+    """Append receipts to a deployment's chain, in the given order: number them, link each to the one before, and sign them."""
     links = []
     for receipt in receipts:
         link = replace(
@@ -299,28 +321,28 @@ def chained(receipts: Iterable[Receipt], head: Head, signer: Signer | None = Non
 
 
 def rotation(former: Signer, successor: Signer, head: Head, deployment: str, at: float) -> Rotation:
-    """The next link of a deployment's chain, by which `successor` signs from now on. If `former` is lost, give `successor`."""
+    """Make the next link of a chain, which hands over to `successor`. If the former key is lost, `former` is the successor."""
     link = Rotation(successor.raw, at, deployment, head.number + 1, head.digest, former.key_id)
     return replace(link, signature=former.sign(link.digest()))
 
 
 def commitment(request: UnlearningRequest, salt: str) -> str:
-    """Binds a receipt to what was asked: HMAC-SHA256 of the request's JSON, keyed with the salt; hexadecimal."""
+    """Bind a receipt to its request: hexadecimal HMAC-SHA256 of the request's JSON, keyed with the salt."""
     return _keyed(request.to_json(), salt)
 
 
 def sealed(digest: str, salt: str) -> str:
-    """HMAC-SHA256 of a digest, keyed with the asker's salt; hexadecimal. Empty where the digest is: there is no file.
+    """Hexadecimal HMAC-SHA256 of a digest, keyed with the asker's salt. An empty digest, which means no file, stays empty.
 
-    The plain digest of a file from before the erasure is a hash of what was erased: whoever has the rest of the shard could try
-    candidates until one fits. What is after one erasure is before the next, so all are keyed. The asker, who has the salt, can
-    have them checked; without it there is nothing to try.
+    The plain digest of an earlier file is a hash of the erased data: a person with the rest of the shard could try candidates
+    until one fits. The files after one erasure are the files before the next, so all digests are keyed. The asker has the salt
+    and can have the digests checked. Without the salt, nobody can test a guess.
     """
     return _keyed(digest, salt) if digest else ""
 
 
 def sealed_path(path: str, salt: str) -> str:
-    """A stored file's path with the digest in its name sealed: folder and kind still say what it was."""
+    """A stored file's path with its digest sealed. The folder and the kind of the file stay readable."""
     return _DIGEST.sub(lambda found: sealed(found.group(), salt), path)
 
 

@@ -1,6 +1,6 @@
-"""The file in which an asker keeps what a deployment hands out once: the salt from the acceptance on, then the receipt.
+"""The asker's file: first the salt of an accepted request, then its receipt. A deployment hands out the salt only once.
 
-A file is made for its owner alone, and is never written over, except that an accepted request's file gets its receipt.
+Only the owner can read the file. It is never overwritten, except when the receipt replaces an accepted request.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _STATE = "accepted"
 
 @dataclass(frozen=True)
 class Accepted:
-    """What there is of a request between its acceptance and its receipt.
+    """An accepted request that has no receipt yet.
 
     Attributes:
         request_id: its name.
-        salt: opens the receipt's commitment; None where it was handed out before.
-        deployment: who accepted it.
+        salt: opens the receipt's commitment; None if it was handed out before.
+        deployment: the deployment that accepted the request.
     """
 
     request_id: RequestId
@@ -40,7 +40,7 @@ class Accepted:
 
     @classmethod
     def from_json(cls, text: str) -> Accepted | None:
-        """None where it is anything else, such as a receipt."""
+        """Parse an accepted request; None if the text is anything else, such as a receipt."""
         try:
             fields = dict(json.loads(text))
             if fields.pop("state", None) != _STATE:
@@ -51,7 +51,7 @@ class Accepted:
 
 
 def accepted_in(file: Path) -> Accepted | None:
-    """The accepted request that a file is about; None where it is no such file, or not there."""
+    """The accepted request in a file; None if the file is missing or holds anything else."""
     try:
         return Accepted.from_json(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError):
@@ -59,51 +59,52 @@ def accepted_in(file: Path) -> Accepted | None:
 
 
 def check_free(file: Path) -> None:
-    """Make sure that a file can be made, before anything is asked for whose answer is to be kept in it.
+    """Check that a file can be made, before a request whose answer the file must keep.
 
     Raises:
-        InputError: it exists, or its folder cannot be written to.
+        InputError: the file exists, or its folder is not writable.
     """
     if os.path.lexists(file):
         waiting = accepted_in(file)
         way_out = "choose another name"
         if waiting is not None:
-            way_out = f"it waits for the receipt of request {waiting.request_id}, which receipt.py --receipt {file} puts there"
-        raise InputError(f"{file} exists and is never written over: {way_out}")
+            fetch = f"ray-eraser receipt --receipt {file}"
+            way_out = f"it waits for the receipt of request {waiting.request_id}; to fetch it: {fetch}"
+        raise InputError(f"{file} exists and is never overwritten: {way_out}")
     probe = _beside(file)
     _make(probe, "", file)
     probe.unlink()
 
 
 def make(file: Path, text: str) -> None:
-    """Make a file that is not there yet, readable by its owner alone, and whole on the disk on return.
+    """Make a new file, readable by its owner only. On return, all of it is on the disk.
 
     Raises:
-        InputError: it exists, or cannot be written.
+        InputError: the file exists, or cannot be written.
     """
     _make(file, text, file)
 
 
 def complete(file: Path, receipt: Receipt, salt: str | None = None) -> None:
-    """Put a receipt into the file of its accepted request, with the salt that is there; or into a file that is not there yet.
+    """Write a receipt into a new file, or into the file of its accepted request, keeping the salt of that file.
 
     Raises:
-        InputError: the file is about something else, or cannot be written.
+        InputError: the file holds something else, or cannot be written.
     """
     if not os.path.lexists(file):
         make(file, ReceiptFile.of(receipt, salt).to_json())
         return
     accepted = accepted_in(file)
     if accepted is None or accepted.request_id != receipt.request_id:
-        other = "it" if accepted is None else f"it is about request {accepted.request_id}, and"
-        raise InputError(f"{file} exists: {other} is never written over, choose another name")
+        other = "it" if accepted is None else f"it holds request {accepted.request_id} and"
+        raise InputError(f"{file} exists, and {other} is never overwritten: choose another name")
     whole = _beside(file)
     _make(whole, ReceiptFile.of(receipt, salt if accepted.salt is None else accepted.salt).to_json(), file)
     try:
         whole.replace(file)
     except OSError as error:
         whole.unlink(missing_ok=True)
-        raise InputError(f"{file} cannot be written ({error.strerror}): mend that, and fetch the receipt again") from error
+        raise InputError(f"{file} cannot be written ({error.strerror}): fix that, and fetch the receipt again") from error
 
 
 def _beside(file: Path) -> Path:
@@ -123,6 +124,6 @@ def _make(file: Path, text: str, named: Path) -> None:
                 file.unlink()
             raise
     except FileExistsError:
-        raise InputError(f"{named} exists and is never written over: choose another name") from None
+        raise InputError(f"{named} exists and is never overwritten: choose another name") from None
     except OSError as error:
         raise InputError(f"{named} cannot be written ({error.strerror}): choose another folder") from error

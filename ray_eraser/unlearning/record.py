@@ -1,4 +1,4 @@
-"""The record of requests that a deployment keeps for its supervisors: one row for each, and no user or item in it."""
+"""A deployment's record of requests for supervisory authorities: one row for each request, without users or items."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class RecordRow:
-    """One request. Fields that come with the receipt are None until the request is finished. Times are ISO 8601, UTC.
+    """One request. Fields from the receipt are None until the request is finished. Times are ISO 8601, UTC.
 
-    The receipt's digests of files are left out, keyed as they are: readers of a record do not have the askers' salts. `digest`
-    is the receipt's own. It tells whether a receipt that an asker shows is the one in the record.
+    The receipt's keyed file digests are left out, because readers of the record do not have the askers' salts. `digest` is the
+    receipt's own digest. It shows whether an asker's receipt is the one in the record.
 
     Attributes:
         chosen: the settings that were chosen from the log; see docs/decisions/0007.
@@ -79,9 +79,9 @@ class RecordRow:
 
 
 def to_csv(rows: Iterable[RecordRow]) -> str:
-    """A header and one line for each request. Lists have blanks between their values; None is an empty field.
+    """CSV with a header and one line for each request. Values of a list are separated by blanks; None is an empty field.
 
-    A spreadsheet would run a field that begins like a formula. An apostrophe before it makes it text.
+    A spreadsheet would run a field that begins like a formula, so such a field gets a leading apostrophe, which makes it text.
     """
     stream = io.StringIO()
     writer = csv.writer(stream)

@@ -1,4 +1,4 @@
-"""What may be asked to be forgotten, and the states that a request goes through."""
+"""Requests to forget, and the states that a request goes through."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import cast
 
 import numpy as np
 
+from ray_eraser.data.frames import pairs_of
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData, places_of
 from ray_eraser.data.vocabulary import Vocabulary
-from ray_eraser.errors import IllegalTransitionError, RequestError, shortened
+from ray_eraser.errors import IllegalTransitionError, InputError, RequestError, shortened
 from ray_eraser.ids import RawId, RequestId, id_problem, id_text
 
 LONGEST_KEY = 200
@@ -21,28 +22,28 @@ _PRIORITIES = range(-(2**31), 2**31)
 
 
 class RequestState(StrEnum):
-    """Where a request stands. A request that cannot be accepted is refused with an error and never gets a state.
+    """The state of a request. A request that cannot be accepted raises an error and never gets a state.
 
-    received -> excised -> routed -> erased, or done; routed -> excised where the training failed and is tried again, routed ->
-    set_aside where it failed too often, set_aside -> excised when an operator says so.
+    received -> excised -> routed -> erased, or done. If the training fails: routed -> excised, to try again; after too many
+    failures routed -> set_aside; set_aside -> excised when an operator retries it.
     """
 
     RECEIVED = "received"
     """Recorded; survives any crash from here on."""
     EXCISED = "excised"
-    """Nothing that is served depends on the data any more."""
+    """No served model depends on the data any more."""
     ROUTED = "routed"
-    """The owning shards are being trained without the data."""
+    """The shards that own the data are being trained without it."""
     ERASED = "erased"
     """Published, superseded files deleted, receipt written."""
     DONE = "done"
-    """Published: the end of what asks for no erasure (new data, a new partition)."""
+    """Published: the final state of a request that erases nothing (new data, a new partition)."""
     SET_ASIDE = "set_aside"
-    """Its retraining failed again and again; others go on, its data stay out of what is served. For an operator to look at."""
+    """The retraining failed several times. Its data is still not served, other requests go on, and an operator must look."""
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether the request is finished."""
         return self in (RequestState.ERASED, RequestState.DONE)
 
     def check(self, request_id: RequestId, wanted: RequestState) -> None:
@@ -63,10 +64,12 @@ _NEXT = {
 
 @dataclass(frozen=True)
 class UnlearningRequest:
-    """A user, an item, or some interactions: exactly one of the three. Ids become text, so that 7 and "7" ask for the same.
+    """A user, an item, or some (user id, item id) pairs to forget: exactly one of the three.
+
+    Ids become text, so that 7 and "7" ask for the same. `pairs` may be a data frame (`frames.pairs_of`); they become tuples.
 
     Raises:
-        RequestError: none or several are given, or no pair, or what is none, or an id that cannot be one (`id_problem`).
+        RequestError: none or several are given, there is no pair, or an id cannot be one (`id_problem`).
     """
 
     user_id: RawId | None = None
@@ -82,9 +85,11 @@ class UnlearningRequest:
             object.__setattr__(self, name, _checked_id(name.removesuffix("_id"), getattr(self, name)))
             return
         try:
-            pairs = () if isinstance(self.pairs, str | bytes) else tuple(self.pairs)
+            pairs = () if isinstance(self.pairs, str | bytes) else tuple(pairs_of(self.pairs))
         except TypeError:
             pairs = ()
+        except InputError as error:  # of a data frame
+            raise RequestError(str(error)) from error
         if not pairs:
             raise RequestError("pairs is empty: name at least one (user id, item id)")
         for pair in pairs:
@@ -101,7 +106,7 @@ class UnlearningRequest:
 
     @property
     def named_pairs(self) -> tuple[tuple[str, str], ...]:
-        """The pairs as the text that their ids have become; none where a user or an item is asked for."""
+        """The pairs, with ids as text; empty if a user or an item is asked for."""
         return cast("tuple[tuple[str, str], ...]", self.pairs or ())
 
     def to_json(self) -> str:
@@ -117,7 +122,7 @@ class UnlearningRequest:
 
 
 def _checked_id(kind: str, raw: object) -> str:
-    """An id as the text that it is."""
+    """An id as text."""
     if problem := id_problem(raw):
         raise RequestError(f"the {kind} id {problem}")
     return id_text(cast(RawId, raw))
@@ -125,13 +130,13 @@ def _checked_id(kind: str, raw: object) -> str:
 
 @dataclass(frozen=True)
 class Submission:
-    """One of many requests that are handed in together.
+    """One of many requests that are submitted together.
 
     Attributes:
-        request: what is to be forgotten.
+        request: the user, item or pairs to forget.
         idempotency_key: a submission repeated with the same key is the same request.
-        priority: above 0: is not to wait for others.
-        row: where it stands in the file that it comes from.
+        priority: above 0: the request does not wait for others.
+        row: its row in the file or data frame that it comes from.
 
     Raises:
         RequestError: the key or the priority cannot be one.
@@ -150,7 +155,7 @@ class Submission:
 
 
 def key_problem(key: object) -> str | None:
-    """Why something cannot be an idempotency key, to follow 'the idempotency key'; None where it can."""
+    """Why a value cannot be an idempotency key, to follow 'the idempotency key'; None if it can."""
     if not isinstance(key, str):
         return f"{shortened(key)} is a {type(key).__name__}: give a string"
     if not 0 < len(key) <= LONGEST_KEY:
@@ -160,11 +165,11 @@ def key_problem(key: object) -> str | None:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One of many that was not accepted.
+    """One of many requests, refused.
 
     Attributes:
-        row: where it stands in the file that it comes from.
-        reason: why not, for whoever asked.
+        row: its row in the file or data frame that it comes from.
+        reason: the reason, for the asker.
     """
 
     row: int | None
@@ -173,7 +178,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Target:
-    """A request by keys: whose interactions go, or which. None and no pairs: nothing of it is here."""
+    """A request by keys: the user, the item, or the pairs. Without any of them, nothing of the request is here."""
 
     user: int | None
     item: int | None
@@ -181,7 +186,7 @@ class Target:
 
     def of(self, data: ShardData) -> KeyedPairs:
         """The interactions of a shard that the request is about, held out or not."""
-        # Of both sets by itself: to put them together would sort all that the shard has.
+        # Set by set: joining the two sets first would sort all interactions of the shard.
         return KeyedPairs.union([data.keyed(self._among(part, data)) for part in (data.train, data.valid)])
 
     def _among(self, part: Interactions, data: ShardData) -> Interactions:
@@ -195,7 +200,7 @@ class Target:
 
 
 def resolve(request: UnlearningRequest, users: Vocabulary, items: Vocabulary) -> Target:
-    """The keys that a request means; ids that are not here are passed over, there is nothing of them to forget."""
+    """The keys of a request. Ids and pairs that are not here are passed over: there is nothing of them to forget."""
     found = [(users.find(user), items.find(item)) for user, item in request.named_pairs]
     return Target(
         None if request.user_id is None else users.find(request.user_id),

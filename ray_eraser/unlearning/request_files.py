@@ -1,16 +1,15 @@
-"""Files of unlearning requests: thousands at a time, every row checked before anything is handed in.
+"""Files and data frames of unlearning requests. Every row is checked before any request is submitted.
 
-Columns `user_id`, `item_id`, and if wanted `idempotency_key` and `priority`, in a CSV or TSV file with a header (UTF-8, also
-with .gz) or in Parquet. One row is one request: a user id alone asks for that user, an item id alone for that item, both for
-that one interaction. With one exception, so that a user who asks for fifty interactions gets one receipt: all rows with both
-ids that name the same user and have no key of their own, next to each other or not, make one request, in the place of the
-first of them.
+A file is CSV or TSV with a header (UTF-8, also .gz), or Parquet. Its columns are `user_id` and `item_id`, and optionally
+`idempotency_key` and `priority`. One row is one request: a user id alone asks for that user, an item id alone for that item,
+both for that pair. There is one exception, so that a user who asks for fifty pairs gets one receipt: all rows that name a pair of
+the same user and have no key become one request, in the place of the first of them.
 
-What is wrong with the file as a whole (its columns, its encoding, a quote that is never closed, damaged data) is always an
-error: nobody can tell which rows come after. What is wrong with one row (no id, an impossible id, the same named twice) is an
-error too, unless the sound rows are asked for: then the faulty ones come back beside them, with their reasons.
+A fault of the whole file (its columns, its encoding, a quote that is never closed, damaged data) is always an error, because
+nobody can tell which rows follow. A fault of one row (no id, an impossible id, a repeated row) is an error too, unless the
+caller asks for the sound rows: then the faulty rows come back with their reasons.
 
-The file is read as a stream and only as far as the limit; what is kept of it is bounded.
+The file is read as a stream, up to the limit, and memory is bounded.
 """
 
 from __future__ import annotations
@@ -18,63 +17,114 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import sys
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_eraser.data.frames import Frame, is_frame, table_of
 from ray_eraser.errors import DataFileError, RequestError, shortened
 from ray_eraser.ids import RawId, id_problem
 from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest, key_problem
 
 MOST_AT_ONCE = 10_000
-"""Requests that are taken from one file, where nothing else is said."""
+"""The default limit of requests from one file."""
 
 KNOWN_KINDS = "*.csv and *.tsv, each also with .gz, and *.parquet"
 _REQUIRED, _OPTIONAL = ("user_id", "item_id"), ("idempotency_key", "priority")
 _LONGEST_ROW = 1 << 19  # bytes; the csv module itself refuses a field of more than 131,072 characters
 _PARQUET_ROWS = 256  # read at a time: with ids of absurd length a row may be large
 _MOST_BYTES = 96 << 20  # of rows that are kept
-_BYTES_PER_ROW = 400  # what a row costs beside its texts: tuples, sets, the requests made of it
-_WHOLE_ROW = ""  # in place of a row's fields, why they could not be told apart
+_BYTES_PER_ROW = 400  # memory of a row besides its texts: tuples, sets, requests
+_WHOLE_ROW = ""  # the key of a row's problem, if its fields could not be separated
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
 
+T = TypeVar("T")
 _Row = tuple[int, dict[str, object]]
-"""(row number, fields); what is not given is None or an empty text."""
+"""(row number, fields). A missing value is None or an empty text."""
 
 
 @dataclass(frozen=True)
 class RequestsRead:
-    """What a file asks for.
+    """The requests of a file or a data frame.
 
     Attributes:
-        submissions: in the order of the file. `row`: for text the line where the row begins, the header's being 1, as a
-            spreadsheet numbers them; for Parquet the position, from 1.
-        refused: the faulty rows, where the sound ones were asked for.
-        rows: how many rows the file has, both together.
+        submissions: in the order of the rows. Their `row` is the line where the row begins, as spreadsheets number it (the
+            header is line 1); in Parquet files and data frames it is the position, from 1.
+        refused: the faulty rows, if the caller asked for the sound ones.
+        rows: number of rows, sound and faulty.
     """
 
     submissions: tuple[Submission, ...]
     refused: tuple[Refusal, ...]
     rows: int
 
+    def in_order(self, answers: Sequence[T]) -> list[T | Refusal]:
+        """The answers to `submissions` with the refused rows among them, in the order of the rows."""
+        if not self.refused:
+            return list(answers)
+        answered = [(submission.row or 0, answer) for submission, answer in zip(self.submissions, answers, strict=True)]
+        rows: list[tuple[int, T | Refusal]] = [*answered, *((refusal.row or 0, refusal) for refusal in self.refused)]
+        return [answer for _, answer in sorted(rows, key=lambda row: row[0])]
+
+
+def requests_of(given: Iterable[Submission] | Frame, *, partial: bool = False) -> RequestsRead:
+    """The requests of a program: as they are, or the rows of a data frame by `read_frame`. Raises as `read_frame`."""
+    if is_frame(given):
+        return read_frame(given, partial=partial)
+    submissions = tuple(cast("Iterable[Submission]", given))
+    return RequestsRead(submissions, (), len(submissions))
+
+
+def read_frame(frame: Any, *, partial: bool = False) -> RequestsRead:
+    """The requests in a data frame, by the rules of files. One of the columns `user_id` and `item_id` may be missing.
+
+    Args:
+        frame: of pandas, Polars or Arrow; see `frames.table_of`. Rows are numbered from 1.
+        partial: take the sound rows and give the others back, instead of refusing the frame.
+
+    Raises:
+        RequestError: the frame, or without `partial` a row of it, cannot be used; names the row.
+    """
+    draft = _Draft("the data frame", sys.maxsize)
+    try:
+        table = table_of(frame)
+        missing = [name for name in _REQUIRED if name not in table.column_names]
+        if len(missing) == 1:
+            table = table.append_column(missing[0], pa.nulls(len(table)))
+        problems = [
+            (row, problem)
+            for row, fields in _table_rows(Path(draft.path), table.to_batches(_PARQUET_ROWS), table.schema)
+            if (problem := draft.add(row, fields)) is not None
+        ]
+    except DataFileError as error:
+        raise RequestError(str(error)) from error
+    for row, problem in problems:
+        if not partial:
+            raise RequestError(f"row {row}: {problem}; nothing was taken (with partial the sound rows are)")
+        draft.refuse(row, problem)
+    if not draft.rows:
+        raise RequestError("the data frame has no rows")
+    return draft.finished()
+
 
 def read_requests(path: Path, *, limit: int = MOST_AT_ONCE, partial: bool = False) -> RequestsRead:
-    """The requests in a file.
+    """Read the requests in a file.
 
     Args:
         path: of one of `KNOWN_KINDS`.
-        limit: the most requests to take; of a file with more the rest is not even read.
-        partial: take the sound rows and give the faulty ones back, in place of refusing the file for them.
+        limit: the maximal number of requests. Reading stops there.
+        partial: take the sound rows and return the faulty ones, instead of refusing the file.
 
     Raises:
         DataFileError: the file, or without `partial` a row of it, cannot be used; names the row.
-        RequestError: it holds more than `limit` requests.
+        RequestError: the file holds more than `limit` requests.
     """
     draft = _Draft(str(path), limit)
     try:
@@ -95,7 +145,7 @@ def read_requests(path: Path, *, limit: int = MOST_AT_ONCE, partial: bool = Fals
 
 @dataclass
 class _Pairs:
-    """The interactions of one user, so far."""
+    """The pairs of one user so far."""
 
     row: int
     priority: int
@@ -104,7 +154,7 @@ class _Pairs:
 
 @dataclass
 class _Draft:
-    """The requests read so far, and what a further row must not repeat."""
+    """The requests read so far, and the names and keys that no further row may repeat."""
 
     path: str
     limit: int
@@ -117,7 +167,7 @@ class _Draft:
     _bytes: int = 0
 
     def add(self, row: int, fields: dict[str, object]) -> str | None:
-        """Take a row; what is wrong with it, if anything is, and then nothing of it is taken."""
+        """Take a row. If it is faulty, take nothing and return its problem."""
         self.rows += 1
         problem = next(_problems(fields), None)
         if problem is not None:
@@ -185,7 +235,7 @@ def _given(value: object) -> object:
 
 
 def _problems(fields: dict[str, object]) -> Iterator[str]:
-    """What is wrong with a row, looked at alone."""
+    """The problems of a single row."""
     if _WHOLE_ROW in fields:
         yield str(fields[_WHOLE_ROW])
         return
@@ -230,7 +280,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         if name not in columns:
             raise DataFileError(str(path), f"has no column {name!r} but {listed}: the first line must name {', '.join(known)}")
     for name in columns:
-        # A misspelt idempotency_key that is passed over would be a promise broken without a word.
+        # Ignoring a misspelt idempotency_key would silently break the promise of idempotency.
         if name not in known:
             raise DataFileError(str(path), f"column {shortened(name)} says nothing of a request: known are {', '.join(known)}")
         if columns.count(name) > 1:
@@ -268,7 +318,7 @@ class _Lines:
     """The lines of a text, decoded.
 
     Attributes:
-        in_row: bytes since the row began that is being read; for whoever puts rows together to set to 0.
+        in_row: number of bytes since the current row began. The reader of rows sets it to 0.
     """
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
@@ -304,18 +354,9 @@ def _sound_gzip(path: Path) -> Iterator[None]:
 
 def _parquet_rows(path: Path) -> Generator[_Row, None, None]:
     try:
-        # Opened here, so that what the file system says is told apart from what the bytes are.
+        # Opened here, to separate errors of the file system from damaged content.
         with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            columns = file.schema_arrow.names
-            _check_columns(path, columns)
-            for name in columns:
-                _check_type(path, name, file.schema_arrow.field(name).type)
-            row = 0
-            for batch in file.iter_batches(_PARQUET_ROWS, use_threads=False):
-                batch.validate(full=True)
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    row += 1
-                    yield row, dict(zip(columns, values, strict=True))
+            yield from _table_rows(path, file.iter_batches(_PARQUET_ROWS, use_threads=False), file.schema_arrow)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -325,6 +366,19 @@ def _parquet_rows(path: Path) -> Generator[_Row, None, None]:
         ) from error
 
 
+def _table_rows(path: Path, batches: Iterable[Any], schema: Any) -> Generator[_Row, None, None]:
+    """The rows of an Arrow table, in batches."""
+    _check_columns(path, schema.names)
+    for name in schema.names:
+        _check_type(path, name, schema.field(name).type)
+    row = 0
+    for batch in batches:
+        batch.validate(full=True)
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            row += 1
+            yield row, dict(zip(schema.names, values, strict=True))
+
+
 def _check_type(path: Path, name: str, kind: Any) -> None:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -332,5 +386,5 @@ def _check_type(path: Path, name: str, kind: Any) -> None:
     if pa.types.is_null(kind) or (text and name != "priority") or (pa.types.is_integer(kind) and name != "idempotency_key"):
         return
     wanted = {"idempotency_key": "strings", "priority": "integers"}.get(name, "integers or strings")
-    # A column of integers with gaps is what becomes one of floating point numbers.
+    # Pandas turns a column of integers with gaps into floats.
     raise DataFileError(str(path), f"column {name!r} is {kind}: write {wanted}, and null where there is none")

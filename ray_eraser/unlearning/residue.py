@@ -37,7 +37,7 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ from pyarrow import fs
 from ray_eraser.data.keyed import places_of
 from ray_eraser.errors import InputError
 from ray_eraser.store import Store
-from ray_eraser.unlearning.erased import Erased
+from ray_eraser.unlearning.erased import UNSOUND, Erased, Lookup, SpelledOtherwise, ref_of
 from ray_eraser.unlearning.sought_ids import CONTEXT, SoughtIds, Target, is_distinctive
 from ray_eraser.unlearning.sought_keys import INTERACTIONS, Generations, SoughtKeys, key_arrays, pairs_of
 
@@ -63,6 +63,7 @@ _CELLS = 512
 
 _IDS = re.compile(r"(?:vocabulary/(?=(?:user|item)s-)|pieces/(?=(?:user|item)-))(user|item)")
 """Files of ids of one kind and their keys."""
+_VOCABULARY = re.compile(r"vocabulary/(user|item)s-[0-9]+-[0-9a-f]+\.parquet")
 _KEYS = re.compile(r"pieces/(user|item)s")
 """Files of nothing but the keys of one kind."""
 _OF_IDS = ("column key", "user_keys", "item_keys", "users", "items")
@@ -99,6 +100,9 @@ class ResidueReport:
         findings: by file.
         unreadable: files that are packed or compressed and damaged, or may not be read, with the reason.
         structured_only: how many of the ids are not distinctive and were looked for in certain places alone; all pairs are.
+        not_here: how many of the ids and pairs name a user or an item that is in no vocabulary. That is right for erased ids,
+            and says nothing where an id was mistyped.
+        spelled_otherwise: those of them whose user or item is in a vocabulary under another spelling. See `Lookup`.
     """
 
     searched_files: int
@@ -106,14 +110,17 @@ class ResidueReport:
     findings: tuple[Finding, ...]
     unreadable: tuple[str, ...] = ()
     structured_only: int = 0
+    not_here: int = 0
+    spelled_otherwise: tuple[SpelledOtherwise, ...] = ()
 
     @property
     def clean(self) -> bool:
-        """Nothing was found, and nothing is left that could not be searched."""
-        return not self.findings and not self.unreadable
+        """Whether nothing was found, everything could be searched, and no id is here under another spelling."""
+        return not self.findings and not self.unreadable and not self.spelled_otherwise
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"clean": self.clean}
+        spelled = [entry.to_dict() for entry in self.spelled_otherwise]
+        return asdict(self) | {"spelled_otherwise": spelled, "clean": self.clean}
 
 
 def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path], erased: Erased) -> ResidueReport:
@@ -154,7 +161,29 @@ def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]
         if search.problem:
             unreadable.append(f"{name}: {search.problem}")
     unreadable += [f"{path}: cannot be read, so that orphans could not be told" for path in generations.unread]
-    return ResidueReport(n_files, n_bytes, tuple(findings), tuple(unreadable), sought.n_structured)
+    lookup = _looked_up(store, list(in_store), erased)
+    return ResidueReport(
+        n_files,
+        n_bytes,
+        tuple(findings),
+        tuple(unreadable),
+        sought.n_structured,
+        lookup.not_here,
+        lookup.spelled_otherwise,
+    )
+
+
+def _looked_up(store: Store, paths: Sequence[str], erased: Erased) -> Lookup:
+    """Look for the ids in every vocabulary under the storage path. A damaged one is left to an audit to name."""
+    ids: dict[str, list[Any]] = {"user": [], "item": []}
+    for path in paths if erased else ():
+        if match := _VOCABULARY.fullmatch(path):
+            with suppress(*UNSOUND):
+                ids[match[1]].append(store.read_part(ref_of(path)).ids)
+    nothing = pa.array([], pa.string())
+    with suppress(*UNSOUND):
+        return Lookup.of(erased, *(pa.concat_arrays([nothing, *ids[kind]]) for kind in ("user", "item")))
+    return Lookup()
 
 
 def ledger_files(url: str) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Ed25519 keys in PEM files: a deployment signs its receipts, anyone with the public key can check them.
+"""Ed25519 keys in PEM files: a deployment signs its receipts, and anyone with the public key can check them.
 
-The `cryptography` package comes with the extra `sign` and is imported only where a key is used.
+The extra `sign` installs the `cryptography` package, which is imported only when a key is used.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class PublicKey:
 
     @classmethod
     def from_raw(cls, raw: str) -> PublicKey:
-        """From the key's 32 raw bytes in hexadecimal.
+        """Make the key from its 32 raw bytes in hexadecimal.
 
         Raises:
-            ValueError: they are no such bytes.
+            ValueError: the text is not 32 hexadecimal bytes.
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -41,7 +41,7 @@ class PublicKey:
         return self._key.public_bytes_raw().hex()
 
     def verifies(self, digest: str, signature: str) -> bool:
-        """Whether the signature is this key's, of this digest; both hexadecimal."""
+        """Whether this key made the signature of this digest; both are hexadecimal."""
         from cryptography.exceptions import InvalidSignature
 
         try:
@@ -74,15 +74,16 @@ class SigningKey:
 
 
 def key_id_of(raw: str) -> str:
-    """How receipts name a key: the first 16 hexadecimal digits of the SHA-256 of its 32 raw public bytes."""
+    """The id of a key in receipts: the first 16 hexadecimal digits of the SHA-256 of its 32 raw public bytes."""
     return hashlib.sha256(bytes.fromhex(raw)).hexdigest()[:16]
 
 
 def load_signing_key(file: str | Path) -> SigningKey:
-    """The private key in an unencrypted PEM file that only its owner may read.
+    """Load the private key from an unencrypted PEM file that only its owner can read.
 
     Raises:
-        InputError: it is missing, others may read it, it is no Ed25519 private key, or `cryptography` is not installed.
+        InputError: the file is missing, others can read it, it is not an Ed25519 private key, or `cryptography` is not
+            installed.
     """
     _check_installed()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -92,7 +93,7 @@ def load_signing_key(file: str | Path) -> SigningKey:
     path = Path(file)
     text = _content(path, "signing key")
     if path.stat().st_mode & 0o077:
-        raise InputError(f"signing key {path} can be read by others: chmod 600 {path}")
+        raise InputError(f"others can read signing key {path}: run chmod 600 {path}")
     try:
         key = load_pem_private_key(text, password=None)
     except TypeError as error:
@@ -100,36 +101,36 @@ def load_signing_key(file: str | Path) -> SigningKey:
             f"signing key {path} is encrypted: store it without a passphrase, readable by its owner only"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError(f"signing key {path} is no PEM private key: make one with jobs/keys.py") from error
+        raise InputError(f"signing key {path} is not a PEM private key: make one with ray-eraser keys") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"signing key {path} is not an Ed25519 key: make one with jobs/keys.py")
+        raise InputError(f"signing key {path} is not an Ed25519 key: make one with ray-eraser keys")
     return SigningKey(_key_id(key.public_key()), key)
 
 
 def refuse_other_key(in_force: str | None, signer: SigningKey | None) -> None:
-    """Refuse to sign with another key than the one that the chain goes on with, or not at all: the chain would not verify.
+    """Refuse a missing or wrong signing key, with which the chain would not verify.
 
     Args:
-        in_force: id of the key that signs the next link; None where no link is signed yet.
-        signer: what would sign.
+        in_force: id of the key that signs the next link; None if no link is signed yet.
+        signer: the given key, if any.
 
     Raises:
-        InputError: it is not that key.
+        InputError: `signer` is not the key that signs the next link.
     """
     if in_force is None or (signer is not None and signer.key_id == in_force):
         return
     given = "names none" if signer is None else f"names key {signer.key_id}"
     raise InputError(
-        f"receipts are signed with key {in_force} until now, and unlearning.signing_key {given}: name the file of that key, or "
-        "change keys with jobs/keys.py --rotate"
+        f"key {in_force} signs the receipts so far, and unlearning.signing_key {given}: name the file of that key, or "
+        "change keys with ray-eraser keys --rotate"
     )
 
 
 def load_public_key(file: str | Path) -> PublicKey:
-    """The public key in a PEM file.
+    """Load the public key from a PEM file.
 
     Raises:
-        InputError: it is missing, it is no Ed25519 public key, or `cryptography` is not installed.
+        InputError: the file is missing, it is not an Ed25519 public key, or `cryptography` is not installed.
     """
     _check_installed()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -140,17 +141,20 @@ def load_public_key(file: str | Path) -> PublicKey:
     try:
         key = load_pem_public_key(_content(path, "public key"))
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError(f"public key {path} is no PEM public key: give the .pub.pem that jobs/keys.py wrote") from error
+        raise InputError(f"public key {path} is not a PEM public key: give the .pub.pem that ray-eraser keys wrote") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"public key {path} is not an Ed25519 key: give the .pub.pem that jobs/keys.py wrote")
+        raise InputError(f"public key {path} is not an Ed25519 key: give the .pub.pem that ray-eraser keys wrote")
     return PublicKey(_key_id(key), key)
 
 
 def make_key_pair(stem: str | Path) -> tuple[Path, Path, str]:
-    """Make a new key: STEM.pem, which only its owner can read, and STEM.pub.pem for everyone. Gives both and the key's id.
+    """Make a new key: STEM.pem, which only its owner can read, and STEM.pub.pem for everyone.
+
+    Returns:
+        (private file, public file, id of the key).
 
     Raises:
-        InputError: one of the files exists already or cannot be written, or `cryptography` is not installed.
+        InputError: a file exists already or cannot be written, or `cryptography` is not installed.
     """
     _check_installed()
     from cryptography.hazmat.primitives import serialization
@@ -161,7 +165,7 @@ def make_key_pair(stem: str | Path) -> tuple[Path, Path, str]:
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
     private_file, public_file = Path(f"{stem}.pem"), Path(f"{stem}.pub.pem")
-    _write_new(public_file, public, 0o644)  # first: a failure here leaves no private key behind
+    _write_new(public_file, public, 0o644)  # written first, so that a failure here leaves no private key behind
     try:
         _write_new(private_file, secret, 0o600)
     except InputError:
@@ -172,9 +176,9 @@ def make_key_pair(stem: str | Path) -> tuple[Path, Path, str]:
 
 def _check_installed() -> None:
     try:
-        import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401 - only whether it is there
+        import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401 - imported only to see whether it is installed
     except ImportError as error:
-        raise InputError("signatures need the cryptography package: pip install ray_eraser[sign]") from error
+        raise InputError("signatures need the cryptography package: pip install 'ray-eraser[sign]'") from error
 
 
 def _key_id(key: Ed25519PublicKey) -> str:
@@ -190,10 +194,10 @@ def _content(path: Path, what: str) -> bytes:
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
     try:
-        # Made with its final mode: there is no moment at which others could read it.
+        # Made with its final mode, so that others cannot read it at any moment.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
-        raise InputError(f"{path} exists: a key is never overwritten, choose another name") from error
+        raise InputError(f"{path} exists and a key is never overwritten: choose another name") from error
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
     with os.fdopen(descriptor, "wb") as stream:

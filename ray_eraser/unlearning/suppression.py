@@ -1,7 +1,7 @@
-"""What must not be learned again after its erasure, where the operator asked for it (`unlearning.suppress_days`).
+"""The suppression list: erased users, items and pairs that must not be learned again (`unlearning.suppress_days`).
 
-A log that comes again as a whole still has what was erased. To leave that out, something of it must be remembered: a keyed
-hash, for as long as the operator says. The secret is where that of idempotency keys is. See docs/decisions/0031.
+If a complete log is learned again, it still has the erased data. To leave that data out, the ledger keeps a keyed hash of it,
+for as long as the operator says. The secret is stored where the secret of idempotency keys is. See docs/decisions/0031.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ray_eraser.unlearning.request import UnlearningRequest
 
 _NOTE = "secret of the suppression list"
 _AT_ONCE = 500
-"""Values in one statement: databases limit them."""
+"""Values in one statement, because databases limit their number."""
 
 Pair = tuple[str, str]
 HashOf = Callable[..., str]
@@ -43,22 +43,22 @@ class Suppressed:
 
 
 class SuppressionList(Epochs):
-    """The part of a ledger that says what must not be learned again."""
+    """The part of a ledger that lists subjects that must not be learned again."""
 
     def suppressed_kinds(self, at: float) -> set[str]:
-        """The kinds of subjects that the list has at this time; most lists are empty."""
+        """The kinds of the subjects on the list at this time. Most lists are empty."""
         with self._transaction() as connection:
             return set(connection.execute(sa.select(SUPPRESSED.c.kind).where(SUPPRESSED.c.until > at).distinct()).scalars())
 
     def drop_expired(self, at: float) -> None:
-        """Remember what is on the list for no longer than was said."""
+        """Delete the expired subjects, so that the list remembers none longer than promised."""
         with self.in_force() as connection:
             dropped = drop_expired(connection, at)
         if dropped:
             self._wipe()
 
     def suppressed_among(self, subjects: Iterable[str], at: float) -> set[str]:
-        """Those of some keyed hashes that are on the list at this time."""
+        """The keyed hashes among `subjects` that are on the list at this time."""
         found, asked = set[str](), list(subjects)
         with self._transaction() as connection:
             for first in range(0, len(asked), _AT_ONCE):
@@ -70,27 +70,27 @@ class SuppressionList(Epochs):
 
 
 def check_secret(ledger: SuppressionList, hash_of: KeyHash, at: float) -> None:
-    """Refuse to go on with another secret than that of the list, by which nothing of it would be found.
+    """Refuse a secret other than the list's, with which no entry would be found.
 
     Raises:
-        ConfigError: the list has entries, and was made with another secret.
+        ConfigError: the list has entries, and another secret made them.
     """
     noted = ledger.noted(_NOTE, "")
     if noted and ledger.suppressed_kinds(at) and noted != hash_of.subject(_NOTE):
         raise ConfigError(
             "unlearning.key_folder",
-            "has another secret than the list of what must not be learned again was made with: put that file back, or the list "
-            "keeps nothing out",
+            "does not have the secret of the suppression list, without which the list keeps nothing out: restore that secret's "
+            "file",
         )
 
 
 def note_secret(ledger: SuppressionList, hash_of: KeyHash) -> None:
-    """Note in the ledger by which secret the list is made."""
+    """Note in the ledger which secret makes the list."""
     ledger.note(_NOTE, hash_of.subject(_NOTE))
 
 
 def subjects_of(requests: Iterable[UnlearningRequest], hash_of: HashOf, until: float) -> list[Suppressed]:
-    """What erasures put on the list."""
+    """The entries that erasures put on the list."""
     named = dict.fromkeys(subject for request in requests for subject in _subjects(request))
     return [Suppressed(hash_of(*subject), subject[0], until) for subject in named]
 
@@ -103,12 +103,12 @@ def _subjects(request: UnlearningRequest) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Sifted:
-    """Pairs that somebody wants learned, looked up on the list.
+    """Pairs to learn, looked up on the list.
 
     Attributes:
-        allowed: those that are not on it, in order.
-        refused: the others.
-        subjects: the keyed hashes that refuse them.
+        allowed: the pairs that are not on the list, in order.
+        refused: the pairs that are.
+        subjects: the keyed hashes that refuse pairs.
     """
 
     allowed: tuple[Pair, ...]
@@ -117,7 +117,7 @@ class Sifted:
 
 
 def sifted(pairs: Sequence[Pair], ledger: SuppressionList, hash_of: HashOf, at: float) -> Sifted:
-    """Divide pairs by whether their user, their item or they themselves are on the list."""
+    """Divide pairs by whether the user, the item or the pair is on the list."""
     kinds = ledger.suppressed_kinds(at)
     if not kinds:
         return Sifted(tuple(pairs), (), ())
@@ -135,12 +135,12 @@ def sifted(pairs: Sequence[Pair], ledger: SuppressionList, hash_of: HashOf, at: 
 
 
 def _named(kind: str, pair: Pair) -> tuple[str, ...]:
-    """What of a pair is looked up: its user, its item, or itself."""
+    """The subject of this kind in a pair: its user, its item, or the pair itself."""
     return (kind, pair[0]) if kind == "user" else (kind, pair[1]) if kind == "item" else (kind, *pair)
 
 
 def suppress(connection: Connection, entries: Sequence[Suppressed], at: float) -> None:
-    """Put subjects on the list, within a transaction, and drop those whose time is over."""
+    """Put subjects on the list, and delete expired ones, within a transaction."""
     drop_expired(connection, at)
     lift(connection, [entry.subject for entry in entries])
     for entry in entries:
@@ -149,12 +149,12 @@ def suppress(connection: Connection, entries: Sequence[Suppressed], at: float) -
 
 
 def drop_expired(connection: Connection, at: float) -> int:
-    """Delete the subjects whose time is over, within a transaction: they are remembered no longer than promised."""
+    """Delete the expired subjects, within a transaction, and return their number."""
     return int(connection.execute(SUPPRESSED.delete().where(SUPPRESSED.c.until <= at)).rowcount)
 
 
 def prolong(connection: Connection, entries: Sequence[Suppressed]) -> None:
-    """Keep subjects on the list for longer, within a transaction; those that were taken off it stay off."""
+    """Keep subjects on the list for longer, within a transaction. Subjects that were taken off stay off."""
     for entry in entries:
         connection.execute(SUPPRESSED.update().where(SUPPRESSED.c.subject == entry.subject).values(until=entry.until))
 

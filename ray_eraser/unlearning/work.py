@@ -1,4 +1,4 @@
-"""What waits in the ledger beside requests to forget, and is carried out together with them: new data, and a new partition."""
+"""Work in the ledger other than erasures: new data to learn, and a new partition. It is carried out together with erasures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ray_eraser.unlearning.request import UnlearningRequest
 
 @dataclass(frozen=True)
 class Learning:
-    """Interactions to learn from, appended to the log; part of what is served once they have been trained on.
+    """Interactions to append to the log. They are served after they have been trained on.
 
-    What is asked to be forgotten while it waits leaves it at once, so that no pair may be left. Ids are text.
+    An erasure accepted meanwhile removes its pairs at once, so a learning may have no pair left. Ids are text.
 
     Raises:
-        RequestError: a pair is none, or an id cannot be one.
+        RequestError: a value is not a pair, or cannot be an id.
     """
 
     kind: ClassVar[str] = "learn"
@@ -26,16 +26,16 @@ class Learning:
     pairs: tuple[tuple[RawId, RawId], ...]
 
     def __post_init__(self) -> None:
-        if self.pairs:  # what is a pair, and what an id, is said in one place
+        if self.pairs:  # `UnlearningRequest` checks pairs and ids
             object.__setattr__(self, "pairs", UnlearningRequest(pairs=self.pairs).pairs)
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
-        """The pairs as the text that their ids have become."""
+        """The pairs, with their ids as text."""
         return cast("tuple[tuple[str, str], ...]", self.pairs)
 
     def without(self, is_forgotten: Callable[[str, str], bool]) -> Learning:
-        """What is left to learn once a request to forget has been accepted."""
+        """The learning without the pairs that an accepted erasure covers."""
         return Learning(tuple(pair for pair in self.named if not is_forgotten(*pair)))
 
     def to_json(self) -> str:
@@ -44,10 +44,10 @@ class Learning:
 
 @dataclass(frozen=True)
 class Repartition:
-    """Everything from scratch: ids numbered, interactions divided, and all shards trained anew.
+    """A complete rebuild: the interactions are divided again, and all shards are trained again.
 
     Attributes:
-        changes: settings to change on the way, as `section.key=value`.
+        changes: settings to change with it, as `section.key=value`.
     """
 
     kind: ClassVar[str] = "repartition"
@@ -59,11 +59,11 @@ class Repartition:
 
 
 Work = UnlearningRequest | Learning | Repartition
-"""All that the ledger keeps until it is done."""
+"""The work of a request, which the ledger keeps until it is done."""
 
 
 def work_from_json(text: str) -> Work:
-    """What `to_json` wrote."""
+    """Parse the text that `to_json` wrote."""
     fields: dict[str, Any] = json.loads(text)
     if Learning.kind in fields:
         return Learning(tuple((user, item) for user, item in fields[Learning.kind]))

@@ -1,4 +1,4 @@
-"""What stands before every answer: keys, limits, headers, and no word of a failure that could name somebody."""
+"""The middleware before every answer: it checks keys and limits, sets headers, and keeps ids out of error messages and logs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/docs", "/openapi.json", "/healthz"})
-"""Paths that need no key: they say nothing of anybody."""
+OPEN = frozenset({"/", "/page.css", "/page.js", "/pictures.js", "/icon.svg", "/docs", "/openapi.json", "/healthz"})
+"""Paths that need no key. Their answers depend on no data."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,7 +31,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Of every answer. Forms have no action: without its script the page cannot put an id or a key into a URL."""
+"""Headers of every answer. `form-action 'none'` keeps ids and keys out of URLs when the page's script does not run."""
 
 _READING = ("GET", "HEAD", "OPTIONS")
 _AGAIN_SECONDS = 1.0
@@ -40,8 +40,9 @@ _AGAIN_SECONDS = 1.0
 class Guard:
     """ASGI middleware around the whole application.
 
-    What needs no key apart (`OPEN`), reading needs a key with the role read, and everything else one with the role erase. That
-    is checked before anything of the body is read. The application gets bodies that are whole, and never waits for one.
+    Paths in `OPEN` need no key. Reading needs a key with the role `read`, every other method one with the role `erase`. The
+    guard checks the key before it reads the body, and gives its role to the application as `request.state.role`. The
+    application gets complete bodies only, so a slow sender never blocks it.
     """
 
     def __init__(self, app: App, keys: Keys, limits: Limits) -> None:
@@ -66,20 +67,20 @@ class Guard:
 
         try:
             hashed = self._admitted(scope)
-            # Nothing reads the body of those that only ask, so it is not waited for.
+            # The application never reads the body of a GET, so the guard does not wait for it.
             body = None if hashed is None or scope["method"] in _READING else await self._body(hashed, receive)
             await self._app(scope, receive if body is None else _with(body, receive), stamped)
         except _RefusedError as refused:
             await _say(refused.answer, stamped)
         except _GoneError:
-            pass  # nobody is there to be answered
-        except Exception as error:  # noqa: BLE001 - whoever is above would log it with a traceback, which names ids
+            pass  # the client has left, so there is no one to answer
+        except Exception as error:  # noqa: BLE001 - the server above would log it with a traceback, which names ids
             log.error("request failed", extra={"error": type(error).__name__, "method": scope["method"]})  # noqa: TRY400
             if not started:
                 await _say(Answer(500, answers.BROKEN), stamped)
 
     def _admitted(self, scope: Scope) -> bytes | None:
-        """The hash of the key that a request came with; None where it needs none."""
+        """Check the key, the rate and the declared size. Gives the key's hash, or None for paths that need no key."""
         headers = dict(scope["headers"])
         hashed = None
         if scope["path"] not in OPEN:
@@ -92,14 +93,15 @@ class Guard:
                 raise _RefusedError(Answer(403, answers.WRONG_ROLE))
             if seconds := self._buckets.take(hashed):
                 raise _RefusedError(Answer(429, answers.TOO_OFTEN, seconds))
+            scope.setdefault("state", {})["role"] = role
         declared = headers.get(b"content-length", b"0")
-        # A length that is no number is the server's to refuse; it is measured all the same.
+        # The server refuses a length that is not a number. `_received` measures the size in any case.
         if declared.isdigit() and int(declared) > self._limits.body:
             raise _RefusedError(self._too_large())
         return hashed
 
     async def _body(self, hashed: bytes, receive: Receive) -> bytes:
-        """The whole body, received in a turn of its key."""
+        """Receive the whole body while holding one of the key's turns."""
         if not await self._turns.take(hashed):
             if self._turns.is_full(hashed):
                 raise _RefusedError(Answer(429, answers.TOO_MANY_BODIES, _AGAIN_SECONDS, closes=True))
@@ -131,7 +133,7 @@ class Guard:
 
 
 class _RefusedError(Exception):
-    """A request gets an answer before the application sees it."""
+    """The guard answers this request itself; the application does not see it."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer)
@@ -139,11 +141,11 @@ class _RefusedError(Exception):
 
 
 class _GoneError(Exception):
-    """Whoever asked has left."""
+    """The client closed the connection."""
 
 
 def _with(body: bytes, receive: Receive) -> Receive:
-    """What the application receives of a request whose body is there."""
+    """A `receive` that hands the application a body which has already arrived."""
     waiting = [body]
 
     async def received() -> Message:

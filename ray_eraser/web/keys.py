@@ -1,4 +1,4 @@
-"""API keys: who asks, and what they may do."""
+"""API keys and their roles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ray_eraser.errors import InputError
 
 SHORTEST_KEY = 32
-"""Characters. A key is stored as a plain hash, which is safe only of what nobody can guess."""
+"""In characters. Keys are stored as plain hashes, which is safe only if nobody can guess the key."""
 _LONGEST_KEY = 512
 _MAKE_ONE = "make one with: openssl rand -hex 32"
 
@@ -21,18 +21,18 @@ class Role(StrEnum):
     """What a key allows."""
 
     READ = "read"
-    """Recommendations, the state of erasures, receipts."""
+    """Recommendations, the deployment's status, the state of erasures, receipts."""
     ERASE = "erase"
-    """All that, and to ask for erasures."""
+    """The same, and to submit erasures, start runs and retry erasures."""
 
     def allows(self, wanted: Role) -> bool:
-        """Whether whoever has this role may do what asks for another."""
+        """Whether a key with this role may do what needs the role `wanted`."""
         return wanted is Role.READ or self is Role.ERASE
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The hashes of all keys with their roles. The keys themselves are kept nowhere."""
+    """The hashes of all keys, with their roles. The keys themselves are not stored."""
 
     entries: tuple[tuple[Role, bytes], ...]
 
@@ -41,9 +41,9 @@ class Keys:
         return cls(tuple((role, _hashed(key)) for role, key in keys))
 
     def find(self, presented: str) -> tuple[Role, bytes] | None:
-        """The role of a key and its hash, by which it can be told from others; None where there is no such key.
+        """The role of a key, and its hash as a name for it; None if there is no such key.
 
-        Takes as long for any key: the time says nothing of how much of one was right.
+        Takes the same time for every key, so that the time does not tell how much of a guess was right.
         """
         hashed, found = _hashed(presented), None
         for entry in self.entries:
@@ -53,10 +53,10 @@ class Keys:
 
 
 def read_keys(file: Path) -> Keys:
-    """The keys in a file that only its owner may read: a line each, `read KEY` or `erase KEY`; `#` begins a comment.
+    """Read a key file: one `read KEY` or `erase KEY` a line; `#` begins a comment. Only its owner may have access to it.
 
     Raises:
-        InputError: it cannot be read, others may read it, or a line is no key; no key is named in the error.
+        InputError: the file cannot be read, others have access to it, or a line is malformed. The message never holds a key.
     """
     try:
         mode, text = file.stat().st_mode, file.read_text("utf-8")
@@ -75,7 +75,7 @@ def read_keys(file: Path) -> Keys:
         if problem := _key_problem(key):
             raise InputError(f"{file}, line {number}: the key {problem}")
         if key in [other for _, other in keys]:
-            raise InputError(f"{file}, line {number}: the key stands in an earlier line already, give each key one role")
+            raise InputError(f"{file}, line {number}: an earlier line has the same key: give each key one role")
         keys.append((Role(role), key))
     if not keys:
         raise InputError(f"key file {file} holds no key: write lines 'read KEY' and 'erase KEY', {_MAKE_ONE}")

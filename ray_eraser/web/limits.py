@@ -1,4 +1,4 @@
-"""How often each key may ask, and how much of a process the bodies that are on their way may take up."""
+"""Limits on the rate of each key and on bodies that arrive slowly."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Limits:
-    """What one key, and one request, may ask for at most.
+    """Limits on one key and on one request.
 
     Attributes:
-        rate: requests a second for each key, over time.
-        burst: requests of one key that may come at once.
-        body: bytes of a request's body.
+        rate: requests per second for each key, on average.
+        burst: requests that one key may send at once.
+        body: largest body, in bytes.
         body_seconds: how long a body may take to arrive.
-        receiving: bodies of one key that may be on their way at once, in each process.
-        receiving_in_all: the same of all keys together.
+        receiving: how many bodies of one key each process receives at a time.
+        receiving_in_all: how many bodies of all keys together each process receives at a time.
     """
 
     rate: float = 100.0
@@ -33,24 +33,24 @@ class Limits:
     receiving_in_all: int = 64
 
     def divided(self, replicas: int) -> Limits:
-        """The share of one of so many processes, among which requests are spread evenly."""
+        """The limits of one of `replicas` processes that share the requests evenly."""
         return replace(self, rate=self.rate / replicas, burst=max(1.0, self.burst / replicas))
 
 
 class TokenBuckets:
-    """One bucket a key: it holds `burst` tokens at most, gains `rate` a second, and every request takes one.
+    """A token bucket for each key. It holds up to `burst` tokens and gains `rate` a second; every request takes one.
 
     Args:
-        clock: seconds that only grow.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
-        self._buckets: dict[Hashable, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._buckets: dict[Hashable, tuple[float, float]] = {}  # tokens, and the time of the count
         self._lock = threading.Lock()
 
     def take(self, key: Hashable) -> float:
-        """0 where a token was taken; else the seconds until there is one again, and none was."""
+        """Take a token. Gives 0, or if the bucket is empty, the seconds until its next token."""
         with self._lock:
             now = self._clock()
             tokens, counted_at = self._buckets.get(key, (self._burst, now))
@@ -61,14 +61,15 @@ class TokenBuckets:
 
 
 class Turns:
-    """Who may have a body received. One that is sent slowly, or half, must not keep others from being answered.
+    """Limits how many bodies a process receives at a time, so that slow senders cannot block the others.
 
-    Bodies that are there at once take their turns within milliseconds, so a burst of them only waits. Of one event loop.
+    A body that arrives at once gives its turn back within milliseconds, so a burst of such bodies only waits. For use in one
+    event loop.
 
     Args:
-        each: turns of one key at the same time.
-        in_all: of all keys.
-        patience: seconds that are waited for a turn.
+        each: turns that one key may hold at a time.
+        in_all: turns that all keys together may hold.
+        patience: how many seconds to wait for a turn.
     """
 
     def __init__(self, each: int, in_all: int, patience: float = 1.0) -> None:
@@ -76,7 +77,7 @@ class Turns:
         self._taken: Counter[Hashable] = Counter()
 
     async def take(self, key: Hashable) -> bool:
-        """Whether there was a turn; it must be given back."""
+        """Wait for a turn. True if the caller got one, and must give it back."""
         until = time.monotonic() + self._patience
         while self.is_full(key) or self._taken.total() >= self._in_all:
             if time.monotonic() >= until:
@@ -89,5 +90,5 @@ class Turns:
         self._taken[key] -= 1
 
     def is_full(self, key: Hashable) -> bool:
-        """Whether a key has all the turns that one may have."""
+        """Whether a key holds as many turns as one key may."""
         return self._taken[key] >= self._each

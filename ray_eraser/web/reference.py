@@ -1,4 +1,4 @@
-"""The API's reference as one page without scripts, made from its OpenAPI description."""
+"""The API's reference as one page without scripts, generated from its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ _HEAD = """<!doctype html>
 <body>
 <header><h1>HTTP API</h1><nav><a href="./">Operator's page</a> <a href="openapi.json">openapi.json</a></nav></header>
 <main>
-<p>Keys go into the header <code>Authorization: Bearer KEY</code>. A key with the role <code>read</code> may use every GET, one
-with the role <code>erase</code> may ask for erasures as well. Errors are
-<code>{"error": "what is wrong, and the way out"}</code>.</p>
+<section class="card">
+<p>Send a key in the header <code>Authorization: Bearer KEY</code>. A key with the role <code>read</code> may use every GET.
+POST needs a key with the role <code>erase</code>.</p>
+<p>Ids of users and items are strings in every answer, also if the log holds integers. In a body, write an id as a string, or
+as an integer between -(2<sup>53</sup> - 1) and 2<sup>53</sup> - 1. Larger numbers are refused with 400, because JavaScript
+rounds them and they may name another user. The string <code>"9007199254740993"</code> finds the integer id of these digits.
+Ids are compared exactly: blanks, capitals and leading zeros count.</p>
+<p>Errors are <code>{"error": "what is wrong, and the way out"}</code>.</p>
+</section>
 """
 _TAIL = "</main>\n</body>\n</html>\n"
 
 
 def reference_page(openapi: dict[str, Any]) -> str:
-    """HTML of all operations with their parameters, bodies and answers."""
+    """Render all operations as HTML, with their parameters, bodies and answers."""
     operations = [
         _operation(method, path, operation, openapi)
         for path, methods in openapi["paths"].items()
@@ -93,7 +99,7 @@ def _resolved(schema: dict[str, Any], openapi: dict[str, Any]) -> dict[str, Any]
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:
-    """Cells of the first two columns are text, those of the last HTML."""
+    """Render rows of (plain text, plain text, HTML)."""
     if not rows:
         return []
     body = "".join(

@@ -1,4 +1,4 @@
-"""Draw, don't measure: how each cost grows with the log, from what scale.py kept of several logs.
+"""Draw how each cost grows with the log, from the JSON reports that `scale.py` wrote for several logs. Measures nothing.
 
 python tests/benchmarks/growth.py DATE-scale-1m-1.json DATE-scale-10m-10.json DATE-scale-100m-100.json --output docs/figures
 """
@@ -10,24 +10,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ray_eraser.study.figures import COLORS, MARKS
+
 _LOG = ("read and divide", "train all shards", "aggregate")
 _ERASURE = ("to restore", "to forget")
 
 
 def draw(rows: list[dict[str, Any]], output: Path, name: str, title: str) -> None:
-    """NAME.png and NAME.svg: seconds of the whole log on the left, of one user's erasure on the right."""
+    """Write NAME.png and NAME.svg: seconds for the whole log on the left, for one user's erasure on the right."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import StrMethodFormatter
 
     rows = sorted(rows, key=lambda row: row["interactions"])
     sizes = [row["interactions"] for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axis, costs, over in zip(axes, (_LOG, _ERASURE), ("the whole log", "one user's erasure"), strict=True):
-        for cost, mark in zip(costs, "os^", strict=False):
-            axis.plot(sizes, [row[cost] for row in rows], mark + "-", label=cost)
+        for cost, mark, color in zip(costs, MARKS, COLORS, strict=False):
+            axis.plot(sizes, [row[cost] for row in rows], mark + "-", color=color, label=cost)
         axis.set(xscale="log", yscale="log", xlabel="interactions to learn from", ylabel="seconds", title=over)
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_xticks(sizes, [f"{size / 1e6:.2g} million" for size in sizes])
+        axis.xaxis.minorticks_off()
+        axis.margins(x=0.12)
         axis.grid(alpha=0.3)
         axis.legend()
     for row in rows:

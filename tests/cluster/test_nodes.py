@@ -89,7 +89,7 @@ def test_shards_are_spread_over_the_nodes_that_are_meant_for_them(
 
 def test_a_cluster_without_gpus_says_so_instead_of_waiting_for_one(there: Apart, place: str) -> None:
     (notice,) = there(apart.describe)["notices"]
-    assert notice.startswith("runtime.gpus_per_shard is 0.5 and the cluster has no such GPU: all shards run on CPUs; add GPUs")
+    assert notice.startswith("runtime.gpus_per_shard is 0.5, but the cluster has no such GPU: all shards run on CPUs; add GPUs")
 
 
 def test_no_node_works_on_more_at_a_time_than_it_has_slots_and_all_work(there: Apart, nodes: list[str]) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import environment, refusal, result, run
 
-JOBS = Path(__file__).parents[2] / "jobs"
-NAMES = ("prepare", "train", "unlearn", "recommend", "evaluate", "audit", "export", "keys")
 SMALL = """
 [data]
 synthetic_users = 60
@@ -34,33 +29,10 @@ epochs = 3
 """
 
 
-def run(job: str, *arguments: str, folder: Path, ray_address: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    if ray_address is not None:
-        environment["RAY_ADDRESS"] = ray_address
-    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
-
-
-def result(job: str, *arguments: str, folder: Path, ray_address: str | None = None) -> dict[str, Any]:
-    """The JSON object that a job prints last."""
-    done = run(job, *arguments, "--json", folder=folder, ray_address=ray_address)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "small.toml").write_text(SMALL)
     return tmp_path
-
-
-@pytest.mark.parametrize("job", NAMES)
-def test_help_says_what_a_job_does_and_gives_an_example(job: str, tmp_path: Path) -> None:
-    done = run(job, "--help", folder=tmp_path)
-    assert done.returncode == 0
-    assert f"python jobs/{job}.py" in done.stdout
-    assert "--json" in done.stdout
 
 
 @pytest.mark.ray
@@ -94,16 +66,14 @@ def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(fold
     assert set(erased["seconds"]) == {"to_forget", "to_restore", "to_purge"}
     assert (erased["state"], erased["generation"], len(erased["shards_touched"])) == ("erased", 2, 1)
     assert json.loads((folder / "receipt.json").read_text())["commitment"] == erased["commitment"]
-    assert result("audit", "--deployment", "outlives", "--receipt", "receipt.json", "--user-id", "1003", **here)["holds"]
+    assert result("verify", "--deployment", "outlives", "--receipt", "receipt.json", "--user-id", "1003", **here)["holds"]
 
     gone = run("recommend", "--deployment", "outlives", "--user-id", "1003", **here)
-    assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
-    assert "no user '1003' here" in gone.stderr
+    assert "no user '1003' here" in refusal(gone)
 
     (folder / "pairs.csv").write_text("1004,99999\n")
     refused = run("unlearn", "--deployment", "outlives", "--pairs", "pairs.csv", **here)
-    assert refused.returncode == 2
-    assert refused.stderr == "error: no item '99999' here: it was never learned from, or it has been erased\n"
+    assert refusal(refused) == "error: no item '99999' here: it was never learned from, or it has been erased"
 
     client = ray_eraser.connect("outlives")
     assert client.describe().generation == 2
@@ -160,8 +130,7 @@ def test_a_folder_of_parquet_parts_is_trained_on_in_fragments_and_evaluated_as_o
     assert measured["unknown_users"] == 0
     (folder / "log" / "part-1.parquet").write_bytes(b"nothing")
     refused = run("train", "--data", "log", "--storage-path", "other", "--ray-address", "local", folder=folder)
-    assert (refused.returncode, refused.stderr.count("error: ")) == (2, 1)
-    assert "part-1.parquet" in refused.stderr
+    assert "part-1.parquet" in refusal(refused)
 
 
 def test_prepared_data_is_what_was_read(folder: Path) -> None:
@@ -176,9 +145,21 @@ def test_prepared_data_is_what_was_read(folder: Path) -> None:
     assert {key: again[key] for key in ("train", "valid", "test")} == {key: prepared[key] for key in ("train", "valid", "test")}
 
 
+def test_the_newest_rows_are_named_by_the_time_from_which_they_are_the_test_set(folder: Path) -> None:
+    (folder / "u.data").write_text("".join(f"{n % 3 + 1}\t{n}\t5\t{1000 + n}\n" for n in range(1, 11)))
+    done = run("prepare", "--data", "u.data", "--newest", "0.2", folder=folder)
+    assert (done.returncode, done.stdout) == (0, "data.test_from=1009\n")
+    ready = result("prepare", "--data", "u.data", "--output", "ready", "--set", done.stdout.strip(), folder=folder)
+    assert (ready["rows_read"], ready["train"], ready["test"], ready["left_out"]) == (10, 8, 2, {})
+
+
 @pytest.mark.parametrize(
     ("job", "arguments", "said"),
     [
+        ("prepare", ("--data", "synthetic"), "name the folder that the prepared log goes to"),
+        ("prepare", ("--download", "1m", "--newest", "0.2"), "name the log with --data"),
+        ("recommend", (), "give --user-id ID, which may be repeated, or --like ITEM"),
+        ("recommend", ("--user-id", "1", "--like", "2"), "give --user-id ID, which may be repeated, or --like ITEM"),
         ("train", ("--data", "nowhere"), "nowhere"),
         ("train", ("--set", "model.color=red"), "config model.color: unknown key"),
         ("train", ("--set", "partition.n_shards=0"), "config partition.n_shards"),
@@ -194,12 +175,20 @@ def test_bad_input_is_one_line_exit_code_two_and_no_file(
     job: str, arguments: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.csv").write_text("1,2\n3\n")
-    done = run(job, *arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert said in refusal(run(job, *arguments, folder=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_an_error_of_a_submitted_job_names_the_place_and_quotes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("1,2\nsecret-user\n")
+    submitted = environment(RAY_JOB_CONFIG_JSON_ENV_VAR='{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    where = ("--storage-path", str(tmp_path / "kept"))
+    done = run("unlearn", "--pairs", "bad.csv", *where, folder=tmp_path, env=submitted)
+    assert refusal(done).startswith("error: bad.csv, line 2: cannot be used")
+    assert "secret-user" not in done.stderr
+    assert "secret-user" in run("unlearn", "--pairs", "bad.csv", *where, folder=tmp_path).stderr
+    unknown = run("train", "--set", "model.color=red", *where, folder=tmp_path, env=submitted)
+    assert refusal(unknown) == "error: config model.color: unknown key"
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:

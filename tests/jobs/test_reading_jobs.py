@@ -6,14 +6,13 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_jobs import JOBS, run
+from commands import environment, refusal, run
 
 from ray_eraser.config import EraserConfig
 from ray_eraser.coordinator import Coordinator
@@ -51,10 +50,7 @@ def ask(job: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[
     """Run a job in a process that cannot import Ray."""
     (folder / "without" / "ray").mkdir(parents=True, exist_ok=True)
     (folder / "without" / "ray" / "__init__.py").write_text("raise SystemExit('Ray was imported')")
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = str(folder / "without")
-    command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    return run(job, *arguments, folder=folder, env=environment(PYTHONPATH=str(folder / "without")))
 
 
 def told(job: str, *arguments: str, folder: Path) -> dict[str, Any]:
@@ -70,15 +66,40 @@ def test_recommendations_are_those_of_the_coordinator_that_runs_and_goes_on(shop
     assert shop.coordinator.recommend(LEFT, 5) == answer["items"]
 
 
+def test_several_users_are_answered_with_scores_and_titles_and_the_others_named(shop: Shop) -> None:
+    expected = shop.coordinator.recommend_scored(LEFT, 3)
+    (shop.folder / "titles.csv").write_text(f"{expected[0].item_id},The best\n")
+    asked = ("--user-id", str(LEFT), "--user-id", str(ERASED), "--user-id", str(WAITING), "--n", "3", "--titles", "titles.csv")
+    done = ask("recommend", *HERE, *asked, "--json", folder=shop.folder)
+    known, *others = json.loads(done.stdout)["users"]
+    assert (known["items"], known["scores"]) == ([item for item, _ in expected], [score for _, score in expected])
+    assert known["titles"] == ["The best", None, None]
+    assert [(other["user_id"], other["items"]) for other in others] == [(str(ERASED), None), (str(WAITING), None)]
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2, f"error: no user '{WAITING}' here: it was never learned from, or it has been erased",
+    )  # fmt: skip
+    shown = ask("recommend", *HERE, *asked, folder=shop.folder).stdout
+    assert f"for user {LEFT}" in shown
+    assert "The best" in shown
+    assert str(ERASED) not in shown
+
+
+def test_items_like_another_are_those_of_the_coordinator(shop: Shop) -> None:
+    item = shop.coordinator.recommend(LEFT, 1)[0]
+    expected = shop.coordinator.similar_items(item, 4)
+    assert told("recommend", *HERE, "--like", str(item), "--n", "4", folder=shop.folder) == {
+        "like": str(item), "items": [one for one, _ in expected], "scores": [score for _, score in expected],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("user", [ERASED, WAITING, 77])
 def test_who_is_forgotten_or_waits_to_be_is_unknown(shop: Shop, user: int) -> None:
     done = ask("recommend", *HERE, "--user-id", str(user), folder=shop.folder)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: no user '{user}' here: it was never learned from, or it has been erased\n"
+    assert refusal(done) == f"error: no user '{user}' here: it was never learned from, or it has been erased"
 
 
 def test_vectors_are_those_of_the_excision(shop: Shop) -> None:
-    exported = told("export_vectors", *HERE, "--out", "vectors", folder=shop.folder)
+    exported = told("vectors", *HERE, "--out", "vectors", folder=shop.folder)
     served = shop.coordinator.vectors()
     assert (exported["serving"], exported["n_users"]) == ("excision", len(served.user_ids))
 
@@ -126,24 +147,53 @@ def test_an_audit_trains_in_its_own_process(shop: Shop) -> None:
     assert (audited["exact"], audited["found_erased_pairs"]) == (True, 0)
 
 
+# ---- orders that are refused before Ray is started -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("unlearn", ("--user-id", "77"), "no user '77' here: it was never learned from, or it has been erased"),
+        ("unlearn", ("--user-id", f"{LEFT}.0"), f"no user '{LEFT}.0' here: did you mean '{LEFT}', which is here?"),
+        ("unlearn", ("--item-id", "99999"), "no item '99999' here: it was never learned from, or it has been erased"),
+        ("unlearn", ("--user-id", str(ERASED)), f"no user '{ERASED}' here: it was never learned from, or it has been erased"),
+        ("unlearn", ("--requests", "two.csv"), "row 3: no user '77' here"),
+        ("repartition", ("--set", "partition.colour=red"), "config partition.colour: unknown key"),
+        ("repartition", ("--set", "partition.n_shards=0"), "config partition.n_shards"),
+        ("learn", ("--data", "none.csv"), "none.csv: no such file or folder"),
+        ("unlearn", ("--user-id", "1", "--storage-path", "none"), "nothing is deployed at"),
+        ("process", ("--storage-path", "none"), "nothing is deployed at"),
+        ("status", ("--retry", "1", "--storage-path", "none"), "nothing is deployed at"),
+        ("serve", ("--keys", "api.keys", "--storage-path", "none"), "nothing is deployed at"),
+    ],
+)
+def test_a_mistaken_order_is_refused_without_ray(shop: Shop, command: str, arguments: tuple[str, ...], said: str) -> None:
+    (shop.folder / "two.csv").write_text(f"user_id,item_id\n{LEFT},\n77,\n")
+    (shop.folder / "api.keys").write_text(f"read {'r' * 32}\n")
+    (shop.folder / "api.keys").chmod(0o600)
+    before = shop.coordinator.describe().requests
+    assert said in refusal(ask(command, *HERE, *arguments, folder=shop.folder))
+    assert shop.coordinator.describe().requests == before
+
+
 # ---- receipts that come later ------------------------------------------------------------------------------------------------
 
 
 def test_a_receipt_is_fetched_later_into_the_file_that_has_the_salt(shop: Shop, tmp_path: Path) -> None:
     file, other = tmp_path / "r.json", tmp_path / "other.json"
     make(file, Accepted(shop.done.request_id, shop.done.salt, "kept").to_json())
-    early = ask("audit", *HERE[:2], "--receipt", str(file), folder=shop.folder)
+    early = ask("verify", *HERE[:2], "--receipt", str(file), folder=shop.folder)
     assert early.returncode == 2
-    assert f"request {shop.done.request_id} was accepted: fetch it with receipt.py --receipt {file}" in early.stderr
+    assert f"request {shop.done.request_id} was accepted: fetch it with ray-eraser receipt --receipt {file}" in early.stderr
 
     fetched = told("receipt", *HERE, "--receipt", str(file), folder=shop.folder)
     assert (fetched["request_id"], fetched["state"]) == (shop.done.request_id, "erased")
     assert ReceiptFile.from_json(file.read_text()).salt == shop.done.salt
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert told("audit", *HERE[:2], "--receipt", str(file), "--user-id", str(ERASED), folder=shop.folder)["holds"]
+    assert told("verify", *HERE[:2], "--receipt", str(file), "--user-id", str(ERASED), folder=shop.folder)["holds"]
 
     again = ask("receipt", *HERE, "--request-id", shop.done.request_id, "--receipt", str(file), folder=shop.folder)
-    assert (again.returncode, again.stderr) == (2, f"error: {file} exists and is never written over: choose another name\n")
+    assert refusal(again) == f"error: {file} exists and is never overwritten: choose another name"
     told("receipt", *HERE, "--request-id", shop.done.request_id, "--receipt", str(other), folder=shop.folder)
     assert ReceiptFile.from_json(other.read_text()).salt is None
 
@@ -155,7 +205,7 @@ def test_while_there_is_no_receipt_it_says_so_with_exit_code_one(shop: Shop, tmp
     done = ask("receipt", *HERE, "--receipt", str(file), "--json", folder=shop.folder)
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"request_id": shop.waiting.request_id, "state": "excised"}
-    assert "its receipt comes when it has been carried out" in done.stderr
+    assert "its receipt comes when the request has been carried out" in done.stderr
     assert file.read_text() == before
 
 
@@ -165,7 +215,7 @@ def test_while_there_is_no_receipt_it_says_so_with_exit_code_one(shop: Shop, tmp
         ("receipt", (), "give --request-id ID, or --receipt FILE"),
         ("receipt", ("--request-id", "none"), "no unlearning request 'none'"),
         ("receipt", ("--request-id", "a", "--receipt", "none/r.json"), "none/r.json cannot be written (No such file"),
-        ("unlearn", ("--user-id", str(LEFT), "--receipt", "there.json"), "there.json exists and is never written over"),
+        ("unlearn", ("--user-id", str(LEFT), "--receipt", "there.json"), "there.json exists and is never overwritten"),
         ("unlearn", ("--user-id", str(LEFT), "--receipt", "none/r.json"), "none/r.json cannot be written (No such file"),
     ],
 )
@@ -175,23 +225,14 @@ def test_a_place_or_a_request_that_cannot_be_used_is_said_before_anything_is_ask
     (shop.folder / "there.json").write_text("mine")
     before = shop.coordinator.describe().requests
     done = ask(job, *HERE, *arguments, folder=shop.folder)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert said in done.stderr
+    assert said in refusal(done)
     assert (shop.folder / "there.json").read_text() == "mine"
     assert shop.coordinator.describe().requests == before
 
 
-@pytest.mark.parametrize("job", ["recommend", "export_vectors", "status"])
+@pytest.mark.parametrize("job", ["recommend", "vectors", "status"])
 def test_where_nothing_is_stored_nothing_is_made(job: str, tmp_path: Path) -> None:
-    more = {"recommend": ("--user-id", "1"), "export_vectors": ("--out", "vectors"), "status": ()}[job]
+    more = {"recommend": ("--user-id", "1"), "vectors": ("--out", "vectors"), "status": ()}[job]
     done = run(job, "--storage-path", "kept", "--ray-address", "local", *more, folder=tmp_path)
-    assert done.returncode == 2
-    assert "nothing is deployed at" in done.stderr
+    assert "nothing is deployed at" in refusal(done)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("job", ["stop", "process", "receipt"])
-def test_help_says_what_a_job_does_and_gives_an_example(job: str, tmp_path: Path) -> None:
-    done = run(job, "--help", folder=tmp_path)
-    assert done.returncode == 0
-    assert f"python jobs/{job}.py" in done.stdout

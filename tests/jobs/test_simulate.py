@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-JOB = Path(__file__).parents[2] / "jobs" / "simulate.py"
+import commands
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(JOB), *arguments]
-    environment = {**os.environ, "MPLCONFIGDIR": str(folder / "matplotlib")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return commands.run(
+        "simulate", *arguments, folder=folder, env=commands.environment(MPLCONFIGDIR=str(folder / "matplotlib"))
+    )
 
 
 def test_plans_and_shard_counts_are_compared_in_one_call(tmp_path: Path) -> None:
@@ -48,13 +46,14 @@ def test_a_log_and_a_stream_of_ones_own_give_a_table(tmp_path: Path) -> None:
 
 def test_a_plan_that_is_none_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = run("--plan", "sometimes", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: config unlearning.plan: 'sometimes' is no plan: write immediate, every=6h")
+    assert commands.refusal(done).startswith(
+        "error: config unlearning.plan: 'sometimes' is not a plan: write immediate, every=6h"
+    )
     assert not (tmp_path / "results").exists()
 
 
 def test_help_gives_an_example_and_says_what_was_measured(tmp_path: Path) -> None:
     done = run("--help", folder=tmp_path)
     assert done.returncode == 0
-    assert "python jobs/simulate.py" in done.stdout
+    assert "ray-eraser simulate" in done.stdout
     assert "MovieLens-1M" in done.stdout

@@ -14,46 +14,57 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from commands import words
 
 from ray_eraser.store import Store
 
-JOBS = Path(__file__).parents[2] / "jobs"
-
-LINE = "{}: what is stored and recorded is whole, and the next job goes on from it\n"
+LINE = "{}: stored and recorded data is complete, and the next command continues from it\n"
 
 # In each, `up` is printed where the job is stopped.
 WAITING = """
-import cli, time
-with cli.exit_codes(debug=False):
+import time
+from ray_eraser.cli.program import exit_codes
+with exit_codes(debug=False):
     print("up", flush=True)
     time.sleep(60)
 """
+# A package that takes its time, in the place of one that commands import.
 IMPORTING = """
-import sys
-sys.argv[0] = {job!r}  # as if it were one
-import cli
-print("up", flush=True)
-while True:
-    pass
+import sys, types
+from ray_eraser.cli.main import main
+
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            print("up", flush=True)
+            while True:
+                pass
+
+sys.meta_path.insert(0, Slow())
+sys.argv = ["ray-eraser", "train"]
+main()
 """
 # numpy's threads are there before anything is said of signals.
 IN_C = """
-import numpy, cli, ctypes
-with cli.exit_codes(debug=False):
+import ctypes, numpy
+from ray_eraser.cli.program import exit_codes
+with exit_codes(debug=False):
     numpy.ones((500, 500)) @ numpy.ones((500, 500))
     print("up", flush=True)
     ctypes.CDLL(None).sleep(60)
 """
 ANOTHERS_HANDLER = """
-import cli, signal, sys, time
-with cli.exit_codes(debug=False):
+import signal, sys, time
+from ray_eraser.cli.program import exit_codes
+with exit_codes(debug=False):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does while it starts
     print("up", flush=True)
     time.sleep(60)
 """
 CLEANING = """
-import cli, pathlib, tempfile, time
-with cli.exit_codes(debug=False), tempfile.TemporaryDirectory(dir=".") as folder:
+import pathlib, tempfile, time
+from ray_eraser.cli.program import exit_codes
+with exit_codes(debug=False), tempfile.TemporaryDirectory(dir=".") as folder:
     pathlib.Path(folder, "of-a-user").touch()
     print("up", flush=True)
     try:
@@ -63,9 +74,10 @@ with cli.exit_codes(debug=False), tempfile.TemporaryDirectory(dir=".") as folder
         raise RuntimeError("as Ray's connections do then")
 """
 HANDED_OVER = """
-import cli, threading, time
+import threading, time
+from ray_eraser.cli.program import exit_codes
 from ray_eraser.runtime import signals
-with cli.exit_codes(debug=False):
+with exit_codes(debug=False):
     asked = threading.Event()
     with signals.handed_to(asked.set):
         print("up", flush=True)
@@ -73,8 +85,9 @@ with cli.exit_codes(debug=False):
     print("closed in good order")
 """
 WITH_CHILDREN = """
-import cli, multiprocessing, subprocess, time
-with cli.exit_codes(debug=False):
+import multiprocessing, subprocess, time
+from ray_eraser.cli.program import exit_codes
+with exit_codes(debug=False):
     forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     forked.start()
     started = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None)
@@ -84,20 +97,23 @@ with cli.exit_codes(debug=False):
     print(forked.exitcode, started.wait(), flush=True)
 """
 DONE = """
-import atexit, cli, time
+import atexit, time
+from ray_eraser.cli.program import exit_codes
 atexit.register(time.sleep, 60)
-with cli.exit_codes(debug=False):
+with exit_codes(debug=False):
     print("the result")
 print("up", flush=True)
 """
 
 ANSWERS = """
-import cli, json, os, sys
+import json, os
+from ray_eraser.cli.reaching import place as stored_at
+from ray_eraser.cli.submitted import keep
 from ray_eraser.errors import InputError
 
 def is_refused(place):
     try:
-        cli.place(place, "shop")
+        stored_at(place, "shop")
     except InputError as error:
         assert "a copy that Ray deletes" in str(error)
         return True
@@ -107,16 +123,15 @@ places = [None, "kept", "/srv/kept", "~/kept", "s3://bucket/kept"]
 answers = []
 for submission in (None, "raysubmit_1", "../a b"):
     os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"metadata": {"job_submission_id": submission}})
-    cli.keep("kept", {"answer": 42})
+    keep("train", "kept", {"answer": 42})
     answers.append([is_refused(place) for place in places])
 print(json.dumps(answers))
 """
 
 
 def _job(code: str, folder: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(JOBS)}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=pipe, stderr=pipe, text=True)
 
 
 def _stopped(code: str, folder: Path, number: int = signal.SIGTERM, within: float = 30) -> tuple[int, str, str]:
@@ -135,7 +150,7 @@ def _stopped(code: str, folder: Path, number: int = signal.SIGTERM, within: floa
 
 @pytest.mark.parametrize(
     "code",
-    [WAITING, IMPORTING.format(job=str(JOBS / "train.py")), IN_C, ANOTHERS_HANDLER, DONE],
+    [WAITING, IMPORTING, IN_C, ANOTHERS_HANDLER, DONE],
     ids=["asleep", "importing", "in-c", "under-another-handler", "after-its-end"],
 )
 def test_a_stopped_job_says_so_in_one_line_and_exits_with_143(code: str, tmp_path: Path) -> None:
@@ -177,7 +192,7 @@ def test_a_training_can_be_stopped_at_any_time_and_leaves_no_ray(seconds: float,
     # By this all that it starts is known again.
     marked = clean | {"STOPPED_BY_A_TEST": str(tmp_path), "RAY_TMPDIR": tempfile.mkdtemp(prefix="re", dir="/tmp")}
     where = ("--storage-path", str(tmp_path / "t"), "--ray-address", "local", "--set", "data.synthetic_users=4000")
-    command = [sys.executable, str(JOBS / "train.py"), "--data", "synthetic", "--set", "model.kind=wmf", *where]
+    command = words("train", "--data", "synthetic", "--set", "model.kind=wmf", *where)
     with subprocess.Popen(command, env=marked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
         time.sleep(seconds)
         job.send_signal(signal.SIGTERM)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
-from contracts.leftovers import left_since, living
 
 from ray_eraser.config import load_config
 from ray_eraser.study.tables import read_results
+from ray_eraser.testing.leftovers import left_since, living
 
-JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
 SMALL = """
 [data]
 synthetic_users = 60
@@ -38,23 +36,19 @@ FOUR = ("--over", "partition.n_shards=2,3", "--over", "partition.kind=hashed,use
 SIX = ("--over", "partition.n_shards=2,3,4", "--over", "partition.kind=hashed,user_based")
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(JOB), "--config", "small.toml", *arguments]
-
-
-def environment(address: str | None) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return kept if address is None else {**kept, "RAY_ADDRESS": address}
-
-
 def run(*arguments: str, folder: Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
-    settings: dict[str, Any] = {"cwd": folder, "env": environment(address), "capture_output": True, "text": True}
-    return subprocess.run(command(*arguments), timeout=250, check=False, **settings)
+    return commands.run("sweep", "--config", "small.toml", *arguments, folder=folder, ray_address=address)
 
 
 def start(*arguments: str, folder: Path, address: str) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
-    return subprocess.Popen(command(*arguments), cwd=folder, env=environment(address), stdout=quiet, stderr=quiet)
+    return subprocess.Popen(
+        commands.words("sweep", "--config", "small.toml", *arguments),
+        cwd=folder,
+        env=commands.environment(address),
+        stdout=quiet,
+        stderr=quiet,
+    )
 
 
 @pytest.fixture
@@ -90,24 +84,14 @@ def until(count: int, file: Path, process: subprocess.Popen[bytes]) -> dict[str,
         (("--over", "partition.n_shards=5,zero"), "partition.n_shards"),
         (("--over", "model.color=1,2"), "config model.color: unknown key"),
         (("--over", "data.min_rating=1,2"), "must be the same for all trials"),
-        (("--mix", "dog=1"), "is no share of a kind"),
+        (("--mix", "dog=1"), "is not a share of a kind"),
         (("--samples", "3"), "there is nothing to draw"),
         (("--set", "data.valid_share=0"), "no validation set to compare trials by: set data.valid_share=0.1"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_started(arguments: tuple[str, ...], said: str, folder: Path) -> None:
-    done = run(*arguments, folder=folder)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert said in commands.refusal(run(*arguments, folder=folder))
     assert [file.name for file in folder.iterdir()] == ["small.toml"]
-
-
-def test_help_gives_an_example(folder: Path) -> None:
-    done = run("--help", folder=folder)
-    assert done.returncode == 0
-    assert "python jobs/sweep.py" in done.stdout
-    assert "--json" in done.stdout
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""Drives a headless Chromium over its remote debugging protocol, with nothing but what Ray brings."""
+"""Drives a headless Chromium over its remote debugging protocol, with the packages that Ray installs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One page of a browser with a profile of its own, which ends with the block."""
+    """One page of a browser with its own profile. Both end with the block."""
 
     def __init__(self, program: str, profile: Path) -> None:
         self._program, self._profile = program, profile
         self._calls = 0
         self.complaints: list[str] = []
-        """What the console and the log said that was an error."""
+        """The errors in the console and in the browser's log."""
 
     def __enter__(self) -> Self:
-        switches = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1200,900")
+        switches = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0")
         self._process = subprocess.Popen(
             [self._program, *switches, "--no-first-run", f"--user-data-dir={self._profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
@@ -101,17 +101,28 @@ class Browser:
         return str(self.look(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def write(self, selector: str, text: str) -> None:
-        """Into a field, as a keyboard does."""
+        """Type into a field."""
         self.look(f"document.querySelector({json.dumps(selector)}).focus()")
         self.call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
         self.look(f"document.querySelector({json.dumps(selector)}).click()")
 
-    def picture(self, file: Path, width: int = 1200, height: int = 900, *, dark: bool = False) -> None:
-        """A screenshot of the whole page."""
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key, named as in `KeyboardEvent.key`, with its Windows key code."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def resize(self, width: int, height: int = 900, *, dark: bool = False) -> None:
+        """Change the size of the window, in CSS pixels, and the colours that its user prefers."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+
+    def picture(self, file: Path, height: int | None = None) -> None:
+        """Take a screenshot of the whole page, or of its upper part."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
         file.write_bytes(base64.b64decode(data))

@@ -230,7 +230,7 @@ def test_a_storage_path_of_an_earlier_version_is_refused_and_left_alone(
     for name, text in kept.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(StoreError, match="of format 1, this version reads format 2: train again from the log"):
+    with pytest.raises(StoreError, match="has format 1, and this version reads format 2: train again from the log"):
         ray_eraser.deploy("earlier", str(tmp_path), tiny_config)
     assert {name: (tmp_path / name).read_text() for name in kept} == kept
 

@@ -51,7 +51,7 @@ def test_ray_and_one_process_give_the_same_bits_by_torch_and_the_audit_is_exact(
         described = client.describe()
     finally:
         client.shutdown()
-    assert described.device == "the CPU, by the GPU's code"
+    assert described.device == "the CPU with the GPU code"
 
     here = str(tmp_path / "here")
     local = Coordinator("here", here, partial(LocalShardPool, here), config)
@@ -139,5 +139,5 @@ def test_an_excision_needs_no_gpu_and_is_the_one_that_a_cpu_gives(
 def test_an_audit_for_which_no_gpu_is_free_says_so_instead_of_waiting(ray_session: None, tiny_config: EraserConfig) -> None:
     from ray_eraser.runtime.pool import RayTasks
 
-    with pytest.raises(DeviceError, match=r"GPUs are free and 99 is needed: lower runtime.gpus_per_shard"):
+    with pytest.raises(DeviceError, match=r"GPUs are free, but 99 is needed: lower runtime.gpus_per_shard"):
         RayTasks(tiny_config.runtime, gpus=99).run([int])

@@ -97,7 +97,7 @@ def _check_files(place: str) -> None:
 
 
 def test_a_second_deployment_is_refused_while_the_first_runs_and_reads_go_on(on_ray: Client, tiny: Dataset, place: str) -> None:
-    with pytest.raises(HeldError, match=f"{on_ray.deployment!r} on .* runs already"):
+    with pytest.raises(HeldError, match=f"{on_ray.deployment!r} on .* is running already"):
         deploy("another", place)
     with pytest.raises(HeldError), _in_this_process(place):
         pass

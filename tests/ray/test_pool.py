@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from contracts.pool_contract import PoolContract
 
 from ray_eraser.config import EraserConfig, RuntimeConfig
 from ray_eraser.errors import PoolError, UnexpectedError
@@ -20,6 +19,7 @@ from ray_eraser.ids import ShardId
 from ray_eraser.pool import LocalShardPool, ShardPool
 from ray_eraser.shard import ShardOrder
 from ray_eraser.store import Store
+from ray_eraser.testing.pool_contract import PoolContract
 
 if TYPE_CHECKING:
     from ray_eraser.runtime.pool import RayShardPool
@@ -63,7 +63,7 @@ class TestRayShardPool(PoolContract):
         pool.warm()
         elsewhere = f"{store.uri}-elsewhere"
         other = RayShardPool(pool._deployment, elsewhere, ShardActor, AggregatorActor, tiny_config)
-        with pytest.raises(PoolError, match="is the name of another deployment"):
+        with pytest.raises(PoolError, match="is the name of a deployment at"):
             other.warm()
 
     def test_what_takes_too_long_is_said_to(self, ray_session: None) -> None:

@@ -50,10 +50,10 @@ def free_port() -> int:
 def served(
     ray_session: None, tiny: Dataset, tiny_config: EraserConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """A deployment over HTTP that the tests share: each erases other users than the others."""
+    """A deployment over HTTP that the tests share. Each test erases its own users."""
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of how Ray itself uses pydantic
+        warnings.simplefilter("ignore")  # Ray's own use of pydantic warns
         import ray.serve  # noqa: F401
     from ray_eraser.runtime import serve
 
@@ -137,10 +137,15 @@ def test_a_key_may_do_what_its_role_says(call: Call) -> None:
     assert call("POST", "/erasures", {"user_id": 1005}, key=None)[0] == 401
     assert call("POST", "/erasures", {"user_id": 1005}, key=READER)[0] == 403
     assert call("GET", "/users/1005/recommendations")[0] == 200
+    assert call("GET", "/key", key=READER)[1] == {"role": "read"}
+    assert call("POST", "/run", key=READER)[0] == 403
+    assert call("POST", "/run")[0] == 202
+    assert call("POST", "/erasures/none/retry", key=READER)[0] == 403
+    assert call("POST", "/erasures/none/retry")[0] == 404
 
 
 def test_pages_and_health_need_no_key(call: Call) -> None:
-    for path in ("/", "/docs", "/openapi.json", "/healthz", "/page.js", "/page.css"):
+    for path in ("/", "/docs", "/openapi.json", "/healthz", "/page.js", "/pictures.js", "/page.css"):
         status, _, headers = call("GET", path, key=None)
         assert status == 200
         assert headers["content-security-policy"].startswith("default-src 'self'")
@@ -150,6 +155,7 @@ def test_what_is_too_large_or_no_request_is_refused(call: Call) -> None:
     assert call("POST", "/erasures", b" " * ((1 << 20) + 1))[0] == 413
     assert call("POST", "/erasures", {"user_id": 1, "item_id": 2})[0] == 422
     assert call("POST", "/erasures", b"{")[0] == 422
+    assert call("POST", "/erasures", {"user_id": 2**53})[0] == 400
     assert call("GET", "/users/1003/recommendations?n=0")[0] == 422
     assert call("PUT", "/erasures", {})[0] == 405
 
@@ -188,9 +194,9 @@ def test_half_bodies_end_and_keep_nobody_from_being_answered(served: Served, cal
 def test_an_address_or_a_path_that_is_anothers_is_refused(served: Served) -> None:
     from ray_eraser.runtime import serve
 
-    with pytest.raises(InputError, match="Serve runs on this Ray already and does not listen at"):
+    with pytest.raises(InputError, match="Serve already runs on this Ray and does not listen at"):
         serve.start("over-http", KEYS, port=free_port())
-    with pytest.raises(InputError, match="one deployment of a Ray is served"):
+    with pytest.raises(InputError, match="a Ray serves one deployment"):
         serve.start("over-http-2", KEYS, port=int(served.url.rpartition(":")[2]))
     assert Call(served.url)("GET", "/healthz", key=None)[0] == 200
 
@@ -224,7 +230,7 @@ def test_an_operator_can_use_the_page(served: Served, tmp_path: Path) -> None:
         browser.wait_for("!document.querySelector('#problem').hidden")
         assert browser.text("#problem") == "This key is not known here."
         assert browser.look("document.querySelector('#open').hidden")
-        browser.complaints.clear()  # that it was 401
+        browser.complaints.clear()  # about the status 401
 
         browser.write("#key", ERASER)
         browser.click("#key-button")
@@ -233,11 +239,13 @@ def test_an_operator_can_use_the_page(served: Served, tmp_path: Path) -> None:
 
         browser.write("#raw-id", "nobody")
         browser.click("#erase-form button")
+        browser.click("#confirm-yes")
         browser.wait_for("document.querySelector('#problem').innerText.startsWith(\"no user 'nobody' here\")")
-        browser.complaints.clear()  # that it was 404
+        browser.complaints.clear()  # about the status 404
         browser.look("document.querySelector('#raw-id').value = ''")
         browser.write("#raw-id", "1020")
         browser.click("#erase-form button")
+        browser.click("#confirm-yes")
         browser.wait_for("!document.querySelector('#accepted').hidden")
         erasure, salt = browser.text("#accepted-id"), browser.text("#accepted-salt")
         assert len(erasure) == 32
@@ -255,7 +263,7 @@ def test_an_operator_can_use_the_page(served: Served, tmp_path: Path) -> None:
         saved = ReceiptFile.from_json(file.read_text())
         assert (saved.receipt, saved.salt) == (ray_eraser.connect("over-http").receipt(RequestId(erasure)), salt)
 
-        browser.click("#key-button")  # forget it
+        browser.click("#forget-key")
         assert browser.look("document.querySelector('#open').hidden")
         for _ in range(2):
             assert ERASER not in browser.look(
@@ -269,7 +277,7 @@ def test_an_operator_can_use_the_page(served: Served, tmp_path: Path) -> None:
 
 
 def test_what_is_stopped_is_503_until_it_runs_again_and_so_is_a_full_queue(served: Served, call: Call) -> None:
-    # The last of the tests: from here on erasures wait for a month.
+    # This must be the last test: from here on, erasures wait for a month.
     ray_eraser.connect("over-http").shutdown()
     status, _, headers = call("GET", "/status")
     assert (status, "retry-after" in headers) == (503, True)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.leftovers import left_since, living
-from contracts.pool_contract import PoolContract
 
 from ray_eraser.config import EraserConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
@@ -19,6 +17,8 @@ from ray_eraser.errors import InputError
 from ray_eraser.pool import ShardPool
 from ray_eraser.store import Store
 from ray_eraser.study.sweep import Sweep, for_sweeping, parse_axis, shared_alpha0, shared_partition
+from ray_eraser.testing.leftovers import left_since, living
+from ray_eraser.testing.pool_contract import PoolContract
 
 pytestmark = pytest.mark.ray
 

@@ -1,4 +1,4 @@
-"""Deployments in this process, on small data, that a test may kill and open again."""
+"""Deployments in this process on small data, which a test may kill and reopen."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ray_eraser.store import Store, manifest_ref
 from ray_eraser.unlearning.audit import AuditReport, Erased, audit
 
 SMALL_LOG = {"synthetic_users": 40, "synthetic_items": 30, "synthetic_per_user": 7, "synthetic_communities": 3}
-"""Settings of a generated log that is trained on in a moment."""
+"""Settings of a generated log on which training is fast."""
 
 
 class Deployments:
-    """Deployments under one folder. A name is a storage path; opening it again is what happens after a crash."""
+    """Deployments under one folder. A name is a storage path; to reopen it is to recover from a crash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Deployments:
         return coordinator
 
     def copy(self, template: Path, name: str, **settings: Any) -> Coordinator:
-        """Open a copy of a deployment that nobody has open."""
+        """Open a copy of a deployment that is not open."""
         shutil.copytree(template, self.path(name))
         return self.open(name, **settings)
 
@@ -66,7 +66,7 @@ class Deployments:
             coordinator.close()
 
     def check(self) -> None:
-        """What is true of every deployment that has nothing left to do: its files are those of one generation."""
+        """Check an invariant of every idle deployment: its files belong to one generation."""
         for coordinator in self._opened:
             if coordinator._ledger.is_closed:
                 continue

@@ -1,6 +1,6 @@
-"""A deployment as plain Python keeps it: sets of pairs by shard, and generations built from them from scratch.
+"""A deployment in plain Python: sets of pairs by shard, and generations that are built from them from scratch.
 
-Nothing here is shared with what carries requests out, but for the training of a submodel and of the aggregate. Ids are text.
+The module shares no code with the processing of requests, except for the training of submodels and aggregates. Ids are text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ray_eraser.unlearning.request import UnlearningRequest
 
 Pair = tuple[str, str]
 Parts = tuple[set[Pair], set[Pair]]
-"""Of a shard: the pairs that are trained on, and those that are held out."""
+"""The training pairs and the held-out pairs of a shard."""
 
 
 def generation_of(
@@ -38,7 +38,7 @@ def generation_of(
     integers: tuple[str, ...] = (),
     chosen: tuple[str, ...] = (),
 ) -> str:
-    """Digest of the generation that training on these shards' interactions gives."""
+    """The digest of the generation that results from training on these shards' interactions."""
     data, submodels, records = [], [], []
     for shard, parts in enumerate(shards):
         data.append(shard_data_of(parts, config.seed))
@@ -63,18 +63,18 @@ def generation_of(
 
 
 def shard_data_of(parts: Parts, seed: int) -> ShardData:
-    """A shard's interactions from its pairs alone."""
+    """Make a shard's interactions from its pairs."""
     log = Dataset.of_pairs("shard", parts[0], seed, parts[1])
     return ShardData(log.users.keys, log.items.keys, log.train, log.valid)
 
 
 class Plain:
-    """What a deployment holds.
+    """The contents of a deployment.
 
     Attributes:
         config: its settings.
-        integers, chosen: as its manifest has them.
-        shards: of each the (user id, item id) pairs that are trained on, and those that are held out.
+        integers, chosen: the values in its manifest.
+        shards: for each shard, the (user id, item id) pairs for training and the held-out pairs.
     """
 
     def __init__(self, coordinator: Coordinator) -> None:
@@ -98,12 +98,12 @@ class Plain:
 
     @property
     def pairs(self) -> set[Pair]:
-        """All that are left, held-out ones too."""
+        """All remaining pairs, including held-out pairs."""
         return set().union(*(part for shard in self.shards for part in shard))
 
     @property
     def users(self) -> list[str]:
-        """Those who have a pair, in the order of keys."""
+        """The users that have a pair, in the order of their keys."""
         return self._in_order(user for user, _ in self.pairs)
 
     @property
@@ -117,10 +117,10 @@ class Plain:
         (shard,) = [k for k, parts in enumerate(self.shards) if any(pair in part for part in parts)]
         return shard
 
-    # ---- what is asked
+    # ---- requests
 
     def erase(self, request: UnlearningRequest) -> set[Pair]:
-        """The pairs that went."""
+        """Erase pairs, and return the erased ones."""
         gone = {pair for pair in self.pairs if is_about(request, pair)}
         for parts in self.shards:
             for part in parts:
@@ -128,7 +128,7 @@ class Plain:
         return gone
 
     def learn(self, pairs: Iterable[tuple[object, object]]) -> list[Pair]:
-        """All that a batch learns; those that are new and not held out for a test."""
+        """Learn a batch, and return the pairs that are new and not held out for a test."""
         seed, data = self.config.seed, self.config.data
         asked = dict.fromkeys((str(user), str(item)) for user, item in pairs)
         new = [pair for pair in asked if pair not in self.pairs and not is_held(pair, "test", data.test_share, seed)]
@@ -156,14 +156,14 @@ class Plain:
             sizes[home[raw]] += sum(pair[side] == raw for pair in new)
         return {pair: home[pair[side]] for pair in new}
 
-    # ---- what it is trained to
+    # ---- training
 
     def digest(self, store: Store) -> str:
-        """Of the generation that these shards give when they are trained from scratch."""
+        """The digest of the generation that these shards give when trained from scratch."""
         return generation_of(store, self.shards, self.config, self.integers, self.chosen)
 
     def remaining(self) -> Dataset:
-        """What is left, as a log that is read for the first time."""
+        """The remaining data, as a log that is read for the first time."""
         train, valid = ([pair for parts in self.shards for pair in sorted(parts[side])] for side in (0, 1))
         log = Dataset.of_pairs("left", reversed(train), self.config.seed, reversed(valid))
         for vocabulary in (log.users, log.items):
@@ -171,7 +171,7 @@ class Plain:
         return log
 
     def owners(self, log: Dataset) -> tuple[Partition, Partition]:
-        """The partitions of a log's two sets, to be handed over where they are learned."""
+        """The partitions of a log's two sets, for kinds that are learned."""
         users, items = log.users.texts.to_pylist(), log.items.texts.to_pylist()
         train, valid = (
             Partition(
@@ -192,7 +192,7 @@ def is_about(request: UnlearningRequest, pair: tuple[object, object]) -> bool:
     return user == request.user_id or item == request.item_id or (user, item) in (request.pairs or ())
 
 
-# ---- keyed hashes, by the book -------------------------------------------------------------------------------------------
+# ---- keyed hashes by their definition --------------------------------------------------------------------------------------
 
 SHARD = int.from_bytes(b"shard", "big")
 _64 = 2**64
@@ -204,7 +204,7 @@ def key_of(raw: object, seed: int) -> int:
 
 
 def is_held(pair: tuple[object, object], name: str, share: float, seed: int) -> bool:
-    """Whether a pair belongs to the set of this name, `test` or `valid`, by the keys of its two ids."""
+    """Whether a pair belongs to the set `test` or `valid`, by the keys of its two ids."""
     user, item = (key_of(raw, seed) for raw in pair)
     drawn = mixed(mixed(user, seeds.derive(seed, "split", name)), item)
     return ((drawn >> 12) + 0.5) * 2.0**-52 < share

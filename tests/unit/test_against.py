@@ -197,7 +197,7 @@ def test_a_learned_partition_is_refused_with_the_way_out(deployments: Deployment
         {"partition": {"kind": "user_based", "n_shards": 2}, "model": {"width": 4, "epochs": 1, "alpha0": 0.3}}
     )
     coordinator = deployments.fit("shop", config, tiny)
-    with pytest.raises(ConfigError, match=r"user_based partition is learned .* repartition\.py"):
+    with pytest.raises(ConfigError, match=r"user_based partition is learned .* ray-eraser repartition"):
         compared(coordinator, file_of(tmp_path, everything_in(tiny)))
 
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contracts.aggregator_contract import AggregatorContract, by_user, start_of_items
-from contracts.model_contract import checkerboard
 from torch_devices import TORCH_DEVICES, on_gpu
 
 from ray_eraser.aggregation import aggregate, excise, make_grams, products, spectral_torch
@@ -11,6 +9,8 @@ from ray_eraser.aggregation.mean import mean, side_by_side
 from ray_eraser.aggregation.spectral import spectral
 from ray_eraser.config import AggregationConfig, EraserConfig, RuntimeConfig, WmfAlsConfig
 from ray_eraser.embeddings import Embeddings
+from ray_eraser.testing.aggregator_contract import AggregatorContract, by_user, start_of_items
+from ray_eraser.testing.model_contract import checkerboard
 
 
 class TestMean(AggregatorContract):
@@ -90,23 +90,23 @@ def config(device="cpu", **settings):
 
 
 @pytest.mark.parametrize("kind", ["mean", "static"])
-def test_scores_without_fold_in_keep_all_columns_side_by_side(kind):
+def test_without_fold_in_all_columns_are_kept(kind):
     assert aggregate(submodels(), checkerboard()[0], config(kind=kind, foldin=False)).width == 6
 
 
 @pytest.mark.parametrize("kind", ["mean", "static", "attention", "spectral"])
-def test_the_fold_in_is_made_in_the_models_own_width(kind):
+def test_the_fold_in_has_the_models_width(kind):
     assert aggregate(submodels(), checkerboard()[0], config(kind=kind, epochs=1)).width == 3
 
 
-def test_without_fold_in_the_configured_aggregator_alone_decides():
+def test_without_fold_in_the_result_is_that_of_the_configured_aggregator():
     shards, pairs = submodels(), checkerboard()[0]
     assert aggregate(shards, pairs, config(kind="mean", foldin=False)).same_bits(mean(shards))
-    # The two shards' stack has six columns: no seed is looked at.
+    # The tables of both shards have six columns together, so no seed is used.
     assert aggregate(shards, pairs, config(kind="spectral", foldin=False)).same_bits(spectral(shards, 3, 0))
 
 
-def test_a_fold_in_with_weights_of_its_own_does_not_take_the_models():
+def test_a_fold_in_with_its_own_weights_does_not_use_the_models():
     shards, pairs = submodels(), checkerboard()[0]
     taken = aggregate(shards, pairs, config(sweeps=1))
     said = aggregate(shards, pairs, config(sweeps=1, foldin_alpha0=0.3, foldin_reg=0.007))
@@ -115,7 +115,7 @@ def test_a_fold_in_with_weights_of_its_own_does_not_take_the_models():
     assert not taken.same_bits(other)
 
 
-def test_excision_from_nothing_depends_on_the_start_and_on_what_remains():
+def test_an_excision_without_submodels_depends_on_the_start_and_the_remaining_data():
     remaining, _ = checkerboard()
     start = start_of_items(remaining)
     served = excise([], remaining, start, config_of_width(4))
@@ -124,7 +124,7 @@ def test_excision_from_nothing_depends_on_the_start_and_on_what_remains():
     assert not excise([], by_user(remaining)[0], start, config_of_width(4)).same_bits(served)
 
 
-def test_side_by_side_scores_are_the_sum_that_the_spectral_basis_approximates():
+def test_concatenated_tables_score_the_sum_that_the_spectral_basis_approximates():
     together = side_by_side(submodels())
     full = spectral(submodels(), 6, 0)
     np.testing.assert_allclose(full.users @ full.items.T, together.users @ together.items.T, atol=1e-5)
@@ -145,7 +145,7 @@ def test_a_torch_device_gives_the_scores_of_the_cpu(device, kind, foldin):
     )
     assert there.user_rows.tolist() == here.user_rows.tolist()
     assert there.item_rows.tolist() == here.item_rows.tolist()
-    # Signs and rotations are free. With the fold-in there are items alone: their own products are free of both.
+    # Signs and rotations are arbitrary. With fold-in there are only items, whose inner products do not depend on them.
     scores_here, scores_there = (
         model.items @ model.items.T if foldin else model.users @ model.items.T for model in (here, there)
     )
@@ -153,7 +153,7 @@ def test_a_torch_device_gives_the_scores_of_the_cpu(device, kind, foldin):
 
 
 @pytest.mark.parametrize("device", ["cpu", *TORCH_DEVICES])
-def test_gram_matrices_that_were_there_already_change_no_bit(device):
+def test_cached_gram_matrices_change_no_bit(device):
     shards, nobody, settings = submodels(), Embeddings.empty(3), config(device)
     alone = aggregate(shards, checkerboard()[0], settings)
     grams, given = make_grams(settings), make_grams(settings)
@@ -166,7 +166,7 @@ def test_gram_matrices_that_were_there_already_change_no_bit(device):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_tables_that_were_uploaded_for_one_aggregation_are_overwritten_after_it(device, monkeypatch):
+def test_tables_uploaded_for_one_aggregation_are_overwritten_afterwards(device, monkeypatch):
     uploaded = []
 
     class Watched(spectral_torch.GramsTorch):

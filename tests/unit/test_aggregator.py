@@ -1,4 +1,4 @@
-"""The aggregation as a part of a deployment: what it keeps in memory changes no bit of what it computes."""
+"""The aggregation as a part of a deployment: its caches change no bit of its results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N_SHARDS = 3
 
 
 @given(st.lists(MODELS, min_size=1, max_size=5))
-def test_rows_are_the_places_of_keys_among_those_that_any_model_has_whatever_models_were_there_before(generations):
+def test_rows_are_positions_among_the_keys_of_all_models_whatever_models_came_before(generations):
     numbering, known = _Numbering(), {}
     for models in generations:
         for number, keys in models.items():  # a file's content never changes
@@ -69,7 +69,7 @@ def trained(folder: str, shard: int, config, data: ShardData) -> ShardRecord:
     ],
     ids=["spectral", "with users", "swept", "mean", "attention"],
 )
-def test_an_aggregator_that_has_seen_other_generations_gives_the_bytes_of_a_new_one(tmp_path, config):
+def test_an_aggregator_that_saw_other_generations_gives_the_bytes_of_a_new_one(tmp_path, config):
     folder, generator = str(tmp_path), np.random.default_rng(2)
     nothing = KeyedPairs.none()
     shards = [ShardData.none().with_learned(KeyedPairs.of(random_pairs(generator, 60)), nothing) for _ in range(N_SHARDS)]
@@ -83,7 +83,7 @@ def test_an_aggregator_that_has_seen_other_generations_gives_the_bytes_of_a_new_
         assert rebuild_aggregate(folder, records, config) == content
         excised = replace(order, excised=frozenset([ShardId(changed)]))
         assert long_lived.excise(excised).same_bits(Aggregator(folder, config).excise(excised))
-        # Users and items go and come, so that nearly all rows move.
+        # Users and items leave and join, so that almost all rows move.
         gone = KeyedPairs.of(random_pairs(generator, 60))
         come = KeyedPairs.of(random_pairs(generator, 20))
         data = shards[changed].without(gone)
@@ -91,7 +91,7 @@ def test_an_aggregator_that_has_seen_other_generations_gives_the_bytes_of_a_new_
         records[changed] = trained(folder, changed, config, shards[changed])
 
 
-def test_where_all_shards_are_excised_what_is_served_depends_on_what_remains_and_on_no_model(tmp_path):
+def test_with_all_shards_excised_the_served_model_depends_only_on_the_remaining_data(tmp_path):
     config, folder, generator = configured("spectral", foldin=True), str(tmp_path), np.random.default_rng(3)
     pairs = [random_pairs(generator, 60) for _ in range(N_SHARDS)]
     gone = KeyedPairs.of([pair for some in pairs for pair in some if pair[0] == some[0][0]])
@@ -106,7 +106,7 @@ def test_where_all_shards_are_excised_what_is_served_depends_on_what_remains_and
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
-def test_an_aggregator_that_forgets_has_no_key_of_the_erased_and_goes_on_as_if_it_were_new(tmp_path, device):
+def test_an_aggregator_that_forgets_keeps_no_erased_key_and_continues_like_a_new_one(tmp_path, device):
     config, folder = configured("spectral", foldin=False).with_device(device), str(tmp_path)
     generator = np.random.default_rng(5)
     shards = [
@@ -138,7 +138,7 @@ def test_a_stored_aggregate_is_served_with_the_users_of_its_shards_folded_in(tin
     assert folded_in(stored, shards, without) is stored
 
 
-def test_users_and_items_that_are_held_out_alone_have_no_vector_and_do_no_harm(tmp_path):
+def test_users_and_items_with_only_held_out_pairs_have_no_vector(tmp_path):
     config, folder = configured("spectral", foldin=True, sweeps=1), str(tmp_path)
     data = [
         ShardData.none().with_learned(KeyedPairs.of([(1, 2), (1, 4), (3, 4)]), KeyedPairs.of([(1, 9), (7, 2)])),

@@ -186,7 +186,11 @@ class AnyHistory(RuleBasedStateMachine):
             return request.user_id in self.left_ids(0) | {user for user, _ in self.to_come()}
         if request.item_id is not None:
             return request.item_id in self.left_ids(1) | {item for _, item in self.to_come()}
-        return set(request.pairs) <= self.left() | self.to_come()
+        return self.absent(request) < len(set(request.pairs))
+
+    def absent(self, request: UnlearningRequest) -> int:
+        """How many distinct pairs of a request are neither served nor waiting to be learned."""
+        return len(set(request.named_pairs) - self.left() - self.to_come())
 
     # ---- what is asked
 
@@ -197,7 +201,9 @@ class AnyHistory(RuleBasedStateMachine):
             with pytest.raises((UnknownIdError, RequestError)):
                 self.coordinator.submit(request, f"key {self.keys}")
             return
+        absent = self.absent(request)
         submitted = self.asked(lambda: self.coordinator.submit(request, f"key {self.keys}"))
+        assert submitted.pairs_absent in (absent, None if request.pairs else 0)
         self.note(submitted.request_id, request)
 
     def note(self, name: str, request: UnlearningRequest) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP API without Ray: keys, limits, what errors become, and the whole application over a coordinator in this process."""
+"""The HTTP API without Ray: keys, limits, answers to errors, and the whole application over a coordinator in this process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import string
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -15,9 +16,11 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_process import InProcess
 
 from ray_eraser import errors
 from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.files import read_dataset
 from ray_eraser.errors import InputError, PoolError, QueueFullError, RayEraserError, RequestError, UnknownIdError
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.unlearning.receipt import commitment
@@ -71,7 +74,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path, mode):
         (f"{READER}", "line 1: expected"),
         ("read short", "has 5 characters"),
         (f"read {'ü' * 40}", "a header cannot hold"),
-        (f"read {READER}\nerase {READER}", "line 2: the key stands in an earlier line"),
+        (f"read {READER}\nerase {READER}", "line 2: an earlier line has the same key"),
     ],
 )
 def test_a_line_that_is_no_key_is_named_and_the_key_is_not(tmp_path, text, said):
@@ -143,11 +146,11 @@ def test_processes_share_a_limit():
     assert Limits(1, 1, 5).divided(4).burst == 1  # else none would ever be granted
 
 
-# ---- what errors become ----------------------------------------------------------------------------------------------------
+# ---- answers to errors -----------------------------------------------------------------------------------------------------
 
 
 def an_error(cls: type[RayEraserError]) -> RayEraserError:
-    samples = {"str": "a name", "int": 3, "float": 1.5, "int | None": 7}
+    samples = {"str": "a name", "int": 3, "float": 1.5, "int | None": 7, "tuple[str, ...]": ("another",)}
     if "__init__" not in vars(cls):
         return cls("what is wrong")
     return cls(*(samples[parameter.annotation] for parameter in list(inspect.signature(cls).parameters.values())))
@@ -193,29 +196,6 @@ def test_a_full_queue_says_when_to_come_again():
 
 
 # ---- the application over a coordinator in this process -------------------------------------------------------------------
-
-
-class InProcess:
-    """A coordinator with the names that a client's methods have; `carry_out` does what on Ray a thread does."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self.coordinator = coordinator
-        self.broken: Exception | None = None
-
-    def __call__(self, call):
-        if self.broken is not None:
-            raise self.broken
-        return call(self)
-
-    def unlearn(self, *, user_id=None, item_id=None, pairs=None, idempotency_key=None):
-        request = UnlearningRequest(user_id, item_id, None if pairs is None else tuple(pairs))
-        return self.coordinator.submit(request, idempotency_key)
-
-    def reason(self, request_id):
-        return self.coordinator.set_aside().get(request_id, "")
-
-    def __getattr__(self, name):
-        return getattr(self.coordinator, name)
 
 
 class Caller:
@@ -321,6 +301,104 @@ def test_an_integer_in_a_body_asks_for_the_id_of_its_digits(call, trained):
     trained.process_pending()
 
 
+LARGEST = 2**53 - 1
+
+
+@pytest.mark.parametrize("number", [2**53, 2**53 + 1, -(2**53), 9_100_000_000_000_000_051])
+@pytest.mark.parametrize("body", ["user", "item", "pair"])
+def test_a_number_that_javascript_may_have_rounded_is_400_and_the_error_says_to_send_a_string(call, number, body):
+    bodies = {"user": {"user_id": number}, "item": {"item_id": number}, "pair": {"pairs": [["1003", "7"], ["1003", number]]}}
+    places = {"user": "user_id", "item": "item_id", "pair": "pairs.1.1"}
+    status, answer, _ = call("POST", "/erasures", bodies[body])
+    assert status == 400
+    assert answer["error"].startswith(
+        f"{places[body]}: a number beyond 2^53 - 1 may have been rounded: send the id as a string"
+    )
+    assert str(number) not in answer["error"]
+
+
+@pytest.mark.parametrize("number", [LARGEST, -LARGEST, str(2**53), str(2**53 + 1), "9" * 40])
+def test_other_integers_and_strings_of_digits_are_looked_up(call, number):
+    status, answer, _ = call("POST", "/erasures", {"user_id": number})
+    assert (status, answer["error"].split(" here")[0]) == (404, f"no user '{number}'")
+
+
+def test_neighbours_beyond_2_to_the_53_are_told_apart(tiny_config, tmp_path):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    from ray_eraser.web.app import make_app
+
+    first, items = 2**53, [9_100_000_000_000_000_001 + 2 * number for number in range(12)]
+    pairs = [(first + user, items[(user + step) % 12]) for user in range(12) for step in range(8)]
+    place = str(tmp_path / "big")
+    coordinator = Coordinator("big", place, partial(LocalShardPool, place), tiny_config)
+    config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"test_share": 0, "valid_share": 0})})
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user, item in pairs))
+    coordinator.fit(read_dataset(str(log), config.data, config.seed))
+    call = Caller(make_app(InProcess(coordinator), KEYS))
+
+    def recommended(user):
+        return call("GET", f"/users/{user}/recommendations?n=20")
+
+    unseen = {str(items[(1 + step) % 12]) for step in range(8, 12)}
+    assert (recommended(first + 1)[0], set(recommended(first + 1)[1]["items"])) == (200, unseen)
+    assert call("POST", "/erasures", {"user_id": first})[0] == 400
+    assert [recommended(first + user)[0] for user in (0, 1)] == [200, 200]
+    assert call("POST", "/erasures", {"user_id": str(first + 1)})[0] == 202
+    assert [recommended(first + user)[0] for user in (0, 1)] == [200, 404]
+    coordinator.close()
+
+
+def test_an_id_is_taken_with_its_blanks(call):
+    for user in (" 1003", "1003 ", "\t1003", "01003"):
+        assert call("POST", "/erasures", {"user_id": user})[0] == 404
+        assert call("GET", f"/users/{user}/recommendations")[0] == 404
+    assert call("GET", "/users/1003/recommendations")[0] == 200
+
+
+def test_the_reference_says_how_large_ids_are_written(call):
+    page = call("GET", "/docs", key=None)[1].decode()
+    assert "2<sup>53</sup> - 1" in page
+    number = call("GET", "/openapi.json", key=None)[1]["components"]["schemas"]["ErasureRequest"]["properties"]["user_id"]
+    assert {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST} in number["anyOf"]
+
+
+def test_a_key_is_told_its_role(call):
+    assert call("GET", "/key", key=READER)[:2] == (200, {"role": "read"})
+    assert call("GET", "/key", key=ERASER)[:2] == (200, {"role": "erase"})
+    assert call("GET", "/key", key=None)[0] == 401
+
+
+def test_a_run_carries_out_what_waits(call, trained):
+    accepted = call("POST", "/erasures", {"user_id": 1011})[1]
+    assert call("POST", "/run", key=READER)[0] == 403
+    assert trained.status(accepted["id"]) is RequestState.EXCISED
+    assert call("POST", "/run")[:2] == (202, {"waiting": 1})
+    assert trained.status(accepted["id"]) is RequestState.ERASED
+    assert call("POST", "/run")[:2] == (202, {"waiting": 0})
+
+
+def test_an_erasure_that_was_set_aside_can_be_retried_and_no_other(call, trained, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("it diverged")
+
+    accepted = call("POST", "/erasures", {"user_id": 1012})[1]
+    place = f"/erasures/{accepted['id']}"
+    assert call("POST", f"{place}/retry")[0] == 409
+    with monkeypatch.context() as patch:
+        patch.setattr(trained._builder, "train_and_publish", fails)
+        while trained.status(accepted["id"]) is not RequestState.SET_ASIDE:
+            with suppress(ValueError):
+                trained.process_pending()
+    assert call("GET", place)[1]["state"] == "set_aside"
+    assert call("POST", f"{place}/retry", key=READER)[0] == 403
+    assert call("POST", "/erasures/none/retry")[0] == 404
+    assert call("POST", f"{place}/retry")[:2] == (202, {"id": accepted["id"], "state": "excised", "reason": None})
+    assert call("POST", "/run")[0] == 202
+    assert call("GET", place)[1]["state"] == "erased"
+    assert call("POST", f"{place}/retry")[0] == 409
+
+
 def test_an_erasure_goes_from_202_to_its_receipt(call, trained):
     status, accepted, headers = call("POST", "/erasures", {"user_id": 1005})
     assert status == 202
@@ -344,7 +422,9 @@ def test_an_erasure_goes_from_202_to_its_receipt(call, trained):
     assert call("GET", "/erasures")[1] == []
     finished = call("GET", "/erasures?finished=true&limit=1")[1]
     assert (finished[0]["id"], finished[0]["state"]) == (accepted["id"], "erased")
-    assert finished[0]["finished_at"] == receipt["purged_at"]
+    assert (finished[0]["restored_at"], finished[0]["finished_at"]) == (receipt["restored_at"], receipt["purged_at"])
+    assert finished[0]["shards"] == receipt["shards_touched"]
+    assert (pending[0]["restored_at"], pending[0]["shards"]) == (None, None)
 
 
 def test_a_repeated_key_is_the_same_erasure(call, trained):
@@ -355,14 +435,18 @@ def test_a_repeated_key_is_the_same_erasure(call, trained):
     assert call("POST", "/erasures", {"user_id": 1007}, headers=header)[0] == 422
     trained.process_pending()
     status, body, _ = call("POST", "/erasures", {"user_id": 1006}, headers=header)
-    assert (status, body) == (202, {"id": first[1]["id"], "state": "erased", "salt": None, "here_again": False})
+    assert (status, body) == (
+        202,
+        {"id": first[1]["id"], "state": "erased", "salt": None, "here_again": False, "pairs_absent": 0},
+    )
 
 
 def test_items_and_pairs_can_be_erased(call, trained, tiny):
     pair = [(tiny.users.ids[int(u)], tiny.items.ids[int(i)]) for u, i in zip(tiny.train.users, tiny.train.items, strict=True)][
         -1
     ]
-    assert call("POST", "/erasures", {"pairs": [list(pair)]})[0] == 202
+    status, accepted, _ = call("POST", "/erasures", {"pairs": [list(pair), [pair[0], "never seen"], ["never seen", pair[1]]]})
+    assert (status, accepted["pairs_absent"]) == (202, 2)
     assert call("POST", "/erasures", {"item_id": str(tiny.items.ids[3])})[0] == 202
     kinds = [row["kind"] for row in call("GET", "/erasures")[1]]
     assert kinds == ["pairs", "item"]
@@ -406,6 +490,19 @@ def test_a_body_that_is_no_request_is_refused_and_changes_nothing(call, body):
     assert answer["error"]
     assert len(answer["error"]) < 1100
     assert call("GET", "/status")[1]["requests"] == before
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"user_id": 42.0}, 'user_id: give an id as a string, "42", or as an integer, 42'),
+        ({"user_id": 1e21}, 'user_id: give an id as a string, "42", or as an integer, 42'),
+        ({"pairs": [["1003", True]]}, 'pairs.0.1: give an id as a string, "42", or as an integer, 42'),
+        ({"user": "anna"}, "user: unknown field, give user_id, item_id or pairs"),
+    ],
+)
+def test_a_refusal_names_the_place_and_the_way_out(call, body, said):
+    assert call("POST", "/erasures", body)[:2] == (422, {"error": said})
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0b"])
@@ -546,7 +643,7 @@ def test_status_says_what_is_due_and_not_where_it_is_kept(call, trained):
     assert trained.storage_path not in json.dumps(body)
 
 
-# ---- whatever the description allows, and more ---------------------------------------------------------------------------
+# ---- requests that the description allows, and others -----------------------------------------------------------------------
 
 IDS = st.one_of(st.integers(), st.integers(1000, 1060), st.text(), st.text(string.digits, min_size=1))
 LIKE_BODIES = st.one_of(

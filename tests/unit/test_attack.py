@@ -1,4 +1,4 @@
-"""The attacks against counts by hand, and against models of which it is known what they remember."""
+"""The attacks against values computed by hand, and against models whose memory is known."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ray_eraser.unlearning.request import UnlearningRequest
 
 pytestmark = pytest.mark.deep
 
-# As wide as a user has pairs, so that a model can learn its pairs by heart, and with little that they have in common.
+# Vectors as wide as the number of pairs of a user, and users with little in common, so that a model can memorise its pairs.
 MEMORISING = {
     "data": {
         "synthetic_users": 200,
@@ -93,13 +93,13 @@ def counted(members, others) -> float:
 
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])
-def test_the_auc_is_the_share_of_ordered_couples_with_ties_half(levels):
+def test_the_auc_is_the_share_of_ordered_couples_with_ties_counted_half(levels):
     generator = np.random.default_rng(levels)
     members, others = generator.integers(0, levels, 57) + generator.integers(0, 2, 57), generator.integers(0, levels, 83)
     assert auc(members, others).value == pytest.approx(counted(members, others), abs=1e-12)
 
 
-def test_where_all_signals_are_equal_the_auc_is_a_half():
+def test_equal_signals_have_an_auc_of_a_half():
     assert auc(np.ones(7), np.ones(3)).value == 0.5
 
 
@@ -108,7 +108,7 @@ def test_signals_that_separate_have_an_auc_of_one_and_reversed_of_zero():
     assert (auc(high, low).value, auc(low, high).value) == (1, 0)
 
 
-def test_random_signals_have_a_half_in_their_interval_about_as_often_as_it_says():
+def test_the_interval_of_random_signals_contains_a_half_at_its_nominal_rate():
     generator = np.random.default_rng(0)
     found = [auc(generator.random(200), generator.random(150)) for _ in range(400)]
     covered = np.mean([result.low <= 0.5 <= result.high for result in found])
@@ -123,14 +123,14 @@ def test_the_interval_is_that_of_the_bootstrap():
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.std(drawn), rel=0.1)
 
 
-def test_a_model_differs_from_itself_by_exactly_nothing():
+def test_a_model_differs_from_itself_by_exactly_zero():
     generator = np.random.default_rng(2)
     asked = generator.random(30), generator.random(20)
     difference = auc_difference(asked, asked)
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
 
 
-def test_a_difference_on_the_same_pairs_is_surer_than_either_auc():
+def test_a_difference_on_the_same_pairs_has_a_narrower_interval_than_either_auc():
     generator = np.random.default_rng(3)
     members, others = generator.normal(0.5, 1, 200), generator.normal(0, 1, 200)
     noisy = members + generator.normal(0, 0.1, 200), others + generator.normal(0, 0.1, 200)
@@ -159,18 +159,18 @@ def test_never_seen_pairs_are_in_no_split_and_held_out_ones_in_the_test_set(aske
         assert len(comparison.members.common(erased)) == len(comparison.members) > 100
 
 
-def test_of_every_user_as_many_erased_pairs_are_asked_about_as_others(asked):
+def test_every_user_has_as_many_erased_pairs_as_other_pairs(asked):
     for comparison in asked[2].comparisons.values():
         assert comparison.members.users.tolist() == comparison.others.users.tolist()
 
 
-def test_popularity_does_not_tell_never_seen_pairs_apart(asked):
+def test_popularity_does_not_distinguish_never_seen_pairs(asked):
     dataset, erased, probe = asked
     popularity = np.bincount(dataset.train.without(erased).items, minlength=len(dataset.items))
     never = probe.comparisons["never seen"]
     found = auc(popularity[never.members.items], popularity[never.others.items])
     assert found.low < 0.5 < found.high
-    # Drawn without matching it would tell.
+    # Pairs drawn without matching would be distinguishable.
     users = np.repeat(np.arange(len(dataset.users)), 5)
     at_random = Interactions.of(users, np.random.default_rng(0).integers(0, len(dataset.items), len(users)))
     unmatched = at_random.without(Interactions.union([dataset.train, dataset.valid, dataset.test]))
@@ -184,7 +184,7 @@ def test_the_same_seed_draws_the_same_pairs_and_another_seed_others():
     assert len(first) == round(0.1 * len(dataset.train))
 
 
-def test_pairs_whose_item_nobody_has_any_more_are_not_asked_about():
+def test_pairs_of_items_without_interactions_are_left_out():
     dataset = Dataset.of_pairs("by hand", [(0, 0), (0, 1), (1, 1), (1, 2), (2, 1)])
     users, items = dataset.users, dataset.items
     erased = Interactions.of(np.array([users.row(0), users.row(1)]), np.array([items.row(0), items.row(1)]))
@@ -192,7 +192,7 @@ def test_pairs_whose_item_nobody_has_any_more_are_not_asked_about():
     assert items.row(0) not in probe.pairs().items  # it has no other pair
 
 
-def test_an_erased_user_is_known_by_half_of_its_pairs_and_asked_about_for_the_others():
+def test_an_erased_user_is_known_by_half_of_its_pairs_and_attacked_on_the_others():
     dataset = log_of(config_of())
     erased = draw_erasure(dataset, 0.1, 0, whole_users=True)
     assert len(erased.user_rows()) == round(0.1 * len(dataset.train.user_rows()))
@@ -207,7 +207,7 @@ def test_an_erased_user_is_known_by_half_of_its_pairs_and_asked_about_for_the_ot
 # ---- what a model says --------------------------------------------------------------------------------------------------
 
 
-def test_signals_are_those_counted_by_hand():
+def test_signals_equal_those_computed_by_hand():
     generator = np.random.default_rng(4)
     n_users, n_items = 5, LIST_LENGTH + 20
     users, items = np.arange(n_users, dtype=np.int32), np.arange(n_items, dtype=np.int32)
@@ -233,7 +233,7 @@ def test_signals_are_those_counted_by_hand():
         assert found.listed[position] == (not is_seen[user, item] and better < LIST_LENGTH)
 
 
-def test_the_classifier_finds_the_direction_and_no_more_than_chance_where_there_is_none():
+def test_the_classifier_finds_a_direction_and_nothing_in_noise():
     generator = np.random.default_rng(5)
     members, others = generator.normal(0, [1, 50, 0.01], (600, 3)), generator.normal(0, [1, 50, 0.01], (400, 3))
     members[:, 1] += 60
@@ -245,7 +245,7 @@ def test_the_classifier_finds_the_direction_and_no_more_than_chance_where_there_
     assert by_chance.low < 0.5 < by_chance.high
 
 
-def test_the_classifier_is_finite_where_members_can_be_told_without_error_and_the_same_every_time():
+def test_the_classifier_of_separable_classes_is_finite_and_reproducible():
     members, others = np.array([[2.0, 1.0], [3.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 1.0]])
     first, again = fit_classifier(members, others), fit_classifier(members, others)
     assert np.isfinite(first.weights).all()
@@ -269,7 +269,7 @@ def test_the_classifier_is_finite_where_members_can_be_told_without_error_and_th
         {**LINEAR, "partition": {"kind": "random", "n_shards": 3}},
     ],
 )
-def test_the_models_under_attack_are_those_that_a_deployment_serves(sections, deployments):
+def test_the_attacked_models_equal_those_that_a_deployment_serves(sections, deployments):
     config = config_of(**sections)
     dataset = log_of(config)
     erased = draw_erasure(dataset, 0.01, 0, whole_users=False)
@@ -284,7 +284,7 @@ def test_the_models_under_attack_are_those_that_a_deployment_serves(sections, de
 
 
 def same_scores(one: Served, other: Served, user_keys: np.ndarray) -> bool:
-    """Whether two models score the same items for the same users with the same bits, and say of themselves that they do."""
+    """Whether two models score the same items for the same users with the same bits, and `same_bits` agrees."""
     (known, scores), (also_known, others) = one.scores(user_keys), other.scores(user_keys)
     assert known.any()
     assert (known == also_known).all()
@@ -293,7 +293,7 @@ def same_scores(one: Served, other: Served, user_keys: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("sections", [{}, LINEAR], ids=["vectors", "linear"])
-def test_a_model_of_another_seed_is_asked_in_the_rows_of_the_log_that_was_given(sections, deployments):
+def test_a_model_with_another_seed_is_asked_in_the_rows_of_the_given_log(sections, deployments):
     dataset, config = log_of(config_of()), config_of(9, **sections)
     learned = learn(dataset, config, HERE)
     served = deployments.fit("other", config, dataset).served_model()
@@ -311,7 +311,7 @@ def test_a_model_of_another_seed_is_asked_in_the_rows_of_the_log_that_was_given(
     assert learned.seen.codes().tolist() == held.codes().tolist()
 
 
-def test_only_owning_shards_are_trained_again_by_either_unlearning():
+def test_both_kinds_of_unlearning_retrain_only_the_owning_shards():
     config = config_of()
     before = learn(log_of(config), config, HERE)
     dataset = log_of(config)
@@ -324,13 +324,13 @@ def test_only_owning_shards_are_trained_again_by_either_unlearning():
 
 @pytest.mark.parametrize(("study", "at_least"), [(gradient_study, 0.9), (als_study, 0.9), (linear_study, 0.85)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_model_that_knows_pairs_by_heart_is_caught_before_the_erasure(study, at_least, seed):
+def test_a_model_that_memorises_pairs_is_detected_before_the_erasure(study, at_least, seed):
     for attack in ("threshold", "shadow"):
         assert study(seed).result(attack, "never seen").before.low > 0.95
         assert study(seed).result(attack, "held out").before.low > at_least
 
 
-def test_a_linear_model_that_was_unlearned_badly_has_the_erased_pairs_in_it_and_so_have_its_scores():
+def test_a_badly_unlearned_linear_model_still_holds_the_erased_pairs_and_its_scores_show_it():
     config = config_of(**LINEAR)
     dataset = log_of(config)
     erased = draw_erasure(dataset, 0.1, 0, whole_users=False)
@@ -342,7 +342,7 @@ def test_a_linear_model_that_was_unlearned_badly_has_the_erased_pairs_in_it_and_
     assert of["stale"].tobytes() == before.served().scores(before.user_keys[keys])[1].tobytes()
     assert len({scores.tobytes() for scores in (*of.values(), never.scores(before.user_keys[keys])[1])}) == 3
     assert not stale.same_bits(never)
-    # What the broken one says of a user rests on the items that the user has left.
+    # The broken model scores a user by the user's remaining items.
     user = int(erased.users[0])
     left = dataset.train.without(erased).items_of(user)
     asked = np.sort(places_of(before.item_keys[left], broken.item_keys))
@@ -351,8 +351,8 @@ def test_a_linear_model_that_was_unlearned_badly_has_the_erased_pairs_in_it_and_
 
 
 @pytest.mark.parametrize("kind", ["linear", "als"])
-def test_an_erasure_that_leaves_the_data_in_is_not_the_oracle_and_is_caught(kind, monkeypatch):
-    """The equality that exact unlearning is held to, with an unlearning that does nothing."""
+def test_an_erasure_that_keeps_the_data_differs_from_the_oracle_and_is_detected(kind, monkeypatch):
+    """The test for exact unlearning must fail for an unlearning that does nothing."""
     monkeypatch.setattr("ray_eraser.study.membership.unlearn", lambda before, *_: before)
     report = studied(config_of(**{"linear": LINEAR, "als": ALS}[kind]), StudyPlan(share=0.1, shadows=1, other_seeds=1))
     assert not report.same_bits
@@ -365,7 +365,7 @@ def test_an_erasure_that_leaves_the_data_in_is_not_the_oracle_and_is_caught(kind
 
 @pytest.mark.parametrize("study", ALL_STUDIES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_exact_unlearning_is_the_oracle_bit_by_bit_with_every_seed(study, seed):
+def test_exact_unlearning_equals_the_oracle_bit_for_bit_with_every_seed(study, seed):
     report = study(seed)
     assert report.same_bits
     assert report.guarantee == "exact"
@@ -377,7 +377,7 @@ def test_exact_unlearning_is_the_oracle_bit_by_bit_with_every_seed(study, seed):
 def test_exact_unlearning_stays_within_two_hundredths_of_an_oracle_with_another_seed():
     held_out = {"test_share": 0.2, "valid_share": 0.1}
     config = config_from({"data": held_out, "model": {"width": 16, "alpha0": 0.3}})
-    # Ten shards of 600 users, some 1,200 erased pairs.
+    # Ten shards of 600 users, and about 1,200 erased pairs.
     report = studied(config, StudyPlan(share=0.1, shadows=1, other_seeds=2))
     for attack in ("threshold", "shadow"):
         for against in ("never seen", "held out"):
@@ -387,7 +387,7 @@ def test_exact_unlearning_stays_within_two_hundredths_of_an_oracle_with_another_
 
 
 @pytest.mark.parametrize("study", ALL_STUDIES)
-def test_the_oracle_cannot_tell_erased_pairs_from_held_out_ones(study):
+def test_attacks_on_the_oracle_cannot_distinguish_erased_from_held_out_pairs(study):
     oracles = [study(seed).result("threshold", "held out").oracle for seed in SEEDS]
     error = np.mean([oracle.high - oracle.low for oracle in oracles]) / 2 / len(oracles) ** 0.5
     assert abs(np.mean([oracle.value for oracle in oracles]) - 0.5) < 1.5 * error
@@ -395,7 +395,7 @@ def test_the_oracle_cannot_tell_erased_pairs_from_held_out_ones(study):
 
 @pytest.mark.parametrize(("study", "at_least"), [(gradient_study, 0.08), (als_study, 0.05), (linear_study, 0.08)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_keeping_the_old_weights_or_the_erased_pairs_is_caught(study, at_least, seed):
+def test_keeping_the_old_weights_or_the_erased_pairs_is_detected(study, at_least, seed):
     for attack in ("threshold", "shadow"):
         for against in ("never seen", "held out"):
             result = study(seed).result(attack, against)
@@ -406,13 +406,13 @@ def test_keeping_the_old_weights_or_the_erased_pairs_is_caught(study, at_least, 
 
 @pytest.mark.parametrize("study", ALL_STUDIES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_two_versions_betray_what_was_erased_by_exact_unlearning_as_well(study, seed):
+def test_two_versions_reveal_erased_pairs_even_with_exact_unlearning(study, seed):
     report = study(seed)
     for attack, at_least in (("score drop", 0.9), ("rank drop", 0.6)):
         result = report.result(attack, "never seen")
         assert result.before is None
         assert result.unlearned.low == result.oracle.low > at_least
-    # An erased item may be recommended again: lists tell it by its coming, not by its going.
+    # An erased item may be recommended again, so it reveals itself by entering a list, not by leaving one.
     assert report.result("list entry", "never seen").unlearned.low > 0.5
 
 
@@ -428,7 +428,7 @@ def test_a_learned_partition_changes_no_score_of_a_linear_model(kind):
 
 @pytest.mark.parametrize("kind", ["interaction_based", "user_based"])
 def test_a_learned_partition_may_differ_from_the_oracle_and_the_report_says_so(kind):
-    # Other than the three planted groups of users, which any such partition finds whatever is erased.
+    # The log must not have the three planted groups of users, which every learned partition would find after any erasure.
     config = config_of(partition={"kind": kind, "n_shards": 5})
     report = studied(config, StudyPlan(share=0.1, shadows=0, other_seeds=1))
     assert report.guarantee == "exact-given-partition"
@@ -437,7 +437,7 @@ def test_a_learned_partition_may_differ_from_the_oracle_and_the_report_says_so(k
 
 
 @pytest.mark.parametrize("sections", [ALS, LINEAR], ids=["als", "linear"])
-def test_erased_users_are_attacked_through_the_items_that_they_leave(sections):
+def test_erased_users_are_attacked_through_the_items_that_the_attacker_knows(sections):
     report = studied(config_of(**sections), StudyPlan(share=0.1, whole_users=True, shadows=1, other_seeds=0))
     assert report.unit == "users"
     assert report.same_bits
@@ -450,7 +450,7 @@ def test_erased_users_are_attacked_through_the_items_that_they_leave(sections):
 
 
 @pytest.mark.parametrize("model", [{"kind": "bpr", "width": 8, "epochs": 5}, {"kind": "lightgcn", "width": 8, "epochs": 2}])
-def test_of_other_models_the_broken_unlearner_keeps_the_old_vectors(model):
+def test_the_broken_unlearner_of_other_models_keeps_the_old_vectors(model):
     report = studied(config_of(model=model), StudyPlan(share=0.1, shadows=0, other_seeds=0))
     assert report.same_bits
     for result in report.results:
@@ -471,7 +471,7 @@ def test_a_study_is_the_same_every_time_and_its_report_is_plain_json():
     assert {"unit", "same_bits", "guarantee", "results"} <= set(again)
 
 
-def test_what_was_chosen_from_the_log_is_reported_with_and_without_the_erased_pairs():
+def test_settings_chosen_from_the_log_are_reported_with_and_without_the_erased_pairs():
     config = config_of(model={"width": 32}, aggregation={"foldin": True})  # alpha0 is chosen
     report = studied(config, StudyPlan(share=0.1, shadows=0, other_seeds=0))
     assert (report.model, report.guarantee) == ("wmf", "exact-given-settings")
@@ -479,12 +479,12 @@ def test_what_was_chosen_from_the_log_is_reported_with_and_without_the_erased_pa
     assert (linear_study(0).model, linear_study(0).chosen) == ("linear", {})
 
 
-def test_erased_users_of_a_model_that_cannot_be_asked_about_strangers_are_refused():
+def test_erasing_users_is_refused_for_a_model_that_cannot_score_unknown_users():
     class Popularity:
         def vectors(self) -> None:
             return None
 
-    with pytest.raises(ConfigError, match="cannot be asked about users whom it does not know: erase pairs, not users"):
+    with pytest.raises(ConfigError, match="cannot score users that it does not know: erase pairs, not users"):
         asked_by(Popularity(), [], config_of())
 
 

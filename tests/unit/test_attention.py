@@ -41,7 +41,7 @@ def config(**settings):
 
 
 def untrained(**settings):
-    """So small a learning rate that float32 does not see the steps."""
+    """A learning rate so small that steps vanish in float32."""
     return config(epochs=1, lr=1e-30, **settings)
 
 
@@ -52,7 +52,7 @@ def submodel(seed, user_rows, item_rows, width=4):
 
 
 def taste(n_users=20, n_items=12):
-    """Even users like even items and odd users odd ones: the pairs, and two submodels that know half of it each."""
+    """Pairs in which even users like even items and odd users odd ones, and two submodels that know half of them each."""
     pairs = Interactions.of(*np.array([(u, i) for u in range(n_users) for i in range(n_items) if (u + i) % 2 == 0]).T)
     halves = []
     for parity in range(2):
@@ -63,7 +63,7 @@ def taste(n_users=20, n_items=12):
 
 
 def parts(seed=0, n_submodels=3, n_rows=6):
-    """Vectors (K, R, D), of which only the present count, presence (K, R), a transfer and a scorer; D = 4, A = 2."""
+    """Vectors (K, R, D), their presence (K, R), a transfer and a scorer; D = 4, A = 2. Absent vectors must not count."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731 - three words, used eight times
     transfer = Transfer(draw(n_submodels, 4, 4), draw(n_submodels, 4))
@@ -73,7 +73,7 @@ def parts(seed=0, n_submodels=3, n_rows=6):
 
 
 def two_tables():
-    """Both know row 0, one of them row 1 and the other row 2; all vectors are unit vectors."""
+    """Two tables of unit vectors. Both know row 0, one knows row 1 and the other row 2."""
     vectors = np.eye(4, dtype=np.float32)
     return _tables([np.array([0, 2]), np.array([0, 1])], [vectors[:2], vectors[2:]], CPU)
 
@@ -83,7 +83,7 @@ def loss_of(model, pairs, w0=0.2):
     return non_sampling_loss(users, items, pairs.matrix(len(users), len(items)), w0)[0]
 
 
-def test_transfer_weights_and_sum_are_equations_5_to_7_row_by_row():
+def test_transfer_weights_and_sum_equal_equations_5_to_7_row_by_row():
     vectors, present, transfer, scorer = parts()
     there = Present.of(present, CPU)
     moved = transferred(vectors[present], there, transfer)
@@ -106,7 +106,7 @@ def test_weights_are_positive_and_sum_to_one_over_the_submodels_that_know_the_ro
     assert (weights > 0).all()
 
 
-def test_a_row_that_one_submodel_alone_knows_is_that_submodels_transferred_vector():
+def test_a_row_that_only_one_submodel_knows_is_its_transferred_vector():
     tables = two_tables()
     _, _, transfer, scorer = parts(n_submodels=2)
     aggregated = tables.aggregated(transfer, scorer)
@@ -114,30 +114,30 @@ def test_a_row_that_one_submodel_alone_knows_is_that_submodels_transferred_vecto
     torch.testing.assert_close(aggregated[1], transfer.weight[1][3] + transfer.bias[1])
 
 
-def test_a_batch_of_rows_is_aggregated_as_among_all_rows():
+def test_a_batch_of_rows_is_aggregated_like_all_rows():
     tables = two_tables()
     _, _, transfer, scorer = parts(n_submodels=2)
     chosen = torch.tensor([2, 0])
     torch.testing.assert_close(tables.aggregated(transfer, scorer, chosen), tables.aggregated(transfer, scorer)[chosen])
 
 
-def test_the_spectral_start_of_one_submodel_scores_as_the_submodel():
+def test_the_spectral_start_of_one_submodel_scores_like_the_submodel():
     only = submodel(2, range(9), range(7))
     pairs = Interactions.of(np.array([0, 3, 8]), np.array([1, 2, 6]))
     model = attention([only], pairs, untrained(init="spectral"), 0)
     np.testing.assert_allclose(model.users @ model.items.T, only.users @ only.items.T, atol=1e-5)
 
 
-def test_the_spectral_start_of_equal_submodels_scores_as_their_sum():
-    # Everyone is known to all K, so each side is an average of K, and the start makes good for K on both sides together.
+def test_the_spectral_start_of_equal_submodels_scores_like_their_sum():
+    # All K submodels know every row, so each side is an average over K. The start compensates K on both sides together.
     only = submodel(2, range(9), range(7))
     pairs = Interactions.of(np.array([0, 3, 8]), np.array([1, 2, 6]))
     model = attention([only] * 3, pairs, untrained(init="spectral"), 0)
     np.testing.assert_allclose(model.users @ model.items.T, 3 * only.users @ only.items.T, atol=1e-5)
 
 
-def test_the_spectral_start_equals_the_spectral_aggregate_where_tables_of_users_and_items_are_alike():
-    # With P = Q the two bases of the best rank-D factors coincide, and the one shared basis of eq. 5 loses nothing to them.
+def test_the_spectral_start_equals_the_spectral_aggregate_if_user_and_item_tables_are_equal():
+    # With P = Q, the two bases of the best rank-D factors are equal, so the shared basis of eq. 5 loses nothing.
     tables = [submodel(seed, range(8), range(8)) for seed in (3, 4)]
     same = [Embeddings(t.user_rows, t.users, t.user_rows, t.users) for t in tables]
     model = attention(same, Interactions.of(np.arange(8), np.arange(8)), untrained(init="spectral"), 0)
@@ -154,7 +154,7 @@ def test_training_lowers_the_loss(init):
 
 
 @pytest.mark.parametrize("init", STARTS)
-def test_training_leaves_the_submodels_as_they_were(init):
+def test_training_does_not_change_the_submodels(init):
     pairs, halves = taste()
     before = [array.copy() for half in halves for array in half.arrays().values()]
     attention(halves, pairs, config(init=init), 0)
@@ -176,12 +176,12 @@ def test_an_empty_submodel_changes_nothing(init):
     assert with_empty.same_bits(attention([left, right], pairs, config(init=init), 0))
 
 
-def test_without_a_submodel_nobody_is_known():
+def test_without_a_submodel_the_result_is_empty():
     model = attention([Embeddings.empty(4)], Interactions.none(), config(), 0)
     assert (len(model.user_rows), model.width) == (0, 4)
 
 
-def test_pairs_of_users_and_items_that_no_submodel_knows_take_no_part():
+def test_pairs_that_no_submodel_knows_are_ignored():
     pairs, halves = taste()
     more = Interactions.union([pairs, Interactions.of(np.array([3, 90]), np.array([77, 0]))])
     assert attention(halves, more, config(), 0).same_bits(attention(halves, pairs, config(), 0))
@@ -203,10 +203,10 @@ def test_a_torch_device_takes_the_steps_of_the_cpu(device, init, loss):
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("triplets_at_once", [1, 7, 1000])
-def test_the_gradients_of_triplets_are_those_of_bpr(device, monkeypatch, triplets_at_once):
+def test_the_gradients_of_triplets_equal_those_of_bpr(device, monkeypatch, triplets_at_once):
     rng = np.random.default_rng(3)
     users, items = rng.normal(0, 1, (6, 4)), rng.normal(0, 1, (5, 4))
-    triplets = np.stack([rng.integers(0, n, 40) for n in (6, 5, 6)], 1).astype(np.int32)  # item 5 is none
+    triplets = np.stack([rng.integers(0, n, 40) for n in (6, 5, 6)], 1).astype(np.int32)  # item 5 means "no item"
     monkeypatch.setattr(slopes, "_GATHERED", 4 * triplets_at_once)
     on_device = (torch.from_numpy(array).to(torch_device(device)) for array in (users, items, triplets))
     for slope, expected in zip(bpr_slopes_torch(*on_device), bpr_slopes(users, items, triplets), strict=True):

@@ -146,6 +146,9 @@ def test_an_honest_deployment_is_exact(coordinator: Coordinator, tiny: Dataset) 
         "compared": len(coordinator._serving.loaded.manifest.files()),
         "mismatches": (),
         "found_erased_pairs": 0,
+        "not_here": 1,
+        "spelled_otherwise": [],
+        "passed": True,
     }
 
 
@@ -581,3 +584,29 @@ def test_the_manifest_names_every_file_that_an_audit_wants(coordinator: Coordina
     assert coordinator._store.files() == sorted(
         [*(ref.path for ref in current.manifest.files()), manifest_ref(current.digest).path]
     )
+
+
+# ---- ids that are not here
+
+
+def test_an_id_of_which_another_spelling_is_here_does_not_pass(deployments, tiny_config):
+    log = Dataset.of_pairs("orders", [(f"2000{u}.0", f"0{i}") for u in range(8) for i in range(10, 16)], tiny_config.seed)
+    coordinator = deployments.fit("floats", tiny_config, log)
+    report = audited(
+        coordinator, Erased(user_ids=("anna", 20007, "20001.0"), item_ids=("012", "13"), pairs=(("20003", "010"),))
+    )
+    assert report.not_here == 4
+    assert [(entry.kind, entry.position, entry.here) for entry in report.spelled_otherwise] == [
+        ("user", 1, ("20007.0",)),
+        ("item", 1, ("013",)),
+        ("pair", 0, ("20003.0",)),
+    ]
+    assert not report.passed
+    assert "20007" not in json.dumps(report.to_dict())
+    assert report.to_dict()["spelled_otherwise"][0] == {"kind": "user", "position": 1, "spellings": 1}
+
+
+def test_erased_ids_are_not_here_and_pass(coordinator, tiny):
+    report = audited(coordinator, Erased(user_ids=(tiny.users.ids[ERASED_USER], "nobody")))
+    assert (report.not_here, report.spelled_otherwise, report.exact, report.passed) == (2, (), True, True)
+    assert audited(coordinator).not_here == 0

@@ -1,4 +1,4 @@
-"""What waits, as a value: what later requests take from what is to be learned, and what goes next."""
+"""The backlog of waiting requests as a value: which pairs later requests take from learnings, and the next batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def names(rows: list[RequestRow]) -> str:
     return " ".join(row.request_id for row in rows)
 
 
-# ---- what is left to learn
+# ---- the remaining learnings
 
 
 @pytest.mark.parametrize(
@@ -55,57 +55,57 @@ def names(rows: list[RequestRow]) -> str:
         pytest.param(UnlearningRequest(user_id="eve"), list(BOTH.pairs), id="somebody else"),
     ],
 )
-def test_what_is_being_trained_on_loses_what_is_asked_to_be_forgotten_after_it(later: UnlearningRequest, left: list) -> None:
+def test_a_learning_in_training_loses_pairs_that_a_later_request_erases(later: UnlearningRequest, left: list) -> None:
     asked = backlog(row("learn", BOTH, ROUTED), row("later", later, RECEIVED))
     assert asked.left_to_learn() == {"learn": Learning(tuple(left))}
     assert asked.to_come() == frozenset(left)
 
 
-def test_what_was_asked_to_be_forgotten_before_it_takes_nothing_of_a_learning() -> None:
+def test_an_earlier_erasure_takes_nothing_from_a_learning() -> None:
     asked = backlog(row("before", ANN), row("learn", BOTH, ROUTED))
     assert asked.left_to_learn() == {"learn": BOTH}
 
 
-def test_what_waits_was_amended_when_it_was_asked_and_is_taken_as_it_is() -> None:
-    """An erasure behind a learning that waits is about what is there already, or about what came in later learnings."""
+def test_a_waiting_learning_is_already_amended_and_used_unchanged() -> None:
+    """An erasure behind a waiting learning concerns stored pairs or later learnings."""
     asked = backlog(row("learn", BOTH, EXCISED), row("later", ANN))
     assert asked.left_to_learn() == {"learn": BOTH}
 
 
-def test_everything_may_be_lost() -> None:
+def test_a_learning_may_lose_all_its_pairs() -> None:
     asked = backlog(row("learn", BOTH, ROUTED), row("ann", ANN), row("bob", BOB))
     assert asked.left_to_learn() == {"learn": Learning(())}
     assert asked.to_come() == frozenset()
 
 
 @pytest.mark.parametrize("state", [RECEIVED, EXCISED, SET_ASIDE])
-def test_a_new_request_takes_its_pairs_from_every_learning_that_waits(state: RequestState) -> None:
+def test_a_new_erasure_takes_its_pairs_from_every_waiting_learning(state: RequestState) -> None:
     other = Learning((("eve", "sofa"),))
     asked = backlog(row("learn", BOTH, state), row("other", other, state), row("old", BOB))
     assert asked.amended_by([ANN, PAIR]) == {"learn": Learning((("bob", "lamp"),))}
     assert asked.amended_by([]) == {}
 
 
-def test_what_is_being_trained_on_cannot_be_amended_any_more() -> None:
+def test_a_learning_in_training_is_not_amended() -> None:
     assert backlog(row("learn", BOTH, ROUTED)).amended_by([ANN]) == {}
 
 
-def test_a_pair_counts_by_both_of_its_ids() -> None:
+def test_a_pair_is_identified_by_both_of_its_ids() -> None:
     learning = Learning((("ann", "lamp"), ("sofa", "ann")))
     assert backlog(row("learn", learning)).amended_by([PAIR, UnlearningRequest(pairs=(("sofa", "lamp"),))]) == {}
 
 
-# ---- what goes next
+# ---- the next batch
 
 
-def test_all_that_wait_go_together() -> None:
+def test_all_waiting_requests_form_one_batch() -> None:
     asked = backlog(row("a", ANN), row("b", BOTH), row("c", Repartition()), row("d", LAMP, RECEIVED), row("e", BOB, SET_ASIDE))
     assert names(asked.next_batch()) == "a b c"
     assert backlog().next_batch() == []
     assert backlog(row("a", ANN, SET_ASIDE), row("b", BOB, RECEIVED)).next_batch() == []
 
 
-def test_those_whose_training_failed_go_by_themselves_the_one_that_failed_least_first() -> None:
+def test_requests_whose_training_failed_run_alone_in_order_of_fewest_failures() -> None:
     asked = [
         row("a", ANN, party=1, attempts=2),
         row("b", BOB, party=2),
@@ -118,16 +118,16 @@ def test_those_whose_training_failed_go_by_themselves_the_one_that_failed_least_
     assert names(backlog(asked[0], row("new", BOB)).next_batch()) == "new"
 
 
-def test_what_is_learned_again_waits_for_the_erasure_of_another_party_that_was_asked_before() -> None:
-    """Gone ahead, it would be erased with what was there before."""
+def test_a_repeated_learning_waits_for_an_earlier_erasure_of_another_party() -> None:
+    """If it ran first, it would be erased together with the older pairs."""
     failed, anew, other = row("erase", ANN, party=1, attempts=1), row("anew", BOTH), row("other", Learning((("eve", "sofa"),)))
     assert names(backlog(failed, anew, other).next_batch()) == "other"
     assert names(backlog(failed, anew).next_batch()) == "erase"
     assert names(backlog(row("erase", ANN, SET_ASIDE), anew, other).next_batch()) == "other"
     assert names(backlog(row("erase", ANN, SET_ASIDE), anew).next_batch()) == ""
-    # Asked in this order they are one batch, which forgets first and learns then.
+    # In this order, they are one batch, which erases first and then learns.
     assert names(backlog(row("erase", ANN), anew).next_batch()) == "erase anew"
-    # And what was learned before is amended already.
+    # The earlier learning is already amended.
     assert names(backlog(anew, failed).next_batch()) == "anew"
 
 
@@ -158,7 +158,7 @@ def is_about(request: UnlearningRequest, pair: tuple[str, str]) -> bool:
 
 
 @given(asked=ROWS)
-def test_a_batch_is_of_one_party_in_the_order_of_asking_and_learns_nothing_that_an_earlier_erasure_would_take(asked) -> None:
+def test_a_batch_has_one_party_in_request_order_and_no_learning_that_an_earlier_erasure_would_take(asked) -> None:
     rows = [row(str(n), work, state, party, attempts) for n, (work, state, party, attempts) in enumerate(asked)]
     batch = Backlog(tuple(rows)).next_batch()
     assert all(one.state is EXCISED for one in batch)
@@ -173,13 +173,13 @@ def test_a_batch_is_of_one_party_in_the_order_of_asking_and_learns_nothing_that_
             ]
             assert not any(is_about(request, pair) for request in before for pair in work.named)
     if any(one.state is EXCISED and isinstance(one.work, UnlearningRequest) for one in rows):
-        assert batch  # nothing holds up an erasure for ever
+        assert batch  # no request delays an erasure forever
 
 
 @given(
     asked=st.lists(st.tuples(WORKS, st.sampled_from([RECEIVED, EXCISED, ROUTED])), max_size=8), new=st.lists(WORKS, max_size=3)
 )
-def test_what_is_to_come_is_what_no_later_request_is_about(asked, new) -> None:
+def test_pairs_to_come_are_those_that_no_later_request_erases(asked, new) -> None:
     rows = [row(str(n), work, state) for n, (work, state) in enumerate(asked)]
     requests = [work for work in new if isinstance(work, UnlearningRequest)]
     amended = Backlog(tuple(rows)).amended_by(requests)
@@ -209,7 +209,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened.close()
 
 
-def test_what_is_left_to_learn_is_read_without_the_others_unless_some_is_being_trained_on(ledger: Ledger) -> None:
+def test_remaining_learnings_are_read_alone_unless_one_is_in_training(ledger: Ledger) -> None:
     works = {"erase": BOB, "learn": BOTH, "later": ANN}
     entries = [Entry(RequestId(name), work) for name, work in works.items()]
     ledger.receive(entries, 1.0, 10)

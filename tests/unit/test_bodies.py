@@ -1,4 +1,4 @@
-"""Bodies that are sent slowly, half, or never: they end with an answer, and nobody else waits for them."""
+"""Bodies that arrive slowly, in part, or never get an answer, and no other request waits for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAST = Limits(rate=1e6, burst=1e6, body_seconds=0.3, receiving=4, receiving_in_a
 
 
 async def echo(scope, receive, send):
-    """Answers with the body; of what is only asked it reads none, as ours."""
+    """Answers with the body. Like our application, it reads none of a GET."""
     body, more = b"", scope["method"] == "POST"
     while more:
         message = await receive()
@@ -28,7 +28,7 @@ async def echo(scope, receive, send):
 
 
 class Request:
-    """What a server does for one request. The body is sent in parts; without `whole`, the last one never comes."""
+    """Calls the guard as a server does for one request. The body comes in parts; without `whole`, its end never comes."""
 
     def __init__(self, guard, method="POST", path="/erasures", key=ERASER, parts=(b"{",), *, whole=True, leaves=False):
         self._guard, self._parts, self._whole, self._leaves = guard, list(parts), whole, leaves

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import ModelContract, checkerboard, log_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +17,10 @@ from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.bpr import Bpr, _train_epoch, bpr_slopes
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import ModelContract, checkerboard, log_of
 
 PAIRS = log_of([(0, 1), (0, 3), (1, 0), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 2 has none, 4 has all
-TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # 4: no item
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def tables(dtype=np.float64):
 
 
 def naive_loss(users, items, triplets, reg=0.0):
-    """Of every user and every pair of items its loss, as often as a triplet names them; item 4 scores 0 and has no length."""
+    """The loss of every user and pair of items, counted as often as a triplet has them. Item 4 scores 0 and has length 0."""
     loss = torch.zeros((), dtype=torch.float64)
     items = torch.cat([items, items.new_zeros(1, items.shape[1])])
     for user in range(len(users)):
@@ -73,14 +73,14 @@ def test_gradients_equal_those_of_a_loop_over_all_triplets():
 
 
 @pytest.mark.parametrize("size", [1e3, -1e3])
-def test_gradients_of_scores_far_apart_are_one_or_nothing(size):
+def test_gradients_of_distant_scores_are_one_or_zero(size):
     users, items = np.full((1, 1), size, np.float32), np.array([[1.0], [0.0]], np.float32)
     slope_users, slope_items = bpr_slopes(users, items, np.array([[0, 0, 1]], np.int32))
     assert slope_users.item() == (0 if size > 0 else -1)
     assert slope_items.ravel().tolist() == ([0, 0] if size > 0 else [-size, size])
 
 
-def test_a_step_is_adagrads_on_the_gradient_summed_over_the_batch():
+def test_a_step_is_an_adagrad_step_on_the_summed_gradient_of_the_batch():
     users, items = tables(np.float32)
     slopes = naive_slopes(users, items, TRIPLETS, reg=0.3)
     moved = [users.copy(), items.copy()]
@@ -91,17 +91,17 @@ def test_a_step_is_adagrads_on_the_gradient_summed_over_the_batch():
         np.testing.assert_allclose(after, before - 0.1 * slope / np.sqrt(0.5 + slope**2), rtol=1e-4, atol=1e-6)
 
 
-def test_an_epoch_in_batches_equals_their_steps_one_after_another():
+def test_an_epoch_equals_the_steps_of_its_batches():
     whole, parts = ([*tables(np.float32), *(np.full_like(table, 0.5) for table in tables(np.float32))] for _ in range(2))
     _train_epoch(TRIPLETS, *whole, 4, np.float32(0.1), np.float32(0.3))
-    for part in (TRIPLETS[:4], TRIPLETS[4:]):  # the last one is shorter
+    for part in (TRIPLETS[:4], TRIPLETS[4:]):  # the last batch is shorter
         _train_epoch(part, *parts, 4, np.float32(0.1), np.float32(0.3))
     assert all((one == other).all() for one, other in zip(whole, parts, strict=True))
 
 
 @settings(max_examples=60, deadline=None)
 @given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=42), seed=st.integers(0, 2**63 - 1))
-def test_a_triplet_has_a_user_of_the_shard_an_item_that_user_has_and_one_that_the_user_has_not(pairs, seed):
+def test_a_triplet_has_a_user_an_item_of_the_user_and_an_item_that_the_user_lacks(pairs, seed):
     drawn = draw_triplets(log_of(pairs).matrix(7, 6), 50, seed)
     assert drawn.shape == (50, 3)
     for user, positive, negative in drawn.tolist():
@@ -111,7 +111,7 @@ def test_a_triplet_has_a_user_of_the_shard_an_item_that_user_has_and_one_that_th
         assert negative < 6 or (negative == 6 and len(own) == 6)
 
 
-def test_users_are_drawn_alike_and_so_are_each_ones_items_and_other_items():
+def test_users_and_their_own_and_other_items_are_drawn_uniformly():
     drawn = draw_triplets(PAIRS.matrix(5, 4), 40_000, 7)
     cells, counts = np.unique(drawn, axis=0, return_counts=True)
     expected = {}
@@ -126,23 +126,23 @@ def test_users_are_drawn_alike_and_so_are_each_ones_items_and_other_items():
 
 def test_a_triplet_depends_on_its_number_and_not_on_how_many_are_drawn_at_once():
     matrix = PAIRS.matrix(5, 4)
-    together = draw_triplets(matrix, 90, 5)  # more than are searched side by side
+    together = draw_triplets(matrix, 90, 5)  # more triplets than are searched together
     assert np.concatenate([draw_triplets(matrix, 10, 5, first) for first in range(0, 90, 10)]).tolist() == together.tolist()
     assert draw_triplets(matrix, 90, 6).tolist() != together.tolist()
 
 
-def test_where_nobody_has_anything_no_triplet_is_drawn():
+def test_without_pairs_no_triplet_is_drawn():
     assert draw_triplets(Interactions.none().matrix(3, 4), 10, 0).shape == (0, 3)
 
 
-def test_negatives_of_a_shard_are_not_spared_because_another_shard_has_them_as_positives():
-    # The user has items 0 to 3, of which this shard holds 0 alone: here, the others may well be negatives.
+def test_positives_of_another_shard_may_be_negatives_of_this_one():
+    # The user has items 0 to 3, but this shard holds only item 0, so the others may be negatives here.
     shard = log_of([(0, 0), (1, 1), (1, 2), (1, 3)])
     drawn = draw_triplets(shard.matrix(2, 4), 200, 1)
     assert set(drawn[drawn[:, 0] == 0, 2].tolist()) == {1, 2, 3}
 
 
-def test_training_ranks_the_users_own_items_above_the_others():
+def test_training_ranks_a_users_own_items_above_the_others():
     interactions, _ = checkerboard()
     start = Start(1, normal_rows(interactions.item_rows().astype(np.uint64), 1, 8))
     model = Bpr(BprConfig(width=8, epochs=200, batch=16, reg=0)).fit(interactions, Interactions.none(), start)
@@ -151,7 +151,7 @@ def test_training_ranks_the_users_own_items_above_the_others():
     assert (np.where(own_UI, scores_UI, np.inf).min(1) > np.where(own_UI, -np.inf, scores_UI).max(1)).all()
 
 
-def test_held_out_pairs_are_not_looked_at_and_the_seed_is():
+def test_training_depends_on_the_seed_and_not_on_held_out_pairs():
     interactions, withheld = checkerboard()
     model, items = Bpr(BprConfig(width=4, epochs=2)), normal_rows(np.arange(12, dtype=np.uint64), 1, 4)
     plain = model.fit(interactions, Interactions.none(), Start(0, items))
@@ -160,7 +160,7 @@ def test_held_out_pairs_are_not_looked_at_and_the_seed_is():
 
 
 def halves():
-    """Even users like even items and odd users odd ones: the pairs, and two submodels that know one kind each."""
+    """Pairs in which even users like even items and odd users odd ones, and two submodels that know one kind each."""
     pairs = log_of([(user, item) for user in range(20) for item in range(12) if (user + item) % 2 == 0])
     submodels = []
     for kind in range(2):
@@ -171,7 +171,7 @@ def halves():
 
 
 def share_in_order(model, pairs):
-    """Of the pairs of a user's own item and another one, how many the model has in order; ties are not."""
+    """The share of pairs of an own and another item of a user that the model ranks correctly; ties count as wrong."""
     scores_UI = model.users @ model.items.T
     own_UI = pairs.matrix(*scores_UI.shape).toarray() > 0
     return np.mean([(scores[own][:, None] > scores[~own]).mean() for scores, own in zip(scores_UI, own_UI, strict=True)])
@@ -188,18 +188,18 @@ def share_in_order(model, pairs):
         (WmfAlsConfig(), "bpr", "bpr"),
     ],
 )
-def test_a_learned_aggregation_has_the_loss_of_its_base_model_unless_told_otherwise(model, own, expected):
+def test_a_learned_aggregation_uses_the_loss_of_its_base_model_by_default(model, own, expected):
     assert EraserConfig(model=model, aggregation=AggregationConfig(loss=own)).aggregation_loss == expected
 
 
 @pytest.mark.parametrize("init", ["paper", "spectral"])
-def test_attention_on_the_loss_of_bpr_puts_the_users_own_items_first(init):
+def test_attention_with_the_bpr_loss_ranks_a_users_own_items_first(init):
     pairs, submodels = halves()
     config = AggregationConfig(kind="attention", init=init, attention_width=3, epochs=40, batch=8, lr=0.05, reg=0, keep=1)
     assert share_in_order(attention(submodels, pairs, config, 0, "bpr"), pairs) > 0.99
 
 
-def test_attention_on_the_loss_of_bpr_gives_the_same_bits_for_the_same_arguments_and_others_than_on_that_of_wmf():
+def test_attention_with_the_bpr_loss_is_reproducible_and_differs_from_the_wmf_loss():
     pairs, submodels = halves()
     config = AggregationConfig(kind="attention", attention_width=3, epochs=3, batch=8)
     first = attention(submodels, pairs, config, 0, "bpr")
@@ -207,7 +207,7 @@ def test_attention_on_the_loss_of_bpr_gives_the_same_bits_for_the_same_arguments
     assert not attention(submodels, pairs, config, 0, "wmf").same_bits(first)
 
 
-def test_the_loss_of_shard_weights_and_its_gradient_are_those_of_a_loop_over_triplets():
+def test_the_loss_of_shard_weights_and_its_gradient_equal_a_loop_over_triplets():
     margins = np.random.default_rng(2).normal(size=(7, 3))
     weights = torch.tensor([0.2, 1.5, 0.0], dtype=torch.float64, requires_grad=True)
     expected = sum(torch.log1p(torch.exp(-(torch.from_numpy(row) @ weights))) for row in margins) / 7
@@ -217,7 +217,7 @@ def test_the_loss_of_shard_weights_and_its_gradient_are_those_of_a_loop_over_tri
     np.testing.assert_allclose(slope, weights.grad.numpy(), rtol=1e-10)
 
 
-def test_a_submodel_that_orders_items_well_weighs_more_than_noise_and_one_that_is_always_wrong_nothing():
+def test_a_good_submodel_weighs_more_than_noise_and_an_always_wrong_one_weighs_nothing():
     pairs, submodels = halves()
     good = Embeddings(
         submodels[0].user_rows,
@@ -240,7 +240,7 @@ def test_a_submodel_that_orders_items_well_weighs_more_than_noise_and_one_that_i
     assert weights[2] > 0.9
 
 
-def test_where_no_pair_orders_anything_all_submodels_weigh_the_same():
+def test_without_informative_triplets_all_submodels_weigh_the_same():
     pairs, submodels = halves()
     everything = log_of([(user, item) for user in range(3) for item in range(2)])
     for log in (everything, Interactions.none()):

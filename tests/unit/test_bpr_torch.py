@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import ModelContract, checkerboard, log_of
 from torch_devices import TORCH_DEVICES, on_gpu
 
 from ray_eraser.config import BprConfig
@@ -16,8 +15,9 @@ from ray_eraser.models.base import UNTRAINED, Start, Table
 from ray_eraser.models.bpr import Bpr, _train_epoch
 from ray_eraser.models.bpr_torch import AdagradTable, BprTorch, named_by_batch, train_on, triplet_slopes
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import ModelContract, checkerboard, log_of
 
-TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # 4: no item
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +38,14 @@ class TestBprOnAGpu(TestBprTorch):
 
 
 def ragged(n_users=60, n_items=40):
-    """Some users with many items and some with few; the last has all."""
+    """A log in which some users have many items and some few; the last user has all."""
     generator = np.random.default_rng(4)
     some = [(user, item) for user in range(n_users) for item in np.flatnonzero(generator.random(n_items) < (user + 5) / 80)]
     return log_of([*some, *((n_users, item) for item in range(n_items))])
 
 
 def assert_close(found, expected):
-    """But for rounding: within a ten-thousandth of a number, or a hundred-thousandth of the largest in the table."""
+    """Compare up to rounding: within a ten-thousandth of a number, or a hundred-thousandth of the largest in the table."""
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
@@ -60,7 +60,7 @@ def tables():
 
 
 def moved_on(device, triplets, batch, reg):
-    """The two tables, users first, as these triplets' batches leave them."""
+    """The two tables, users first, after the batches of these triplets."""
     sides = [
         AdagradTable(
             Table(np.arange(len(vectors), dtype=np.int32), {"vectors": vectors, "squares": np.full_like(vectors, 0.5)}),
@@ -79,8 +79,8 @@ def test_the_device_chooses_the_class():
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-@pytest.mark.parametrize("batch", [1, 4, 100])  # of 4, the last is shorter, and the one before names rows several times
-def test_steps_are_those_of_the_cpu(device, batch):
+@pytest.mark.parametrize("batch", [1, 4, 100])  # batches of 4: the last is shorter, and the one before has rows several times
+def test_steps_equal_those_of_the_cpu(device, batch):
     expected = [*tables(), *(np.full_like(table, 0.5) for table in tables())]
     _train_epoch(TRIPLETS, *expected, batch, np.float32(0.1), np.float32(0.3))
     users, items = moved_on(device, TRIPLETS, batch, 0.3)
@@ -90,7 +90,7 @@ def test_steps_are_those_of_the_cpu(device, batch):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_rows_that_a_batch_does_not_name_stay_to_the_bit(device):
+def test_rows_outside_a_batch_keep_their_bits(device):
     users, items = moved_on(device, np.array([(3, 2, 0), (3, 2, 0)], np.int32), 10, 0.3)
     for table, before, named in ((users, tables()[0], [3]), (items, tables()[1], [0, 2])):
         stayed = np.setdiff1d(table.rows, named)
@@ -100,9 +100,9 @@ def test_rows_that_a_batch_does_not_name_stay_to_the_bit(device):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_every_batch_has_its_distinct_rows_and_the_sums_of_what_names_them(device):
+def test_every_batch_has_its_distinct_rows_and_their_sums(device):
     generator = np.random.default_rng(1)
-    named, slopes = generator.integers(0, 8, 95), generator.normal(size=(95, 3)).astype(np.float32)  # 7 is none of seven
+    named, slopes = generator.integers(0, 8, 95), generator.normal(size=(95, 3)).astype(np.float32)  # 7: no item
     named[20:30] = 7
     named[50:60] = 2
     found = list(named_by_batch(torch.from_numpy(named).to(torch_device(device)), 7, 10))
@@ -117,7 +117,7 @@ def test_every_batch_has_its_distinct_rows_and_the_sums_of_what_names_them(devic
 
 
 @pytest.mark.parametrize("size", [1e3, -1e3])
-def test_gradients_of_scores_far_apart_are_one_or_nothing(size):
+def test_gradients_of_distant_scores_are_one_or_zero(size):
     users, items = torch.tensor([[size]]), torch.tensor([[1.0], [0.0]])
     of_users, of_items = triplet_slopes(torch.tensor([[0, 0, 1]], dtype=torch.int32), users, items, 0)
     assert of_users.item() == (0 if size > 0 else -1)
@@ -125,8 +125,8 @@ def test_gradients_of_scores_far_apart_are_one_or_nothing(size):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-@pytest.mark.parametrize("batch", [64, 65536])  # of 64, the last is shorter; 65,536 are more than the log has
-def test_some_epochs_end_where_the_cpus_do_but_for_rounding(device, batch):
+@pytest.mark.parametrize("batch", [64, 65536])  # the last batch of 64 is shorter; 65,536 are more than the log has
+def test_several_epochs_give_the_cpus_result_up_to_rounding(device, batch):
     interactions, config = ragged(), BprConfig(width=6, epochs=5, batch=batch)
     arguments = (UNTRAINED, interactions, Interactions.none(), start_of(interactions, 6), 5)
     expected = Bpr(config).train(*arguments).arrays()
@@ -137,7 +137,7 @@ def test_some_epochs_end_where_the_cpus_do_but_for_rounding(device, batch):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_how_many_triplets_are_drawn_at_once_changes_no_bit(device, monkeypatch):
+def test_the_number_of_triplets_drawn_at_once_changes_no_bit(device, monkeypatch):
     interactions, model = ragged(), BprTorch(BprConfig(width=6, epochs=2, batch=64), torch_device(device))
     fit = (interactions, Interactions.none(), start_of(interactions, 6))
     at_once = model.fit(*fit)
@@ -145,7 +145,7 @@ def test_how_many_triplets_are_drawn_at_once_changes_no_bit(device, monkeypatch)
     assert model.fit(*fit).same_bits(at_once)
 
 
-def test_training_ranks_the_users_own_items_above_the_others():
+def test_training_ranks_a_users_own_items_above_the_others():
     interactions, _ = checkerboard()
     model = BprTorch(BprConfig(width=8, epochs=100, batch=32, reg=0), torch.device("cpu"))
     embeddings = model.fit(interactions, Interactions.none(), start_of(interactions, 8))

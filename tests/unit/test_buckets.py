@@ -15,7 +15,7 @@ from ray_eraser.kernels import buckets as module
 from ray_eraser.kernels.buckets import Buckets, padded_lengths
 
 DEGREES = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60, 12, 5, 5, 7, 44, 0]
-"""Rows without a column at both ends and in between, and rows of up to all of 60 columns."""
+"""Row lengths: rows without a column at both ends and in between, and rows of up to all 60 columns."""
 
 
 @pytest.fixture(params=TORCH_DEVICES)
@@ -25,7 +25,7 @@ def device(request):
 
 
 def pattern(degrees=DEGREES, n_columns=60, seed=1) -> sparse.csr_matrix:
-    """Rows of so many columns each, which ones is drawn."""
+    """Rows with these numbers of columns; the columns are random."""
     generator = np.random.default_rng(seed)
     columns = [np.sort(generator.permutation(n_columns)[:degree]) for degree in degrees]
     starts = np.concatenate([[0], np.cumsum(degrees)])
@@ -46,7 +46,7 @@ def summed(matrix, others, device) -> np.ndarray:
 
 
 def problem(matrix, width, scale=0.3):
-    """Vectors to solve against, the systems' common part and a ridge for each row."""
+    """The vectors of the other side, the common part of the systems, and a ridge for each row."""
     others = vectors(matrix.shape[1], width)
     ridge = np.random.default_rng(3).uniform(0.1, 2, matrix.shape[0]).astype(np.float32)
     return others, np.float32(scale) * others.T @ others, ridge
@@ -57,7 +57,7 @@ def solved(matrix, parts, device) -> np.ndarray:
 
 
 def naive(matrix, others, base, ridge) -> np.ndarray:
-    """Each row's normal equations, dense and in float64; zeros where a row has no column."""
+    """Solve each row's normal equations in dense float64; zeros for a row without a column."""
     expected = np.zeros((matrix.shape[0], others.shape[1]))
     for row in range(matrix.shape[0]):
         own = others[matrix[row].indices].astype(np.float64)
@@ -81,7 +81,7 @@ def test_sums_of_whole_numbers_are_exact(device, width):
     assert summed(matrix, others, device).tolist() == expected
 
 
-def test_sums_of_rows_longer_than_a_piece_are_exact_as_well(device, monkeypatch):
+def test_sums_of_rows_longer_than_a_piece_are_exact(device, monkeypatch):
     monkeypatch.setattr(module, "_BAG", 7)
     matrix = pattern()
     others = np.random.default_rng(1).integers(-9, 10, (60, 5)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_sums_of_rows_longer_than_a_piece_are_exact_as_well(device, monkeypatch)
 
 
 def test_a_row_of_many_columns_is_summed_in_single_precision_without_drift(device):
-    # One after the other, 100,000 numbers of about 1 would be off by some 1e-5 of their sum.
+    # Added one after the other, 100,000 numbers of about 1 would have a relative error of about 1e-5.
     others = np.random.default_rng(1).uniform(0.5, 1.5, (100_000, 2)).astype(np.float32)
     matrix = sparse.csr_matrix(np.ones((1, 100_000), np.float32))
     np.testing.assert_allclose(summed(matrix, others, device)[0], others.sum(0, dtype=np.float64), rtol=1e-6)
@@ -104,7 +104,7 @@ def test_every_row_solves_its_own_normal_equations(device, width, scale):
 
 
 @pytest.mark.parametrize("width", [16, 64])  # narrower ones have no row that is short
-def test_short_rows_and_long_ones_solve_the_same_equations(device, width, monkeypatch):
+def test_short_and_long_rows_solve_the_same_equations(device, width, monkeypatch):
     # At every length from one column to twice the width, by either system.
     matrix = pattern(range(1, 2 * width + 1), 2 * width)
     parts = problem(matrix, width)
@@ -138,14 +138,14 @@ def test_workspaces_do_not_grow_with_the_rows_nor_with_the_longest(device, monke
     buckets = bucketed(matrix, device)
     assert_rows_agree(solved(matrix, parts, device), at_once, within=1e-5)
     tensors = [torch.from_numpy(part).to(device) for part in parts]
-    buckets.solve(*tensors)  # the pattern's own tables are made
+    buckets.solve(*tensors)  # make the pattern's own tables first
     with Largest() as largest:
         buckets.solve(*tensors)
     assert largest.numbers <= max(bound, 2001 * width)
 
 
 class Largest(TorchDispatchMode):
-    """How many numbers the largest tensor has that is computed under it."""
+    """Record the size of the largest tensor that is computed inside."""
 
     numbers = 0
 
@@ -157,7 +157,7 @@ class Largest(TorchDispatchMode):
         return results
 
 
-def test_the_same_pattern_and_vectors_give_the_same_bits_whatever_was_computed_before(device):
+def test_the_same_pattern_and_vectors_always_give_the_same_bits(device):
     matrix = pattern()
     parts = problem(matrix, 16)
     first, sums = solved(matrix, parts, device), summed(matrix, parts[0], device)
@@ -167,7 +167,7 @@ def test_the_same_pattern_and_vectors_give_the_same_bits_whatever_was_computed_b
     assert summed(matrix, parts[0], device).tobytes() == sums.tobytes()
 
 
-def test_a_row_alone_has_nearly_the_solution_that_it_has_among_others(device):
+def test_a_row_has_nearly_the_same_solution_alone_and_with_others(device):
     matrix = pattern()
     others, base, ridge = problem(matrix, 16)
     together = solved(matrix, (others, base, ridge), device)
@@ -191,7 +191,7 @@ def test_a_pattern_without_any_pair_is_all_zeros(device, n_rows):
     assert solved(matrix, parts, device).tolist() == [[0, 0, 0]] * n_rows
 
 
-def test_a_system_without_a_positive_pivot_makes_its_own_row_not_a_number_and_no_other(device):
+def test_a_system_without_a_positive_pivot_gives_nan_only_in_its_own_row(device):
     matrix = pattern([3, 20, 40, 59])
     others, base, ridge = problem(matrix, 4)
     ridge[2] = -1000
@@ -203,7 +203,7 @@ def test_a_system_without_a_positive_pivot_makes_its_own_row_not_a_number_and_no
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e30])
 @pytest.mark.parametrize("width", [4, 40])
-def test_a_side_that_is_not_finite_gives_rows_that_are_not_either(device, value, width):
+def test_a_side_that_is_not_finite_gives_rows_that_are_not_finite(device, value, width):
     matrix = pattern([1, 5, 30])
     others, _, ridge = problem(matrix, width)
     others[7, 3] = value
@@ -212,7 +212,7 @@ def test_a_side_that_is_not_finite_gives_rows_that_are_not_either(device, value,
     assert not np.isfinite(solved(matrix, (others, base, ridge), device)).all(1).any()
 
 
-def test_arguments_stay_as_they_were_and_may_be_read_only(device):
+def test_arguments_are_not_changed_and_may_be_read_only(device):
     matrix = pattern()
     parts = problem(matrix, 12)
     arrays = (matrix.indptr, matrix.indices)

@@ -1,4 +1,4 @@
-"""Times in a chain of receipts are in order, whatever is done to the machine's clock."""
+"""Times in a chain of receipts are in order, however the machine's clock is set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Machine:
         return SteadyClock(lambda: self.shown, at_least, passing=lambda: self.passed)
 
 
-def test_the_time_is_the_machines_as_long_as_that_goes_forward():
+def test_the_time_is_the_machines_time_while_that_goes_forward():
     machine = Machine(1000.0)
     clock = machine.steady()
     assert clock() == 1000.0
@@ -39,7 +39,7 @@ def test_the_time_is_the_machines_as_long_as_that_goes_forward():
     assert (clock(), clock.behind) == (1002.5 + DAY, 0.0)
 
 
-def test_a_clock_set_back_by_seconds_stands_still_until_it_is_there_again():
+def test_a_clock_set_back_by_seconds_stands_still_until_it_catches_up():
     machine = Machine(1000.0)
     clock = machine.steady()
     clock()
@@ -51,13 +51,13 @@ def test_a_clock_set_back_by_seconds_stands_still_until_it_is_there_again():
     assert (clock(), clock.behind) == (1002.0, 0.0)
 
 
-def test_no_time_is_before_the_newest_that_was_recorded():
+def test_no_time_is_before_the_newest_recorded_time():
     clock = Machine(995.0).steady(at_least=1000.0)
     assert (clock(), clock.behind) == (1000.0, 5.0)
 
 
-def test_with_a_clock_that_is_days_behind_deadlines_still_come():
-    """Standing still, a deployment that once had a clock in the future would never carry anything out again."""
+def test_deadlines_still_arrive_with_a_clock_that_is_days_behind():
+    """If its clock stood still, a deployment whose machine once had a clock in the future would never run again."""
     machine = Machine(0.0)
     clock = machine.steady(at_least=365 * DAY)
     received_at = clock()
@@ -67,7 +67,7 @@ def test_with_a_clock_that_is_days_behind_deadlines_still_come():
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(0, 1e5)), max_size=20))
-def test_whatever_is_done_to_the_clock_no_time_is_before_an_earlier_one(moves):
+def test_times_never_decrease_however_the_clock_is_set(moves):
     machine = Machine(1e9)
     clock = machine.steady(at_least=1e9)
     times = [clock()]
@@ -86,7 +86,7 @@ def test_threads_see_one_clock():
         assert set(threads.map(lambda _: clock(), range(200))) == {0.0}
 
 
-def test_a_clock_that_is_behind_is_logged_once_each_time(caplog: pytest.LogCaptureFixture):
+def test_each_lag_of_the_clock_is_logged_once(caplog: pytest.LogCaptureFixture):
     machine = Machine(1000.0)
     clock = machine.steady()
     with caplog.at_level(logging.WARNING, "ray_eraser.clock"):

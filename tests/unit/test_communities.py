@@ -1,4 +1,4 @@
-"""GraphEraser's partitions: a round worked by hand, the fast code against its definition, and what capacities promise."""
+"""GraphEraser's partitions: a round computed by hand, the fast code against its definition, and the capacities."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ def blpa(n_shards, **settings) -> PartitionConfig:
 
 
 def groups(n_groups, size, n_items) -> Interactions:
-    """Groups of users with items of their own; users 0, 1, 2, ... belong to groups 0, 1, 2, ..., 0, 1, ... in turn."""
+    """Groups of users, each with its own items. Users 0, 1, 2, ... belong to groups 0, 1, 2, ..., 0, 1, ... in turn."""
     generator = np.random.default_rng(9)
     return log_of(
         {
@@ -47,7 +47,7 @@ def shards_of_users(log, partition) -> dict[int, set[int]]:
 
 
 def round_of(graph, labels, capacity, n_shards, weights=None) -> list[int]:
-    """One round, labels and weights given as lists."""
+    """One round, with labels and weights as lists."""
     weights = np.ones(len(labels), np.int64) if weights is None else np.array(weights, np.int64)
     moved = communities.propagate(sparse.csr_matrix(graph), np.array(labels, np.int16), weights, capacity, n_shards)
     assert moved.dtype == np.int16
@@ -55,7 +55,7 @@ def round_of(graph, labels, capacity, n_shards, weights=None) -> list[int]:
 
 
 def naive_round(graph, labels, weights, capacity, n_shards) -> list[int]:
-    """BLPA's round as the paper says it, user by user."""
+    """A round of BLPA as the paper defines it, user by user."""
     wanted = []
     for user, row in enumerate(graph):
         counts = Counter(dict.fromkeys(range(n_shards), 0))
@@ -110,23 +110,24 @@ TRIANGLES = np.kron(np.eye(2, dtype=np.int64), np.ones((3, 3), np.int64) - np.ey
 
 
 def test_a_round_by_hand():
-    """Two triangles, {0, 1, 2} and {3, 4, 5}; user 2 begins in the others' shard and user 5 too, three in each.
+    """Two triangles, {0, 1, 2} and {3, 4, 5}. Users 2 and 5 start in the other triangle's shard, so each shard has three users.
 
-    0 and 1 have a neighbour in either shard and keep their own label, as do 3 and 4. 2 wishes shard 0 and 5 wishes shard 1,
-    gain 2 each. With room for four, 2 moves, then 5.
+    0 and 1 have a neighbour in each shard and keep their label, as do 3 and 4. 2 wishes for shard 0 and 5 for shard 1, with
+    gain 2 each. With room for four, 2 moves first, then 5.
     """
     assert round_of(TRIANGLES, [0, 0, 1, 1, 1, 0], 4, 2) == [0, 0, 0, 1, 1, 1]
 
 
-def test_two_who_wish_to_change_places_wait_for_each_other_where_both_shards_are_full():
+def test_two_users_who_want_to_swap_wait_for_each_other_if_both_shards_are_full():
     assert round_of(TRIANGLES, [0, 0, 1, 1, 1, 0], 3, 2) == [0, 0, 1, 1, 1, 0]
 
 
 def test_a_move_out_admits_the_head_of_the_queue_which_admits_the_next():
-    """Three shards with room for two: {0, 1}, {2, 3}, {4}. An edge that counts m stands for m neighbours of one label.
+    """Three shards with room for two: {0, 1}, {2, 3}, {4}. An edge of weight m stands for m neighbours with one label.
 
-    2 wishes shard 0 (gain 3), full: it waits. 4 wishes shard 1 (gain 2), full: it waits. 0 wishes shard 2 (gain 1), where there
-    is room: it goes; 2 takes its place in shard 0, and 4 that of 2 in shard 1.
+    2 wishes for shard 0 (gain 3), which is full, so it waits. 4 wishes for shard 1 (gain 2), which is full, so it waits. 0
+    wishes for shard 2 (gain 1), which has room, so it moves. Then 2 takes its place in shard 0, and 4 takes the place of 2 in
+    shard 1.
     """
     graph = np.zeros((5, 5), np.int64)
     graph[2, 0], graph[4, 3], graph[0, 4] = 3, 2, 1
@@ -134,16 +135,16 @@ def test_a_move_out_admits_the_head_of_the_queue_which_admits_the_next():
 
 
 def test_the_queue_is_served_in_the_order_of_gains():
-    """1 and 2 wish shard 0 with gains 1 and 2; user 0 leaves it, room for one: 2 is the head."""
+    """1 and 2 wish for shard 0 with gains 1 and 2. User 0 leaves it, which makes room for one: 2 is the head of the queue."""
     graph = np.zeros((5, 5), np.int64)
     graph[1, 3], graph[2, 3], graph[0, 4] = 1, 2, 1
     assert round_of(graph, [0, 1, 1, 0, 2], 2, 3) == [2, 1, 0, 0, 2]
 
 
 def test_a_queue_waits_for_its_head_and_one_move_out_may_admit_several():
-    """Room for 4. User 0 (weight 3) leaves shard 0, where 1 (weight 1) stays; 2, 3 and 4 wait for it, weights 1, 2 and 1.
+    """The capacity is 4. User 0 (weight 3) leaves shard 0, and 1 (weight 1) stays. 2, 3 and 4 wait, with weights 1, 2 and 1.
 
-    Of the 3 that are free, 2 and 3 take all; 4 is left waiting.
+    2 and 3 take all of the free 3, so 4 keeps waiting.
     """
     graph = np.zeros((6, 6), np.int64)
     graph[2, 1], graph[3, 1], graph[4, 1], graph[0, 5] = 9, 8, 7, 1
@@ -154,8 +155,8 @@ def test_users_without_neighbours_keep_their_labels():
     assert round_of(np.zeros((3, 3), np.int64), [2, 1, 2], 3, 3) == [2, 1, 2]
 
 
-def test_of_equals_the_next_label_upwards_is_wished():
-    """User 0 in shard 1 has a neighbour in shard 0 and one in shard 3 of four: upwards from 1, 3 comes first."""
+def test_in_a_tie_the_next_higher_label_is_chosen():
+    """User 0 in shard 1 of four has one neighbour in shard 0 and one in shard 3. Upwards from 1, shard 3 comes first."""
     graph = np.zeros((3, 3), np.int64)
     graph[0, 1] = graph[0, 2] = 1
     assert round_of(graph, [1, 0, 3], 3, 4) == [3, 0, 3]
@@ -181,8 +182,8 @@ def test_a_round_equals_its_definition_and_fills_no_shard_beyond_its_capacity(da
 def test_the_graph_joins_users_with_items_in_common():
     """0 has {a, b}, 1 has {a, b, c}, 2 has {c, d}, 3 has {e}.
 
-    Cosines: 0 and 1 share two, 2 / sqrt 6; 1 and 2 share one, 1 / sqrt 6; 3 shares nothing. Each chooses one: 0 takes 1,
-    1 takes 0, 2 takes 1. An edge needs one choice only, so 1 has two neighbours.
+    Cosines: 0 and 1 share two items, 2 / sqrt 6; 1 and 2 share one, 1 / sqrt 6; 3 shares none. Each user chooses one: 0 chooses
+    1, 1 chooses 0, and 2 chooses 1. An edge needs only one choice, so 1 has two neighbours.
     """
     matrix = log_of([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (3, 4)]).matrix(4, 5)
     assert communities.similarity_graph(matrix, 1).toarray().tolist() == [
@@ -194,7 +195,7 @@ def test_the_graph_joins_users_with_items_in_common():
 
 
 @given(pairs=pairs, n_neighbours=st.integers(1, 5), block=st.sampled_from([1, 40, 1 << 22]))
-def test_the_graph_equals_its_definition_whatever_the_block(pairs, n_neighbours, block):
+def test_the_graph_equals_its_definition_for_every_block_size(pairs, n_neighbours, block):
     log = log_of(pairs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(communities, "_BLOCK", block)
@@ -215,7 +216,7 @@ def test_the_first_labels_are_balanced_to_within_one_user(weights, n_shards, see
 
 
 def test_the_first_labels_are_random():
-    """1000 users into 2: two seeds agree on half, standard deviation 16."""
+    """With 1000 users and 2 shards, two seeds agree on half of the users, with a standard deviation of 16."""
     first, second = (communities.dealt_out(np.ones(1000, np.int64), 2, seed) for seed in (0, 1))
     assert abs((first == second).sum() - 500) < 80
 
@@ -240,7 +241,7 @@ def test_whole_users_within_the_capacity(pairs, n_shards, slack, balance, seed):
     if balance == "units":
         n_users = Counter(shard for of_user in shards.values() for shard in of_user)
         assert max(n_users.values(), default=0) <= math.ceil(config.slack * len(shards) / n_shards)
-    else:  # the first labels overfill a shard by less than one user, and nobody is added to it
+    else:  # the first labels overfill a shard by less than one user, and no user is added to it
         heaviest = np.bincount(log.users, minlength=1).max()
         assert partition.sizes().max() <= max(math.ceil(config.slack * len(log) / n_shards), len(log) / n_shards + heaviest)
     assert np.array_equal(communities.label_propagation(log, config, seed).owners, partition.owners)
@@ -249,7 +250,7 @@ def test_whole_users_within_the_capacity(pairs, n_shards, slack, balance, seed):
 @pytest.mark.parametrize("balance", ["interactions", "units"])
 @pytest.mark.parametrize("seed", range(8))
 def test_two_planted_communities_are_found(seed, balance):
-    """Two groups of 30 with items of their own, of which each user has seven; room for 31 users, or their interactions."""
+    """Two groups of 30 users with their own items, seven per user. A shard has room for 31 users or their interactions."""
     log = groups(2, 30, 14)
     partition = communities.label_propagation(
         log, blpa(2, balance=balance, neighbours=20, slack=1.033 if balance == "units" else 1.047), seed
@@ -261,8 +262,10 @@ def test_two_planted_communities_are_found(seed, balance):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_propagation_brings_neighbours_together(seed):
-    """Five groups, five shards: dealt out at random, a fifth of the neighbours share a shard. Propagation at least doubles it;
-    most seeds come to all of them, the others to shards that are full of two halves and wait for each other.
+    """With five groups and five random shards, a fifth of the neighbours share a shard. Propagation at least doubles this
+    share.
+
+    Most seeds reach all neighbours. With the others, full shards of two half groups wait for each other.
     """
     log = groups(5, 40, 14)
     graph = communities.similarity_graph(log.compact().matrix(), 10).tocoo()
@@ -271,8 +274,8 @@ def test_propagation_brings_neighbours_together(seed):
     assert (labels[graph.row] == labels[graph.col]).mean() > 0.4
 
 
-def test_the_labels_come_to_rest_and_the_log_says_so(caplog):
-    """One group: after the first round with one shard nothing has changed."""
+def test_the_labels_settle_and_the_log_says_so(caplog):
+    """With one group and one shard, the first round changes nothing."""
     with caplog.at_level(logging.INFO, "ray_eraser"):
         communities.label_propagation(groups(1, 5, 4), blpa(1), 0)
     (record,) = caplog.records
@@ -291,7 +294,7 @@ def test_users_who_share_no_item_stay_where_they_were_dealt():
 
 
 @pytest.mark.parametrize("balance", ["interactions", "units"])
-def test_one_shard_few_users_and_none(balance):
+def test_one_shard_few_users_and_an_empty_log_are_handled(balance):
     log = log_of([(2, 3), (5, 1), (5, 3)])
     assert communities.label_propagation(log, blpa(1, balance=balance), 0).owners.tolist() == [0, 0, 0]
     assert sorted(communities.label_propagation(log, blpa(4, balance=balance), 0).sizes()) in ([0, 0, 1, 2], [0, 0, 0, 3])
@@ -304,7 +307,7 @@ def test_one_shard_few_users_and_none(balance):
 
 
 def clouds(n_users) -> Embeddings:
-    """Users at (user modulo 3) times 100 plus a little, on a line; an item that nobody looks at."""
+    """Users on a line, at (user modulo 3) times 100 plus a little. The item vector does not matter."""
     at = np.arange(n_users) % 3 * 100 + np.arange(n_users) / 100
     rows = np.arange(n_users, dtype=np.int32)
     return Embeddings(rows, at.astype(np.float32)[:, None], np.zeros(1, np.int32), np.zeros((1, 1), np.float32))
@@ -312,7 +315,7 @@ def clouds(n_users) -> Embeddings:
 
 @pytest.mark.parametrize("balance", ["interactions", "units"])
 def test_balanced_kmeans_finds_clouds(balance):
-    """The paper's capacity is 11 of 30 users. Some seeds begin with two anchors in one cloud and stay there; most do not."""
+    """The paper's capacity is 11 of 30 users. With some seeds, two anchors start in one cloud and stay there; most do not."""
     log = log_of([(user, user % 4) for user in range(30)])
     config = PartitionConfig(kind="embedding_kmeans", n_shards=3, balance=balance)
     found = 0
@@ -336,7 +339,7 @@ def test_balanced_kmeans_is_the_user_based_algorithm_with_graph_erasers_capacity
     assert all(len(of_user) == 1 for of_user in shards_of_users(log, partition).values())
 
 
-def test_balanced_kmeans_of_one_shard_few_users_and_none():
+def test_balanced_kmeans_handles_one_shard_few_users_and_an_empty_log():
     log = log_of([(2, 3), (5, 1), (5, 3)])
     by_shards = {k: PartitionConfig(kind="embedding_kmeans", n_shards=k) for k in (1, 3, 4)}
     assert communities.embedding_kmeans(log, clouds(6), by_shards[1], 0).owners.tolist() == [0, 0, 0]
@@ -349,21 +352,21 @@ def test_balanced_kmeans_of_one_shard_few_users_and_none():
 
 @pytest.mark.parametrize("kind", ["label_propagation", "embedding_kmeans"])
 @pytest.mark.parametrize("n_shards", [1, 2, 10, 50])
-def test_the_usual_capacity_is_graph_erasers(kind, n_shards):
+def test_the_default_capacity_is_graph_erasers(kind, n_shards):
     config = PartitionConfig(kind=kind, n_shards=n_shards)
     for n in (1, 7, 1000, 2000, 6040, 31668):
         exact = Fraction(n, n_shards) + Fraction(5, 1000) * (n - Fraction(n, n_shards))
         assert math.ceil(config.slack * n / n_shards) == math.ceil(exact)
 
 
-def test_the_usual_rounds_and_capacities_are_those_of_each_paper():
+def test_the_default_rounds_and_capacities_are_those_of_each_paper():
     usual = {kind: PartitionConfig(kind=kind) for kind in ("user_based", "label_propagation", "embedding_kmeans", "transport")}
     assert [config.max_iterations for config in usual.values()] == [50, 100, 20, 10]
     assert [config.slack for config in usual.values()] == [1.2, 1.045, 1.045, 1.2]
     assert PartitionConfig(kind="label_propagation", slack=1.5, max_iterations=3).slack == 1.5
 
 
-def test_a_setting_out_of_range_is_named_though_other_defaults_follow_from_it():
+def test_a_setting_out_of_range_is_named_even_if_other_defaults_depend_on_it():
     with pytest.raises(ConfigError) as caught:
         config_from({"partition": {"n_shards": 0}})
     assert "partition.n_shards" in str(caught.value)

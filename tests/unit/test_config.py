@@ -149,7 +149,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"[model\n", b"\xff\xfe"])
-def test_a_file_that_is_no_toml_is_an_error_that_names_it(tmp_path, content):
+def test_a_file_that_is_not_toml_is_an_error_that_names_it(tmp_path, content):
     file = tmp_path / "broken.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"broken\.toml: is not TOML"):
@@ -165,7 +165,7 @@ def test_a_configuration_is_frozen():
     "change",
     ["runtime.slots=3", "runtime.process_per=slot", "runtime.timeout_seconds=5", "unlearning.ledger=postgresql://host/x"],
 )
-def test_the_fingerprint_ignores_what_changes_no_bit(change):
+def test_the_fingerprint_ignores_settings_that_change_no_bit(change):
     assert load_config(None, [change]).fingerprint() == EraserConfig().fingerprint()
 
 
@@ -176,16 +176,16 @@ SISA = ["model.kind=bpr", "partition.kind=random", "aggregation.kind=mean", "agg
     "change",
     ["seed=1", "model.epochs=3", "model.solver=adagrad", "partition.n_shards=4", "aggregation.sweeps=0", "runtime.threads=2"],
 )
-def test_the_fingerprint_changes_with_what_changes_bits(change):
+def test_the_fingerprint_changes_with_settings_that_change_bits(change):
     assert load_config(None, [change]).fingerprint() != EraserConfig().fingerprint()
 
 
 @pytest.mark.parametrize("kind", ["hashed", "random"])
-def test_a_partition_that_looks_at_no_other_interaction_is_exact(kind):
+def test_a_partition_that_is_not_learned_is_exact(kind):
     assert EraserConfig(partition=PartitionConfig(kind=kind), model=WmfAlsConfig(alpha0=0.2)).guarantee == "exact"
 
 
-def test_a_setting_that_is_chosen_from_the_log_makes_it_exact_given_the_settings():
+def test_a_setting_chosen_from_the_log_gives_the_guarantee_exact_given_settings():
     assert EraserConfig(model=WmfAlsConfig(alpha0="auto")).guarantee == "exact-given-settings"
     settled = EraserConfig(model=WmfAlsConfig(alpha0=0.2))
     assert settled.guarantee_given(["model.alpha0"]) == "exact-given-settings"
@@ -195,7 +195,7 @@ def test_a_setting_that_is_chosen_from_the_log_makes_it_exact_given_the_settings
 
 
 @pytest.mark.parametrize("kind", ["user_based", "item_based", "interaction_based"])
-def test_a_learned_partition_is_exact_given_the_partition(kind):
+def test_a_learned_partition_gives_the_guarantee_exact_given_partition(kind):
     assert EraserConfig(partition=PartitionConfig(kind=kind)).guarantee == "exact-given-partition"
 
 
@@ -208,17 +208,17 @@ def test_a_learned_partition_is_exact_given_the_partition(kind):
         ({"foldin_alpha0": 0.1, "foldin_reg": 0.00001}, (0.1, 0.00001)),
     ],
 )
-def test_the_fold_in_takes_its_own_weights_and_else_those_of_the_als_model(own, expected):
+def test_the_fold_in_uses_its_own_weights_or_those_of_the_als_model(own, expected):
     config = EraserConfig(model=WmfAlsConfig(alpha0=0.05, reg=0.02), aggregation=AggregationConfig(**own))
     assert (config.als_settings.alpha0, config.als_settings.reg) == expected
 
 
-def test_the_fold_in_of_another_model_has_als_settings_of_the_models_width():
+def test_the_fold_in_of_another_model_uses_als_settings_with_the_models_width():
     config = EraserConfig(model=WmfAdagradConfig(width=7), aggregation=AggregationConfig(foldin_alpha0=0.1))
     assert (config.als_settings.width, config.als_settings.alpha0) == (7, 0.1)
 
 
-def test_a_weight_that_is_still_to_be_chosen_is_an_error_that_says_what_to_do():
+def test_reading_a_weight_that_is_not_chosen_yet_is_an_error_that_says_what_to_do():
     assert WmfAlsConfig(alpha0=0.2).known_alpha0 == 0.2
     with pytest.raises(ConfigError, match=r"model\.alpha0.*set a number"):
         assert WmfAlsConfig(alpha0="auto").known_alpha0
@@ -241,12 +241,12 @@ def test_a_configuration_is_settled_once_the_weight_has_been_chosen(model):
     ],
     ids=["als", "adagrad"],
 )
-def test_a_weight_that_somebody_set_is_kept(config):
+def test_a_weight_that_is_set_is_kept(config):
     assert config.is_settled
     assert config.settled(0.02) == config
 
 
-def test_nothing_is_chosen_where_nothing_that_is_stored_depends_on_it():
+def test_no_weight_is_chosen_if_no_stored_result_depends_on_it():
     config = load_config(None, SISA)
     assert not config.needs_alpha0
     assert config.is_settled
@@ -264,7 +264,7 @@ def test_nothing_is_chosen_where_nothing_that_is_stored_depends_on_it():
     ],
     ids=["model", "fold-in", "partition"],
 )
-def test_the_weight_is_chosen_where_the_model_the_fold_in_or_the_partition_needs_it(changes, setting):
+def test_the_weight_is_chosen_if_the_model_the_fold_in_or_the_partition_needs_it(changes, setting):
     config = load_config(None, changes)
     assert config.needs_alpha0
     assert not config.is_settled
@@ -272,7 +272,7 @@ def test_the_weight_is_chosen_where_the_model_the_fold_in_or_the_partition_needs
     assert config.settled(0.02).is_settled
 
 
-def test_what_left_the_weight_open_agrees_with_what_was_trained_with_any():
+def test_settings_with_an_open_weight_agree_with_every_chosen_weight():
     left_open = EraserConfig(model=WmfAlsConfig(alpha0="auto"))
     trained = left_open.settled(0.02)
     assert left_open.agrees_with(trained)
@@ -281,17 +281,17 @@ def test_what_left_the_weight_open_agrees_with_what_was_trained_with_any():
     assert not EraserConfig(seed=1, model=WmfAlsConfig(alpha0="auto")).agrees_with(trained)
 
 
-def test_a_setting_changes_nothing_of_the_defaults_of_the_next_configuration():
+def test_a_setting_does_not_change_the_defaults_of_the_next_configuration():
     load_config(None, ["model.width=3"])
     assert load_config(None, ["model.kind=wmf"]).model == WmfAlsConfig()
 
 
-# ---- the kind of model that is left open -------------------------------------------------------------------------------------
+# ---- an open kind of model -------------------------------------------------------------------------------------------------
 
 FROM_AFAR = 10 * LINEAR_UP_TO
 
 
-def test_a_plain_configuration_leaves_the_model_open():
+def test_the_default_configuration_leaves_the_model_open():
     assert EraserConfig().model == load_config().model == load_config(None, ["model.kind=auto"]).model == AutoConfig()
     assert EraserConfig().open_settings == ("model.kind",)
     assert not EraserConfig().is_settled
@@ -301,7 +301,7 @@ def test_a_plain_configuration_leaves_the_model_open():
     ("n_pairs", "kind"),
     [(0, "linear"), (720_152, "linear"), (LINEAR_UP_TO, "linear"), (LINEAR_UP_TO + 1, "wmf"), (FROM_AFAR, "wmf")],
 )
-def test_the_model_follows_from_the_number_of_training_interactions(n_pairs, kind):
+def test_an_open_model_is_chosen_by_the_number_of_training_interactions(n_pairs, kind):
     config = EraserConfig(seed=7, partition=PartitionConfig(n_shards=3))
     assert config.kind_for(n_pairs) == kind
     made = config.resolved(n_pairs)
@@ -311,13 +311,13 @@ def test_the_model_follows_from_the_number_of_training_interactions(n_pairs, kin
 
 
 @pytest.mark.parametrize("model", [WmfAlsConfig(alpha0=0.3), BprConfig(), LinearConfig(ridge=3)])
-def test_a_model_that_somebody_chose_is_kept_whatever_the_log(model):
+def test_a_model_that_is_set_is_kept_for_every_log(model):
     config = EraserConfig(model=model)
     assert [config.kind_for(n) for n in (0, FROM_AFAR)] == [model.kind] * 2
     assert [config.resolved(n) for n in (0, FROM_AFAR)] == [config] * 2
 
 
-def test_width_and_epochs_are_handed_on_to_the_model_that_comes_of_it():
+def test_the_chosen_model_takes_over_width_and_epochs():
     config = load_config(None, ["model.kind=auto", "model.width=12", "model.epochs=3"])
     assert config.resolved(FROM_AFAR).model == WmfAlsConfig(width=12, epochs=3)
     assert config.resolved(0).model == LinearConfig(width=12)
@@ -327,7 +327,7 @@ def test_width_and_epochs_are_handed_on_to_the_model_that_comes_of_it():
     "change",
     ["training.slices=3", "aggregation.kind=attention", "aggregation.foldin=false", "aggregation.foldin_reg=0.1"],
 )
-def test_settings_of_what_only_a_trained_model_has_ask_for_one(change):
+def test_settings_that_need_a_trained_model_choose_one(change):
     config = load_config(None, [change])
     assert isinstance(config.model, AutoConfig)
     assert isinstance(config.resolved(0).model, WmfAlsConfig)
@@ -335,7 +335,7 @@ def test_settings_of_what_only_a_trained_model_has_ask_for_one(change):
 
 
 @pytest.mark.parametrize("change", ["runtime.threads=2", "data.valid_share=0.1", "partition.n_shards=4", "seed=3"])
-def test_other_settings_leave_the_model_to_the_log(change):
+def test_other_settings_leave_the_choice_of_the_model_to_the_log(change):
     assert load_config(None, [change]).kind_for(0) == "linear"
 
 
@@ -355,15 +355,15 @@ def test_a_setting_of_a_model_implies_its_kind(changes, model):
     assert changed(EraserConfig(), changes).model == model
 
 
-def test_a_kind_that_is_left_open_again_begins_at_its_defaults():
+def test_a_kind_that_is_opened_again_starts_at_its_defaults():
     trained = EraserConfig(model=WmfAlsConfig(width=12, epochs=3, alpha0=0.3))
     assert changed(trained, ["model.kind=auto"]).model == AutoConfig(width=12)
 
 
-def test_a_setting_beside_an_open_kind_is_an_error_that_says_to_name_the_kind():
+def test_a_model_setting_with_an_open_kind_is_an_error_that_says_to_set_the_kind():
     error = error_of("model.kind=auto", "model.alpha0=0.3")
     assert error.key == "model.alpha0"
-    assert "name the kind that has it" in error.problem
+    assert "set a kind that has it" in error.problem
 
 
 @pytest.mark.parametrize(
@@ -374,11 +374,11 @@ def test_a_setting_beside_an_open_kind_is_an_error_that_says_to_name_the_kind():
         (EraserConfig(model=WmfAlsConfig()), 720_152, "as set"),
     ],
 )
-def test_why_a_model_was_chosen_is_said_in_a_few_words(config, n_pairs, words):
+def test_the_reason_for_a_chosen_model_is_given_in_a_few_words(config, n_pairs, words):
     assert config.why_kind(n_pairs) == words
 
 
-def test_what_left_the_model_open_agrees_with_either_model_that_it_may_come_to():
+def test_settings_with_an_open_model_agree_with_both_models_that_may_be_chosen():
     left_open = EraserConfig()
     for trained in (left_open.resolved(0), left_open.resolved(FROM_AFAR).settled(0.02)):
         assert left_open.agrees_with(trained.with_device("cpu"))
@@ -391,7 +391,7 @@ def test_what_left_the_model_open_agrees_with_either_model_that_it_may_come_to()
     assert left_open.agrees_with(left_open)
 
 
-def test_what_asks_for_a_trained_model_agrees_with_no_other():
+def test_settings_that_need_a_trained_model_agree_with_no_other():
     in_slices = load_config(None, ["training.slices=2"])
     assert in_slices.agrees_with(in_slices.resolved(0).settled(0.3))
     assert not in_slices.agrees_with(EraserConfig(model=LinearConfig()))
@@ -404,10 +404,10 @@ def test_an_open_model_has_a_fingerprint_of_its_own():
     assert len(found) == 3
 
 
-# ---- the ridge that is left open ---------------------------------------------------------------------------------------------
+# ---- an open ridge ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_ridge_that_is_left_open_is_chosen_and_named():
+def test_an_open_ridge_is_chosen_and_named():
     config = load_config(None, ["model.ridge=auto"])
     assert config.model == LinearConfig(ridge="auto")
     assert config.open_settings == ("model.ridge",)

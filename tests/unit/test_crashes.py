@@ -1,4 +1,4 @@
-"""Killed after any step and started again, a coordinator ends where it would have ended."""
+"""A coordinator that is killed after any step and restarted reaches the same result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", 
 
 
 def linear(config: EraserConfig) -> EraserConfig:
-    """The same deployment with the model that is never trained."""
+    """The same deployment with the linear model, which is never trained."""
     return config_from(config.model_dump(mode="json") | {"model": {"kind": "linear"}})
 
 
@@ -55,7 +55,7 @@ def of_kinds(*cases: tuple[str, str]) -> pytest.MarkDecorator:
 
 
 class Killed(BaseException):
-    """Not an Exception: nothing in the way may catch it."""
+    """A kill. It is not an `Exception`, so that no code in between catches it."""
 
 
 def dies_at(step: str) -> Callable[[str], None]:
@@ -76,7 +76,7 @@ Asked = UnlearningRequest | Learning | Repartition
 
 
 def carried_out(coordinator: Coordinator, works: Sequence[Asked]) -> None:
-    """Ask for each under a key of its own, as a careful client does, and have them carried out together."""
+    """Submit each request with its own key, as a careful client does, and carry them out together."""
     for number, work in enumerate(works):
         if isinstance(work, UnlearningRequest):
             coordinator.submit(work, f"key {number}")
@@ -88,7 +88,7 @@ def carried_out(coordinator: Coordinator, works: Sequence[Asked]) -> None:
 
 
 def receipts_of(coordinator: Coordinator) -> list[Receipt]:
-    """All receipts, times apart."""
+    """All receipts without their times."""
     connection = coordinator._ledger._engine.raw_connection()
     names = [name for (name,) in connection.cursor().execute("SELECT request_id FROM requests ORDER BY sequence").fetchall()]
     connection.close()
@@ -128,7 +128,7 @@ def test_a_kill_after_any_step_changes_neither_the_generation_nor_the_receipts(
     first = deployments.copy(template, "killed", on_step=dies_at(step))
     with pytest.raises(Killed):
         carried_out(first, requests)
-    # The client, who had no answer, asks again under the same keys.
+    # The client received no answer and submits again with the same keys.
     second = deployments.open("killed")
     carried_out(second, requests)
 
@@ -146,7 +146,7 @@ def same_served(one: Coordinator, other: Coordinator) -> bool:
 
 
 def scored(served: Served, coordinator: Coordinator) -> tuple[np.ndarray, np.ndarray]:
-    """What a model says of a coordinator's users."""
+    """The scores of a model for a coordinator's users."""
     return served.scores(coordinator._serving.snapshot.users.keys)
 
 
@@ -154,7 +154,7 @@ def scored(served: Served, coordinator: Coordinator) -> tuple[np.ndarray, np.nda
 def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
     deployments: Deployments, template: Path, tiny: Dataset, step: str
 ) -> None:
-    """A batch fails, is divided, and the process is killed: right then, or at a step of what follows."""
+    """A batch fails and is divided, and the process is killed immediately or at a later step."""
     requests = asked(tiny)
     undisturbed = deployments.copy(template, "undisturbed")
     carried_out(undisturbed, [*requests, LEARNING])
@@ -191,7 +191,7 @@ def test_a_kill_around_a_failure_loses_no_request_and_does_none_twice(
 
 
 @pytest.mark.parametrize("second_step", STEPS[1:])
-def test_a_second_kill_while_resuming_changes_nothing_either(
+def test_a_second_kill_while_resuming_changes_nothing(
     deployments: Deployments, template: Path, tiny: Dataset, counted: Callable[[], None], second_step: str
 ) -> None:
     request = asked(tiny)[:1]
@@ -222,7 +222,7 @@ def test_after_a_restart_an_accepted_user_is_not_served_again(
 
 
 @pytest.mark.parametrize("step", ["retrained", "written", "published", "purged"])
-def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
+def test_a_request_received_while_another_is_carried_out_takes_effect_at_once(
     deployments: Deployments, template: Path, tiny: Dataset, step: str
 ) -> None:
     first, second = tiny.users.ids[8], tiny.users.ids[9]
@@ -251,7 +251,7 @@ def test_a_request_that_comes_while_another_is_carried_out_takes_effect_at_once(
     assert audited(coordinator).exact
 
 
-def test_a_coordinator_that_was_replaced_can_no_longer_publish(deployments: Deployments, template: Path, tiny: Dataset) -> None:
+def test_a_replaced_coordinator_cannot_publish(deployments: Deployments, template: Path, tiny: Dataset) -> None:
     old = deployments.copy(template, "shared")
     old.submit(UnlearningRequest(user_id=tiny.users.ids[8]))
     new = deployments.open("shared")
@@ -262,7 +262,7 @@ def test_a_coordinator_that_was_replaced_can_no_longer_publish(deployments: Depl
 
 
 @pytest.mark.parametrize("of_kind", [lambda config: config, linear], ids=["vectors", "linear"])
-def test_an_unfinished_fit_leaves_nothing_to_the_next(deployments: Deployments, tiny: Dataset, tiny_config, of_kind) -> None:
+def test_an_unfinished_fit_does_not_affect_the_next(deployments: Deployments, tiny: Dataset, tiny_config, of_kind) -> None:
     config = of_kind(tiny_config)
     first = deployments.open("fit", config, on_step=dies_at("written"))
     with pytest.raises(Killed):
@@ -272,10 +272,10 @@ def test_an_unfinished_fit_leaves_nothing_to_the_next(deployments: Deployments, 
 
 
 @pytest.mark.parametrize("step", STEPS[1:-1])
-def test_after_a_kill_a_linear_model_is_served_without_the_erased_pairs_before_anything_is_carried_out(
+def test_after_a_kill_a_linear_model_is_served_without_the_erased_pairs_at_once(
     deployments: Deployments, fitted_linear: Path, tiny: Dataset, step: str
 ) -> None:
-    """Its reads are final from the acceptance on, so what is served right after the restart is what will be served for ever."""
+    """Its reads are final after acceptance, so the model served right after the restart never changes again."""
     first = deployments.copy(fitted_linear, "killed", on_step=dies_at(step))
     with pytest.raises(Killed):
         carried_out(first, asked(tiny))

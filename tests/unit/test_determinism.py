@@ -29,25 +29,25 @@ def blas_threads():
 
 
 def denormals():
-    """Of torch and of NumPy: 0 where they are flushed."""
+    """A denormal of torch and one of NumPy; 0 if denormals are flushed."""
     small = np.full(8, 1e-30, np.float32)
     return float((torch.from_numpy(small) * 1e-10).sum()), float((small * np.float32(1e-10)).sum())
 
 
-def test_inside_there_are_as_many_threads_as_asked_for():
+def test_the_block_runs_with_the_requested_number_of_threads():
     with deterministic(1):
         assert torch.get_num_threads() == 1
         assert set(blas_threads()) == {1}
 
 
-def test_everything_is_as_before_afterwards():
+def test_all_settings_are_restored_afterwards():
     before = state()
     with deterministic(1):
         assert state() != before
     assert state() == before
 
 
-def test_everything_is_as_before_after_an_error_too():
+def test_all_settings_are_restored_after_an_error():
     before = state()
     with pytest.raises(ZeroDivisionError), deterministic(1):
         raise ZeroDivisionError
@@ -68,7 +68,7 @@ def test_denormals_are_flushed_inside_and_kept_outside():
     assert all(denormals())
 
 
-def test_what_the_bits_depend_on_names_the_versions_and_the_threads_in_plain_values():
+def test_the_environment_names_versions_and_threads_in_plain_values():
     recorded = environment(3)
     assert json.loads(json.dumps(recorded)) == recorded
     assert recorded["threads"] == 3
@@ -85,7 +85,7 @@ def test_an_inner_block_does_not_end_the_flushing_of_the_outer_one():
     assert float(torch.tensor(1e-30) * 1e-10) > 0
 
 
-def test_two_threads_do_not_end_each_others_conditions():
+def test_two_threads_do_not_restore_each_others_settings():
     before = state()
     inside = []
 
@@ -106,7 +106,7 @@ def test_two_threads_do_not_end_each_others_conditions():
 
 @pytest.mark.parametrize("cores", [0, 1, 2, 3, 64])
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 1000])
-def test_parts_are_all_places_once_and_begin_at_multiples_of_the_least(cores, n):
+def test_parts_cover_every_position_once_and_start_at_multiples_of_the_least_size(cores, n):
     done, parts = np.zeros(n, int), []
 
     def work(first, last):
@@ -121,13 +121,13 @@ def test_parts_are_all_places_once_and_begin_at_multiples_of_the_least(cores, n)
         assert parts == [(0, n)]
 
 
-def test_as_many_parts_are_done_at_the_same_time_as_there_are_cores():
+def test_as_many_parts_run_at_the_same_time_as_there_are_cores():
     together = Barrier(3, timeout=20)
     with deterministic(1, cores=3):
         in_parts(3, lambda first, last: together.wait(), least=1)
 
 
-def test_parts_have_the_conditions_of_whoever_gives_them_out():
+def test_parts_have_the_settings_of_their_caller():
     seen = []
 
     def work(first, last):
@@ -137,11 +137,11 @@ def test_parts_have_the_conditions_of_whoever_gives_them_out():
         in_parts(8, work, least=1)
     assert seen == [((0.0, 0.0), 1, {1})] * 8
     with deterministic(1):
-        in_parts(8, work, least=1)  # the cores were those of the block before
+        in_parts(8, work, least=1)  # the cores are those of the enclosing block
     assert len(seen) == 9
 
 
-def test_what_fails_in_a_part_fails():
+def test_an_error_in_a_part_is_raised():
     def work(first, last):
         if first <= 5 < last:
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Where vectors are computed: what a device is called, what is recorded of it, and what happens where it is not there."""
+"""The device that computes vectors: its name, its record, and the errors if it is missing."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def log() -> Dataset:
 # ---- names -----------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_recorded_of_a_device_names_it_in_sentences():
+def test_the_record_of_a_device_gives_its_name_for_sentences():
     assert named(environment(1)) == "the CPU"
-    assert named(environment(1, "torch-cpu")) == "the CPU, by the GPU's code"
+    assert named(environment(1, "torch-cpu")) == "the CPU with the GPU code"
     assert named(environment(1) | H100) == "NVIDIA H100 80GB HBM3 (compute capability 9.0, CUDA 13.0)"
     assert described("cpu") == {"device": "cpu"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_an_error_that_names_the_settings():
+def test_a_missing_gpu_is_an_error_that_names_the_settings():
     for ask in (torch_device, described):
         with pytest.raises(DeviceError, match=r"device cuda: this process sees no GPU: .* runtime.device=cpu"):
             ask("cuda")
@@ -66,7 +66,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_settings():
 
 @pytest.mark.gpu
 @NEEDS_GPU
-def test_of_a_gpu_its_name_its_capability_and_the_libraries_are_recorded():
+def test_the_name_capability_and_libraries_of_a_gpu_are_recorded():
     assert described("cuda").keys() == H100.keys()
     assert environment(1, "cuda")["device"] == torch.cuda.get_device_name(0)
 
@@ -76,16 +76,16 @@ def test_another_device_is_refused_by_an_error_that_names_both(here):
     with pytest.raises(DeviceError) as refused:
         check_same(environment(1) | H100, environment(1) | here)
     assert named(H100) in str(refused.value)
-    assert f"here is {named(here)}" in str(refused.value)
+    assert f"this process has {named(here)}" in str(refused.value)
     assert "repartition" in str(refused.value)
 
 
-def test_the_same_device_passes_whatever_else_differs():
+def test_the_same_device_passes_even_if_other_values_differ():
     check_same(environment(1) | H100, environment(2) | H100)
     check_same(environment(1), described("cpu"))
 
 
-def test_auto_is_the_cpu_unless_a_gpu_is_asked_for_and_there(monkeypatch):
+def test_auto_is_the_cpu_unless_a_gpu_is_requested_and_present(monkeypatch):
     for is_there in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
         assert own_device(RuntimeConfig()) == "cpu"
@@ -98,7 +98,7 @@ def test_auto_is_the_cpu_unless_a_gpu_is_asked_for_and_there(monkeypatch):
 
 @pytest.fixture
 def pretended_gpu(monkeypatch) -> SimpleNamespace:
-    """A GPU that torch believes in, as far as limits on its memory are concerned."""
+    """A pretended GPU that torch accepts for limits on its memory."""
     seen = SimpleNamespace(shares=[], given_back=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: seen.shares.append(share))
@@ -111,7 +111,7 @@ def pretended_gpu(monkeypatch) -> SimpleNamespace:
     return seen
 
 
-def test_a_process_allocates_no_more_than_its_share_and_gives_back_what_it_freed(pretended_gpu):
+def test_a_process_stays_within_its_share_and_returns_freed_memory(pretended_gpu):
     runtime = RuntimeConfig(device="cuda", gpus_per_shard=0.5, gpu_memory_share=0.8)
     with computing("cuda", runtime.memory_share, "it"):
         assert pretended_gpu.given_back == 0
@@ -119,14 +119,14 @@ def test_a_process_allocates_no_more_than_its_share_and_gives_back_what_it_freed
     assert RuntimeConfig(gpus_per_shard=2).memory_share == RuntimeConfig().memory_share == 0.9
 
 
-def test_memory_that_does_not_suffice_is_one_error_that_names_the_settings(pretended_gpu):
+def test_too_little_memory_is_an_error_that_names_the_settings(pretended_gpu):
     problem = r"^training of shard 3: out of GPU memory; raise runtime.gpus_per_shard or"
     with pytest.raises(DeviceMemoryError, match=problem), computing("cuda", 1.0, "training of shard 3"):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert pretended_gpu.given_back == 1
 
 
-def test_a_failed_computation_lets_go_of_its_tensors(pretended_gpu):
+def test_a_failed_computation_releases_its_tensors(pretended_gpu):
     gone = []
 
     def failing():
@@ -140,21 +140,21 @@ def test_a_failed_computation_lets_go_of_its_tensors(pretended_gpu):
     assert gone[0]() is None
 
 
-def test_a_gpu_that_fails_is_the_machines_fault(pretended_gpu):
+def test_a_failing_gpu_is_reported_as_a_fault_of_the_machine(pretended_gpu):
     class AcceleratorError(RuntimeError):
-        """As torch has it."""
+        """The name of torch's error for a failing GPU."""
 
     with pytest.raises(DeviceError, match=r"it failed \(CUDA error: an illegal memory access\)"), computing("cuda", 1.0, "it"):
         raise AcceleratorError("CUDA error: an illegal memory access\nCUDA kernel errors might be reported later")
 
 
-def test_a_workspace_setting_under_which_bits_are_not_repeated_is_refused(monkeypatch):
+def test_a_workspace_setting_without_repeatable_bits_is_refused(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(DeviceError, match=r"CUBLAS_WORKSPACE_CONFIG is ':0:0', .* set :4096:8 or :16:8"):
         torch_device("cuda")
 
 
-def test_on_a_cpu_nothing_is_limited():
+def test_no_memory_is_limited_on_a_cpu():
     with pytest.raises(RuntimeError, match="its own"), computing("cpu", 0.1, "it"):
         raise RuntimeError("its own")
     assert peak_memory("cpu") == peak_memory("torch-cpu") == 0
@@ -163,18 +163,18 @@ def test_on_a_cpu_nothing_is_limited():
 @pytest.mark.gpu
 @NEEDS_GPU
 @pytest.mark.parametrize("size", [1 << 10, 1 << 20, 8 << 20], ids=["small", "middle", "large"])
-def test_freed_blocks_are_overwritten_where_they_are(size, monkeypatch):
+def test_freed_blocks_are_overwritten_in_place(size, monkeypatch):
     secret = torch.full((size,), 7, dtype=torch.uint8, device="cuda")
     address = secret.data_ptr()
     del secret
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)  # so that they can still be looked at
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)  # so that the freed memory can still be read
     devices.give_back_memory("cuda")
     assert not torch.as_tensor(devices._Block(address, size), device="cuda").any()
 
 
 @pytest.mark.gpu
 @NEEDS_GPU
-def test_nothing_stays_allocated_after_a_computation():
+def test_no_memory_stays_allocated_after_a_computation():
     with computing("cuda", 0.5, "it"):
         torch.ones(1000, 1000, device="cuda") @ torch.ones(1000, 1000, device="cuda")
     assert torch.cuda.memory_allocated() == torch.cuda.memory_reserved() == 0
@@ -191,12 +191,12 @@ def test_more_than_the_share_of_a_gpu_is_refused():
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_a_deployment_says_where_it_was_trained_and_goes_on_there(deployments, log, device):
+def test_a_deployment_records_its_device_and_continues_on_it(deployments, log, device):
     coordinator = deployments.fit("shop", config_on(device), log)
     assert coordinator.describe().device == named(described(device))
     assert coordinator._serving.loaded.manifest.environment["device"] == described(device)["device"]
     coordinator.close()
-    coordinator = deployments.open("shop", config_on("auto"))  # as at first, or left open
+    coordinator = deployments.open("shop", config_on("auto"))  # the same device, or open
     coordinator.submit(UnlearningRequest(user_id=100))
     assert coordinator.process_pending()[0].guarantee == "exact"
     assert coordinator.config.runtime.device == device
@@ -204,21 +204,21 @@ def test_a_deployment_says_where_it_was_trained_and_goes_on_there(deployments, l
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_both_devices_learn_nearly_the_same_and_not_the_same_bits(deployments, log, device):
+def test_both_devices_learn_nearly_the_same_vectors_with_different_bits(deployments, log, device):
     vectors = [deployments.fit(name, config_on(name), log).served_model().vectors() for name in ("cpu", device)]
     assert not vectors[0].same_bits(vectors[1])
     scores = [model.users @ model.items.T for model in vectors]
     np.testing.assert_allclose(*scores, atol=2e-4)
 
 
-def test_settings_that_name_another_device_are_another_deployments(deployments, log):
+def test_settings_that_name_another_device_belong_to_another_deployment(deployments, log):
     deployments.fit("shop", config_on("torch-cpu"), log)
     with pytest.raises(DeploymentError, match="was trained with other settings"):
         deployments.open("shop", config_on("cpu"))
 
 
 def replaced(monkeypatch, of: dict[str, str] | DeviceError) -> None:
-    """From now on, the machine has this device where `torch-cpu` is asked for."""
+    """From now on, `torch-cpu` means this device on this machine."""
 
     def seen(device: str) -> dict[str, str]:
         if device != "torch-cpu":
@@ -239,8 +239,8 @@ def test_on_another_device_an_erasure_is_in_force_and_waits_until_the_device_is_
     with monkeypatch.context() as patch:
         replaced(patch, now)
         name = coordinator.submit(UnlearningRequest(user_id=100)).request_id
-        for _ in range(5):  # it is no fault of the request: it is not set aside
-            with pytest.raises(DeviceError, match=r"device the CPU, by the GPU's code: the deployment was trained on it, and"):
+        for _ in range(5):  # the request is not at fault, so it is not set aside
+            with pytest.raises(DeviceError, match=r"device the CPU with the GPU code: the deployment was trained on it, but"):
                 coordinator.process_pending()
         assert coordinator.status(name) is not RequestState.SET_ASIDE
         with pytest.raises(UnknownIdError):
@@ -282,7 +282,7 @@ def test_a_re_partition_moves_a_deployment_to_another_device_with_all_that_waits
     assert fresh.describe().digest == coordinator.describe().digest
 
 
-def test_shards_that_trained_on_several_devices_are_no_generation(deployments, log, monkeypatch):
+def test_shards_trained_on_different_devices_do_not_make_a_generation(deployments, log, monkeypatch):
     coordinator = deployments.open("shop", config_on("torch-cpu"))
     train = LocalShardPool.train
 
@@ -292,7 +292,7 @@ def test_shards_that_trained_on_several_devices_are_no_generation(deployments, l
         return done | {first: dataclasses.replace(done[first], device=A100)}
 
     monkeypatch.setattr(LocalShardPool, "train", mixed)
-    with pytest.raises(DeviceError, match=r"here is NVIDIA A100"):
+    with pytest.raises(DeviceError, match=r"this process has NVIDIA A100"):
         coordinator.fit(log)
     assert coordinator._ledger.current() is None
 
@@ -308,14 +308,14 @@ def test_an_audit_elsewhere_is_refused_before_it_trains_and_names_both(deploymen
 
     monkeypatch.setattr(audit_module, "environment", elsewhere)
     monkeypatch.setattr(audit_module, "rebuild_shard", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(DeviceError, match=r"device the CPU, by the GPU's code: the deployment was trained on it, and"):
+    with pytest.raises(DeviceError, match=r"device the CPU with the GPU code: the deployment was trained on it, but"):
         audited(coordinator)
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------------
 
 
-def test_products_have_full_precision_inside_and_what_was_set_outside():
+def test_products_have_full_precision_inside_and_the_previous_setting_outside():
     torch.set_float32_matmul_precision("high")
     try:
         with deterministic(1):

@@ -180,7 +180,7 @@ def test_requests_that_are_late_or_failed_are_warned_of():
     [
         ([], Outcome.OK, "no accepted erasure waits"),
         ([59.0, 1.0, -5.0], Outcome.OK, "no accepted erasure waits"),
-        ([61.0, 3600.0, 1.0], Outcome.WARN, "2 accepted erasures have not left what is served, the oldest for 3600 s"),
+        ([61.0, 3600.0, 1.0], Outcome.WARN, "the data of 2 accepted erasures is still served, the oldest for 3600 s"),
     ],
 )
 def test_an_accepted_erasure_that_is_still_served_after_a_minute_is_warned_of(ages, outcome, seen):
@@ -248,9 +248,9 @@ def test_a_deployment_of_gpus_is_warned_of_where_ray_has_none(trained_on, gpus, 
     [
         (None, Outcome.UNCHECKED, "nothing is published yet"),
         (StoreError("generations/x", "x"), Outcome.WARN, "the manifest is damaged, and no other file was looked at"),
-        (FilesSeen(9, 0), Outcome.OK, "all 9 are there; --verify SECONDS reads them too"),
-        (FilesSeen(9, 9), Outcome.OK, "all 9 are there; all were read, and are what was written"),
-        (FilesSeen(9, 4), Outcome.OK, "all 9 are there; 4 of them were read in the time given, and are what was written"),
+        (FilesSeen(9, 0), Outcome.OK, "all 9 exist; --verify SECONDS also reads them"),
+        (FilesSeen(9, 9), Outcome.OK, "all 9 exist; all were read and are undamaged"),
+        (FilesSeen(9, 4), Outcome.OK, "all 9 exist; 4 of them were read in the time given and are undamaged"),
         (FilesSeen(9, 0, ("the aggregate",)), Outcome.WARN, "of 9 files 1 is missing (the aggregate)"),
         (FilesSeen(9, 9, ("a",), ("b", "c")), Outcome.WARN, "of 9 files 1 is missing (a) and 2 are damaged (b, c)"),
         (FilesSeen(9, 9, tuple("abcde")), Outcome.WARN, "of 9 files 5 are missing (a, b, c and 2 more)"),
@@ -382,7 +382,7 @@ def test_a_warning_of_ports_names_different_processes_and_the_way_out():
     gcs, raylet, worker = Listener("GCS", "::", 6379), Listener("raylet", "0.0.0.0", 7), Listener("workers", "0.0.0.0", 9)
     found = [worker, replace(worker, port=8), replace(raylet, port=5), raylet, gcs, Listener("dashboard", "127.0.0.1", 8265)]
     advice = doctor.check_ports(found)
-    assert advice.detail == "listen for other machines: GCS at [::]:6379, raylet at 0.0.0.0:5, workers at 0.0.0.0:8 and 2 more"
+    assert advice.detail == "other machines can connect: GCS at [::]:6379, raylet at 0.0.0.0:5, workers at 0.0.0.0:8 and 2 more"
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in advice.way_out
     assert "firewall" in advice.way_out
     closed = doctor.check_ports(found, behind_firewall=True)

@@ -24,7 +24,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A folder and the address of a server of what is in it."""
+    """A folder, and the address of a server for its files."""
     monkeypatch.setenv("no_proxy", "*")
     folder = tmp_path / "served"
     folder.mkdir()
@@ -37,7 +37,7 @@ def served(tmp_path, monkeypatch):
 
 
 def put_archive(folder, monkeypatch, members):
-    """An archive in place of MovieLens-1M, with its checksum made known."""
+    """Put an archive in place of MovieLens-1M, and register its checksum."""
     archive = folder / "ml-1m.zip"
     with zipfile.ZipFile(archive, "w") as content:
         for name, data in members.items():
@@ -61,7 +61,7 @@ def test_a_downloaded_release_can_be_read(served, tmp_path, monkeypatch):
     assert names(tmp_path / "data") == ["ml-1m", "ml-1m.zip"]
 
 
-def test_what_is_there_is_not_fetched_again(served, tmp_path, monkeypatch):
+def test_existing_files_are_not_downloaded_again(served, tmp_path, monkeypatch):
     folder, url = served
     archive = put_archive(folder, monkeypatch, {"ml-1m/ratings.dat": RATINGS})
     first = download_movielens("1m", tmp_path / "data", url)
@@ -69,7 +69,7 @@ def test_what_is_there_is_not_fetched_again(served, tmp_path, monkeypatch):
     assert download_movielens("1m", tmp_path / "data", url) == first
 
 
-def test_an_archive_that_the_user_put_there_is_taken_without_a_network(tmp_path, monkeypatch):
+def test_an_archive_provided_by_the_user_is_used_without_a_network(tmp_path, monkeypatch):
     put_archive(tmp_path, monkeypatch, {"ml-1m/ratings.dat": RATINGS})
     unpacked = download_movielens("1m", tmp_path, "http://127.0.0.1:9")
     assert (unpacked / "ratings.dat").read_bytes() == RATINGS
@@ -84,7 +84,7 @@ def test_without_a_network_the_error_says_which_file_goes_where(tmp_path, monkey
     assert names(tmp_path / "data") == []
 
 
-def test_a_file_that_the_server_does_not_have_is_reported_like_a_missing_network(served, tmp_path):
+def test_a_file_missing_on_the_server_is_reported_like_a_missing_network(served, tmp_path):
     with pytest.raises(DataFileError, match=r"404.*get ml-10m\.zip from"):
         download_movielens("10m", tmp_path / "data", served[1])
 
@@ -99,7 +99,7 @@ def test_a_download_with_another_checksum_leaves_nothing_behind(served, tmp_path
 
 
 @pytest.mark.parametrize("member", ["../evil", "ml-1m/../../evil", "/evil", "elsewhere/evil", "ml-1m\\..\\..\\evil"])
-def test_an_archive_that_would_write_elsewhere_is_refused_whole(tmp_path, monkeypatch, member):
+def test_an_archive_that_would_write_outside_the_folder_is_refused_entirely(tmp_path, monkeypatch, member):
     data = tmp_path / "data"
     data.mkdir()
     put_archive(data, monkeypatch, {"ml-1m/ratings.dat": RATINGS, member: b"evil"})

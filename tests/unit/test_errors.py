@@ -8,7 +8,7 @@ import pytest
 from ray_eraser import errors
 from ray_eraser.errors import RayEraserError
 
-SAMPLES = {"str": "a name", "int": 3, "float": 1.5, "int | None": 7}
+SAMPLES = {"str": "a name", "int": 3, "float": 1.5, "bool": False, "int | None": 7, "tuple[str, ...]": ("one", "another")}
 
 
 def every_class():
@@ -46,12 +46,38 @@ def test_the_text_of_an_error_is_one_line_that_names_every_field(cls):
     error = sample(cls)
     assert str(error)
     assert "\n" not in str(error)
-    assert all(str(field) in str(error) for field in error.args)
+    fields = [field for field in error.args if not isinstance(field, bool)]
+    named = [part for field in fields for part in (field if isinstance(field, tuple) else [field])]
+    assert all(str(part) in str(error) for part in named)
 
 
 def test_a_data_file_error_without_a_line_names_none():
     assert str(errors.DataFileError("log.csv", "is empty")) == "log.csv: is empty"
     assert str(errors.DataFileError("log.csv", "no such column", 3)) == "log.csv, line 3: no such column"
+
+
+@pytest.mark.parametrize(
+    ("error", "safe"),
+    [
+        (errors.UnknownIdError("user", "alice"), "no such user here: it was never learned from, or it has been erased"),
+        (errors.UnknownIdError("item", "alice", ("Alice",)), "no such item here: another spelling of its id is here"),
+        (errors.InvalidIdError("user", "'alice' is bad"), "a value cannot be the id of a user"),
+        (errors.DataFileError("log.csv", "has no column 'user'", 1, names_nobody=True), "log.csv, line 1: has no column 'user'"),
+        (errors.ConfigError("model.width", "too small"), "config model.width: too small"),
+    ],
+)
+def test_the_safe_text_of_an_error_says_as_much_as_it_can(error, safe):
+    assert error.safe == safe
+
+
+@pytest.mark.parametrize("error", [errors.DataFileError("log.csv", "'alice'", 3), errors.RequestError("pair ('alice', 3)")])
+def test_the_safe_text_of_an_error_quotes_no_input_and_says_what_to_do(error):
+    assert "alice" not in error.safe
+    assert "where the output is not kept" in error.safe
+
+
+def test_the_safe_text_of_a_data_file_error_names_the_place():
+    assert errors.DataFileError("log.csv", "'alice'", 3).safe.startswith("log.csv, line 3: ")
 
 
 def test_bad_input_is_told_apart_from_what_went_wrong_inside():

@@ -9,7 +9,7 @@ from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.embeddings import Embeddings, KeyedEmbeddings
-from ray_eraser.evaluation import evaluate, evaluate_deployment, wanted_from
+from ray_eraser.evaluation import Popularity, evaluate, evaluate_deployment, wanted_from
 
 SECOND = 1 / np.log2(3)
 
@@ -174,7 +174,7 @@ def test_a_deployment_is_evaluated_as_its_model_is_in_the_rows_of_the_log():
     )
     wanted = keyed_of(EVERYTHING, ("ann", "b"), ("ann", "d"), ("bob", "a"))
     result = evaluate_deployment(model, shards, wanted, (1, 2))
-    assert result == pytest.approx(
+    assert {name: value for name, value in result.items() if not name.startswith("popularity_")} == pytest.approx(
         {
             "recall@1": 1 / 4,  # the mean of ann's half and of nothing for bob, whom the model lacks
             "recall@2": 1 / 4,
@@ -183,3 +183,36 @@ def test_a_deployment_is_evaluated_as_its_model_is_in_the_rows_of_the_log():
             "n_users": 2,
         }
     )
+
+
+# ---- the baseline of popularity
+
+
+def test_popularity_ranks_items_by_their_training_interactions_for_everybody():
+    train = log_of((0, 7), (1, 7), (2, 7), (0, 3), (1, 3), (2, 5))
+    popular = Popularity.of(train)
+    assert (popular.item_rows.tolist(), popular.counts.tolist()) == ([3, 5, 7], [2, 1, 3])
+    # Users 2 and 9 want item 3: user 2 has 7 and 5, so it comes first; user 9, who is new, is given 7 first.
+    assert evaluate(popular, train, log_of((2, 3), (9, 3)), (1,))["recall@1"] == 1 / 2
+    assert evaluate(popular, train, log_of((2, 3), (9, 3)), (2,))["recall@2"] == 1
+    assert evaluate(Popularity.of(Interactions.none()), train, log_of((2, 3)), (1,))["recall@1"] == 0
+
+
+def test_a_deployments_figures_stand_beside_those_of_popularity():
+    # Item a has two users, b and c one each. Ann, who has a, wants c: popularity puts b or c next, by their keys.
+    shards = [
+        shard_of(EVERYTHING, ("ann", "a"), ("bob", "a")),
+        shard_of(EVERYTHING, ("bob", "b"), ("cy", "c"), held=[("cy", "d")]),
+    ]
+    wanted = keyed_of(EVERYTHING, ("cy", "a"), ("ann", "d"))
+    nobody = KeyedEmbeddings(*(np.empty(shape, kind) for kind, shape in ((np.uint64, 0), (np.float32, (0, 1))) * 2))
+    result = evaluate_deployment(nobody, shards, wanted, (1, 3))
+    assert {name: result[name] for name in ("recall@1", "popularity_recall@1", "popularity_ndcg@1", "n_users")} == {
+        "recall@1": 0,
+        "popularity_recall@1": 1 / 2,
+        "popularity_ndcg@1": 1 / 2,
+        "n_users": 2,
+    }
+    assert set(result) == {f"{of}{name}@{n}" for of in ("", "popularity_") for name in ("recall", "ndcg") for n in (1, 3)} | {
+        "n_users"
+    }

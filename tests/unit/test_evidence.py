@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from contracts.ledger_contract import receipt_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from ray_eraser.errors import DeploymentError, InputError
 from ray_eraser.ids import Generation, ShardId
 from ray_eraser.pool import LocalShardPool
 from ray_eraser.store import Store
+from ray_eraser.testing.ledger_contract import receipt_of
 from ray_eraser.unlearning.evidence import Finding, Outcome, ReceiptFile, rolled_back, verify_chain, verify_receipt
 from ray_eraser.unlearning.ledger import GenerationRow, Ledger
 from ray_eraser.unlearning.receipt import START, Link, Receipt, Standing, chained, head_of, rotation, sealed
@@ -125,7 +125,7 @@ def test_without_a_key_an_altered_receipt_is_found_by_the_one_that_follows(chain
 def test_a_receipt_taken_out_is_found_at_the_gap(chain, data):
     position = data.draw(st.integers(0, len(chain) - 2))
     problems = verify_chain([*chain[:position], *chain[position + 1 :]])
-    assert problems[0] == f"receipt {position + 2} (r{position + 1}): stands where number {position + 1} belongs"
+    assert problems[0] == f"receipt {position + 2} (r{position + 1}): is at the place of number {position + 1}"
 
 
 @given(st.data())
@@ -152,7 +152,7 @@ def test_a_chain_that_was_mended_after_forging_does_not_have_the_signatures(chai
     ]
     assert verify_chain(mended) == []
     assert verify_chain(mended, keys[1])[0] == (
-        f"receipt {position + 1} (r{position}): was altered: its signature does not fit"
+        f"receipt {position + 1} (r{position}): was altered: its signature is invalid"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_receipt_that_was_finished_before_its_predecessor_is_found(chain):
     receipts = [receipt_of("a", 3, finished_at=20.0), receipt_of("b", 2, finished_at=15.0)]
     assert verify_chain(chained(receipts, START)) == [
         "receipt 2 (b): was finished before number 1",
-        "receipt 2 (b): names an older generation than one before it",
+        "receipt 2 (b): names an older generation than an earlier link",
     ]
 
 
@@ -196,12 +196,12 @@ def test_a_receipt_that_was_finished_before_its_predecessor_is_found(chain):
 def test_a_chain_of_another_deployment_under_the_same_key_is_found(chain, keys):
     assert verify_chain(chain, keys[1], deployment=SHOP) == []
     problems = verify_chain(chain, keys[1], deployment=ELSEWHERE)
-    assert problems == [f"{link}: is of deployment {SHOP}, not of {ELSEWHERE}" for link in chain]
+    assert problems == [f"{link}: belongs to ledger {SHOP}, not to {ELSEWHERE}" for link in chain]
 
 
 def test_links_of_two_deployments_are_no_chain(chain, keys):
     mixed = [*chain, *chained(receipts_of(5), head_of(chain), keys[0], ELSEWHERE)]
-    assert verify_chain(mixed, keys[1]) == [f"receipt 6 (r5): is of deployment {ELSEWHERE}, not of {SHOP}"]
+    assert verify_chain(mixed, keys[1]) == [f"receipt 6 (r5): belongs to ledger {ELSEWHERE}, not to {SHOP}"]
 
 
 # ---- one key after the other
@@ -219,7 +219,7 @@ def test_more_keys_than_needed_do_no_harm(handed_on, signers):
 def test_the_newest_key_alone_does_not_vouch_for_what_is_before_it(handed_on, signers):
     problems = verify_chain(handed_on, signers[2].public)
     assert [problem.partition(":")[0] for problem in problems] == [str(link) for link in handed_on[:6]]
-    assert "was not given, nor handed over to" in problems[0]
+    assert "was not given and which no given key hands over to" in problems[0]
 
 
 @given(st.data())
@@ -236,7 +236,7 @@ def test_only_the_key_that_was_handed_over_to_may_sign(handed_on, signers, who):
     """Whoever steals a key that was replaced, or is to come, cannot write the chain anew."""
     forged = [*handed_on[:4], *chained(receipts_of(3), head_of(handed_on[:4]), signers[who], SHOP)]
     problems = verify_chain(forged, *(signer.public for signer in signers))
-    assert problems == [f"receipt 5 (r3): names key {signers[who].key_id}, and key {signers[1].key_id} signs here"]
+    assert problems == [f"receipt 5 (r3): names key {signers[who].key_id}, but key {signers[1].key_id} signs here"]
 
 
 def test_the_next_key_cannot_drop_what_was_before_its_turn(handed_on, signers):
@@ -246,7 +246,7 @@ def test_the_next_key_cannot_drop_what_was_before_its_turn(handed_on, signers):
     mended = [handed_on[0], forged, *chained(receipts_of(2), head_of([forged]), other, SHOP)]
     assert verify_chain(mended) == []
     assert verify_chain(mended, *(signer.public for signer in signers))[0] == (
-        "key change 2: was altered: its signature does not fit"
+        "key change 2: was altered: its signature is invalid"
     )
 
 
@@ -256,7 +256,7 @@ def test_a_key_that_follows_a_lost_one_is_trusted_only_by_whoever_has_it_already
     links.append(rotation(other, other, head_of(links), SHOP, 12.5))
     links += chained(receipts_of(1), head_of(links), other, SHOP)
     problems = verify_chain(links, one.public)
-    assert problems[0] == f"key change 2: key {other.key_id} is signed by itself alone: give it, too, if you trust it"
+    assert problems[0] == f"key change 2: key {other.key_id} is signed only by itself: if you trust it, give it too"
     assert len(problems) == 2
     assert verify_chain(links, one.public, other.public) == []
 
@@ -264,7 +264,7 @@ def test_a_key_that_follows_a_lost_one_is_trusted_only_by_whoever_has_it_already
 @pytest.mark.parametrize("raw", ["", "zz", "ab"])
 def test_a_change_to_no_key_is_found(handed_on, keys, raw):
     links = [*handed_on[:2], replace(handed_on[2], public_key=raw)]
-    assert verify_chain(links, keys[1]) == ["key change 3: names no key"]
+    assert verify_chain(links, keys[1]) == ["key change 3: does not name a valid key"]
 
 
 # ---- an earlier state
@@ -293,17 +293,17 @@ def test_a_generation_before_the_newest_receipts_was_rolled_back(chain, current)
     problem = rolled_back(current, chain, standing_at(chain, 3))
     assert problem is not None
     assert problem.startswith("receipt 5 (r4) is about generation 4, and ")
-    assert "put back to an earlier state" in problem
+    assert "restored to an earlier state" in problem
 
 
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (lambda chain: standing_at(chain[:4], 4), "was last at link 4, and its chain ends with link 5"),
-        (lambda chain: standing_at([*chain, *chained(receipts_of(5), head_of(chain))], 4), "was last at link 6"),
-        (lambda chain: standing_at(chain, 5), "was last at generation 5, and 4 is current"),
-        (lambda chain: standing_at(chain, 4, digest="00" * 32), "was last at generation 4"),
-        (lambda chain: None, "does not say where its chain stood"),
+        (lambda chain: standing_at(chain[:4], 4), "last recorded link 4, and its chain ends with link 5"),
+        (lambda chain: standing_at([*chain, *chained(receipts_of(5), head_of(chain))], 4), "last recorded link 6"),
+        (lambda chain: standing_at(chain, 5), "last recorded generation 5, and 4 is current"),
+        (lambda chain: standing_at(chain, 4, digest="00" * 32), "last recorded generation 4"),
+        (lambda chain: None, "does not record where its chain ended"),
     ],
     ids=["the chain goes further", "the chain was cut off", "the generation", "its manifest", "taken away"],
 )
@@ -319,7 +319,7 @@ def test_who_cannot_sign_cannot_say_what_is_current(chain, signers, signer):
     assert rolled_back(here(4), chain, standing) is None
     assert rolled_back(here(4), chain, standing, signers[0].public) is not None
     forged = replace(standing_at(chain, 4, signers[0], digest="00" * 32), manifest="d1" * 32)
-    assert "its signature does not fit" in str(rolled_back(here(4), chain, forged, signers[0].public))
+    assert "its signature is invalid" in str(rolled_back(here(4), chain, forged, signers[0].public))
 
 
 # ---- receipts, against a deployment
@@ -338,7 +338,7 @@ class Case:
     request: UnlearningRequest
 
     def verified(self, *keys: PublicKey, **changes) -> dict[str, Finding]:
-        """Findings by what was checked, with everything given that is not changed."""
+        """Findings by check, for arguments that are complete except for the changes."""
         names = ("receipt", "store", "published", "salt", "request", "chain", "deployment")
         given = {name: getattr(self, name) for name in names}
         found = verify_receipt(**(given | changes), public_keys=keys)
@@ -433,7 +433,7 @@ def test_a_file_from_before_that_is_neither_deleted_nor_the_same_is_found_withou
         purged = tuple(name for name in newest.receipt.purged if not name.startswith(path))
         found = newest.verified(receipt=replace(newest.receipt, purged=purged), salt=None, chain=None)
         assert failed(found) == ["files before"]
-        assert found["files before"].detail.startswith(f"{said}: one from before is neither")
+        assert found["files before"].detail.startswith(f"{said}: an earlier file is neither")
 
 
 def test_a_file_that_an_erasure_left_as_it_was_need_not_be_deleted(newest):
@@ -475,7 +475,7 @@ def test_an_altered_receipt_is_not_the_ledgers(template, data):
 def test_a_receipt_that_was_cut_off_the_ledger_is_missed(newest):
     found = newest.verified(chain=newest.chain[:-1])
     assert failed(found) == ["place in the chain"]
-    assert "the ledger has no receipt 4, its chain ends with 3: the deployment was rolled back" in (
+    assert "the ledger has no receipt 4; its chain ends with 3: the deployment was restored to an earlier state" in (
         found["place in the chain"].detail
     )
 
@@ -484,13 +484,13 @@ def test_a_receipt_of_a_generation_to_come_shows_that_the_deployment_was_rolled_
     published = replace(cases[0].published, number=Generation(2))
     found = cases[-1].verified(published=published, chain=cases[-1].chain[:1])
     assert failed(found)[:2] == ["place in the chain", "generation"]
-    assert "the deployment was rolled back" in found["generation"].detail
+    assert "the deployment was restored to an earlier state" in found["generation"].detail
 
 
 def test_a_receipt_of_another_deployment_is_found(newest):
     found = newest.verified(deployment=ELSEWHERE)
     assert failed(found) == ["deployment"]
-    assert found["deployment"].detail == f"it is of {newest.deployment}, not of {ELSEWHERE}"
+    assert found["deployment"].detail == f"it names {newest.deployment}, not {ELSEWHERE}"
 
 
 def test_a_receipt_of_a_later_key_is_verified_by_the_first_one_and_the_chain(handed_on, signers, newest):
@@ -504,7 +504,7 @@ def test_a_receipt_of_a_later_key_is_verified_by_the_first_one_and_the_chain(han
 def test_a_receipt_that_a_replaced_key_signed_after_its_time_is_found(handed_on, signers, newest):
     (forged,) = chained(receipts_of(4), head_of(handed_on[:6]), signers[0], SHOP)
     found = newest.verified(*(signer.public for signer in signers), receipt=forged, chain=handed_on)
-    assert f"and key {signers[2].key_id} signs here" in found["signature"].detail
+    assert f"but key {signers[2].key_id} signs here" in found["signature"].detail
 
 
 def test_the_wrong_key_fails_and_no_key_is_said(newest, keys):
@@ -691,7 +691,7 @@ def test_what_was_learned_again_is_no_fault_of_the_receipts(deployments, trained
         assert "the ids are gone" in unchecked(found)
         assert found["the ids are gone"].detail.endswith("learned again since generation 2, or never erased")
         if kind == "pairs":  # the shard is as it was, bit for bit
-            assert "generation 3 has the same again" in found["purged files are gone"].detail
+            assert "generation 3 has the same files" in found["purged files are gone"].detail
     assert failed(case.verified(learned_at=[receipt.received_at - 1])) == ["the ids are gone"]
 
 
@@ -742,9 +742,9 @@ def test_a_file_without_salt_and_digest_is_a_receipt_too(newest):
         ({"pairs_erased": "3"}, "pairs_erased"),
         ({"changes": [{"shard": 1}]}, "changes.0"),
         ({"commitment": None}, "commitment"),
-        ({"approved_by": "me"}, "fields that a receipt does not have"),
+        ({"approved_by": "me"}, "has unknown fields"),
         ({"salt": "not hexadecimal"}, "salt"),
-        ({"purged_at": float("nan")}, "no receipt"),
+        ({"purged_at": float("nan")}, "not a receipt"),
     ],
 )
 def test_what_is_no_receipt_is_refused(newest, change, said):
@@ -755,7 +755,7 @@ def test_what_is_no_receipt_is_refused(newest, change, said):
 
 @pytest.mark.parametrize("text", ["", "[]", "[1]", "3", "null", "{}", "nonsense", '"text"', '{"number": 1e999}'])
 def test_what_is_not_even_json_fields_is_refused(text):
-    with pytest.raises(InputError, match="is no receipt"):
+    with pytest.raises(InputError, match="is not a receipt"):
         ReceiptFile.from_json(text)
 
 
@@ -811,7 +811,7 @@ def test_a_deployment_does_not_sign_with_a_key_that_nobody_handed_over_to(deploy
     coordinator = deployments.copy(trained, "shop", config=signing(tiny_config, key_files[0]))
     erased(coordinator, tiny.users.ids[7])
     for config in (signing(tiny_config, key_files[1]), tiny_config):
-        with pytest.raises(InputError, match=r"jobs/keys\.py --rotate"):
+        with pytest.raises(InputError, match=r"ray-eraser keys --rotate"):
             deployments.open("shop", config=config)
     assert erased(coordinator, tiny.users.ids[8]).number == 2  # the one that runs goes on
 
@@ -844,7 +844,7 @@ def test_a_deployment_that_was_put_back_to_an_earlier_state_does_not_start(deplo
     assert verify_chain(ledger.links()) == []
     assert "receipt 2 " in str(rolled_back(*ledger.attested()))
     ledger.close()
-    with pytest.raises(DeploymentError, match="put back to an earlier state"):
+    with pytest.raises(DeploymentError, match="restored to an earlier state"):
         deployments.open("shop")
 
 

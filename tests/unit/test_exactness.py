@@ -1,4 +1,4 @@
-"""What an erasure leaves alone and what it leaves behind. That it equals training from scratch: see test_forgetting.py too."""
+"""An erasure leaves other shards unchanged and equals training from scratch. See also test_forgetting.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODELS = {
     "lightgcn": {"kind": "lightgcn", "epochs": 2, "batch": 32},
 }
 UNTRAINED = {"linear": {"kind": "linear"}}
-"""They have no submodels: what is asked of these below says nothing of them."""
+"""Models without submodels, to which the tests of submodels below do not apply."""
 AGGREGATIONS = {
     "mean": {"kind": "mean", "sweeps": 1},
     "static": {"kind": "static", "foldin": False},
@@ -73,7 +73,7 @@ def named(dataset: Dataset, part: Interactions) -> list[tuple[str, str]]:
 
 
 def rows_of(dataset: Dataset, request: UnlearningRequest) -> Interactions:
-    """The pairs that a request is about, looked up by hand."""
+    """The pairs of a request, looked up by hand."""
     log = Interactions.union([dataset.train, dataset.valid])
     users, items = (of.texts.to_pylist() for of in (dataset.users, dataset.items))
     if request.user_id is not None:
@@ -85,7 +85,7 @@ def rows_of(dataset: Dataset, request: UnlearningRequest) -> Interactions:
 
 
 def requests_of(dataset: Dataset) -> list[UnlearningRequest]:
-    """A user, an item, a pair, a held-out pair, and two more users; none about what another is about."""
+    """Requests for a user, an item, a pair, a held-out pair and two more users, without a common pair."""
     user, item = dataset.users.ids[4], dataset.items.ids[2]
     clear = [part.take((part.users != 4) & (part.items != 2)) for part in (dataset.train, dataset.valid)]
     return [
@@ -99,7 +99,7 @@ def requests_of(dataset: Dataset) -> list[UnlearningRequest]:
 
 
 @pytest.mark.parametrize(("partition", "model", "aggregation", "slices"), WAYS)
-def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from_scratch(
+def test_after_every_kind_of_request_the_generation_equals_training_from_scratch(
     deployments: Deployments, partition: str, model: str, aggregation: str, slices: int
 ) -> None:
     config = configured(partition, model, aggregation, slices)
@@ -119,7 +119,7 @@ def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from
         assert digest_of(coordinator) == plain.digest(deployments.store("scratch"))
         gone = KeyedPairs.in_keys(rows_of(dataset, request), dataset.users.keys, dataset.items.keys)
         owning = {shard for shard, data in at_first.items() if data.has(gone).any()}
-        assert set(receipt.shards_touched) <= owning  # an earlier request may have taken a shard's pairs already
+        assert set(receipt.shards_touched) <= owning  # an earlier request may have erased a shard's pairs already
         for shard in set(at_first) - owning:
             assert after.shards[shard] == before.shards[shard]
         gone_files = set(files) - set(coordinator._store.files())
@@ -141,7 +141,7 @@ def test_after_every_request_of_any_kind_the_generation_is_that_of_training_from
 
 @pytest.mark.parametrize("model", ["als", "linear"])
 @pytest.mark.parametrize("partition", ["hashed", "random"])
-def test_without_being_told_the_partition_a_fresh_fit_on_the_rest_is_the_same_generation(
+def test_without_a_given_partition_a_fresh_fit_on_the_rest_gives_the_same_generation(
     deployments: Deployments, partition: str, model: str
 ) -> None:
     config = configured(partition, model)
@@ -153,7 +153,7 @@ def test_without_being_told_the_partition_a_fresh_fit_on_the_rest_is_the_same_ge
         coordinator.process_pending()
     erased = Interactions.union([rows_of(dataset, request) for request in requests])
     rest = replace(dataset, train=dataset.train.without(erased), valid=dataset.valid.without(erased))
-    fresh = deployments.fit("fresh", config, rest)  # who is in none of its pairs is not taken over
+    fresh = deployments.fit("fresh", config, rest)  # users without one of its pairs are left out
     assert digest_of(fresh) == digest_of(coordinator)
     assert fresh._store.files() == coordinator._store.files()
     (known, scores), (also_known, others) = (of.served_model().scores(dataset.users.keys) for of in (coordinator, fresh))
@@ -175,8 +175,8 @@ def divided(request, tmp_path_factory):
 
 @settings(max_examples=2)
 @given(data=st.data())
-def test_a_submodel_depends_on_nothing_of_another_shard(divided, data):
-    """Whatever is erased from one shard, training every other on its own data gives the bytes that it had."""
+def test_a_submodel_does_not_depend_on_other_shards(divided, data):
+    """After any erasure from one shard, training every other shard on its own data gives the same bytes as before."""
     config, shards, submodels = divided
     touched = data.draw(st.sampled_from(sorted(shard for shard, part in shards.items() if len(part.train))))
     erased = data.draw(st.sets(st.integers(0, len(shards[touched].train) - 1), min_size=1))

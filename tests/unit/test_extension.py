@@ -8,9 +8,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 from conftest import audited, digest_of
-from contracts.aggregator_contract import AggregatorContract
-from contracts.model_contract import ModelContract
-from contracts.served_contract import Sections, ServedContract
 from extension.eraser_averages import (
     Averages,
     AveragesConfig,
@@ -41,6 +38,9 @@ from ray_eraser.generation import Change, remaining_dataset
 from ray_eraser.models import make_model
 from ray_eraser.partition import divide
 from ray_eraser.study.membership import StudyPlan, attack_study
+from ray_eraser.testing.aggregator_contract import AggregatorContract
+from ray_eraser.testing.model_contract import ModelContract
+from ray_eraser.testing.served_contract import Sections, ServedContract
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.request import UnlearningRequest
 
@@ -82,7 +82,7 @@ class TestBySize(AggregatorContract):
     settings = BySizeConfig()
 
 
-def test_settings_are_read_as_those_of_their_kind():
+def test_settings_are_read_with_the_class_of_their_kind():
     config = load_config(None, [*MINE, "model.keep=0.2", "partition.n_shards=3", "aggregation.power=1"])
     assert config.model == AveragesConfig(keep=0.2)
     assert config.partition == ItemHashedConfig(n_shards=3)
@@ -105,7 +105,7 @@ def test_settings_of_another_package_are_checked_like_all_others(change, key, sa
     assert caught.value.key == key
 
 
-def test_they_are_part_of_the_fingerprint_and_come_back_from_toml_and_plain_values(tmp_path):
+def test_settings_are_part_of_the_fingerprint_and_survive_toml_and_plain_values(tmp_path):
     config = load_config(None, MINE)
     prints = {
         load_config(None, changes).fingerprint()
@@ -125,7 +125,7 @@ def test_they_are_part_of_the_fingerprint_and_come_back_from_toml_and_plain_valu
         ("aggregation.kind", "attention, spectral, by_size"),
     ],
 )
-def test_an_unknown_kind_is_refused_with_those_that_are_known(key, known):
+def test_an_unknown_kind_is_refused_with_the_known_ones(key, known):
     with pytest.raises(ConfigError, match="'avreages' is not known in this process") as caught:
         load_config(None, [f"{key}=avreages"])
     assert caught.value.key == key
@@ -180,7 +180,7 @@ def test_a_deployment_serves_and_forgets_exactly_with_a_model_that_is_never_trai
     assert tiny.items.key(item) in coordinator.served_model().item_keys
 
 
-def test_a_membership_attack_asks_a_model_of_another_package_as_it_asks_our_own(tiny_config):
+def test_a_membership_attack_works_on_a_model_of_another_package(tiny_config):
     model = {"model": {"kind": "neighbours"}, "data": {"synthetic_users": 200, "test_share": 0.2}}
     config = config_from(tiny_config.model_dump(mode="json") | model)
     dataset = ray_eraser.read_dataset("synthetic", config.data, config.seed)
@@ -193,7 +193,7 @@ def test_a_membership_attack_asks_a_model_of_another_package_as_it_asks_our_own(
         attack_study(dataset, config, pool, StudyPlan(share=0.1, whole_users=True, shadows=0, other_seeds=0))
 
 
-def test_a_model_that_is_not_trained_must_be_servable():
+def test_a_model_without_training_must_be_servable():
     with pytest.raises(ExtensionError, match="is not trained and cannot be served: give it a method `served`"):
         ray_eraser.register("models", type("Mute", (), {"Settings": NeighboursConfig}))
 
@@ -202,7 +202,7 @@ def coordinator_dataset(coordinator):
     return remaining_dataset(Change.nothing(coordinator._serving.loaded), coordinator.config)
 
 
-def test_the_other_way_round_a_deployment_goes_to_a_kind_of_another_package_and_back():
+def test_a_deployment_can_move_to_a_kind_of_another_package_and_back():
     config = load_config(None, ["model.width=16", "partition.n_shards=4", "partition.slack=2", "aggregation.sweeps=0"])
     mine = changed(config, MINE)
     assert mine.model == AveragesConfig(width=16)
@@ -235,17 +235,17 @@ def test_a_learned_partition_gives_the_lesser_guarantee():
 
 
 @pytest.mark.parametrize("what", [object, type("NoKind", (), {"Settings": dict})])
-def test_what_names_no_settings_cannot_be_registered(what):
-    with pytest.raises(ExtensionError, match="names no class of settings"):
+def test_a_class_without_settings_cannot_be_registered(what):
+    with pytest.raises(ExtensionError, match="has no class of settings"):
         ray_eraser.register("models", what)
 
 
-def test_settings_that_are_none_of_this_package_are_refused():
-    with pytest.raises(ExtensionError, match=r"other settings than config.ModelSettings: derive them from it"):
+def test_settings_that_do_not_derive_from_this_package_are_refused():
+    with pytest.raises(ExtensionError, match=r"needs settings that derive from config\.ModelSettings"):
         ray_eraser.register("models", type("Odd", (), {"Settings": ItemHashedConfig}))
 
 
-def test_a_kind_of_this_package_cannot_be_taken_over():
+def test_a_kind_of_this_package_cannot_be_replaced():
     class HashedConfig(PartitionSettings):
         kind: Literal["hashed"] = "hashed"
 
@@ -253,24 +253,24 @@ def test_a_kind_of_this_package_cannot_be_taken_over():
         ray_eraser.register("partitions", type("Hashed", (), {"Settings": HashedConfig}))
 
 
-def test_what_is_registered_here_alone_is_told_from_what_every_process_has():
+def test_a_kind_registered_only_here_is_distinguished_from_entry_points():
     assert only_here(EraserConfig()) is None
     assert only_here(load_config(None, MINE[1:2])) == "partition.kind"
 
 
-def test_a_deployment_on_ray_with_what_no_process_of_ray_hears_of_is_refused_before_anything_starts(tmp_path):
+def test_a_deployment_on_ray_with_a_kind_registered_only_here_is_refused_at_once(tmp_path):
     with pytest.raises(ConfigError, match="entry point") as caught:
         ray_eraser.deploy("mine", str(tmp_path / "mine"), load_config(None, MINE))
     assert caught.value.key == "model.kind"
     assert not (tmp_path / "mine").exists()
 
 
-def test_settings_that_came_without_their_package_are_an_error_that_says_so(nothing_is_registered):
+def test_settings_without_their_package_are_an_error_that_says_so(nothing_is_registered):
     with pytest.raises(ConfigError, match="install the package that has it on every node"):
         make_model(AveragesConfig())
 
 
-def test_an_entry_point_is_found_loaded_and_must_have_the_name_of_its_settings(monkeypatch, nothing_is_registered):
+def test_an_entry_point_is_loaded_and_must_have_the_name_of_its_settings(monkeypatch, nothing_is_registered):
     def declare(*points):
         monkeypatch.setattr(registry, "entry_points", lambda *, group: [p for p in points if p.group == group])
 
@@ -293,7 +293,7 @@ def test_an_entry_point_is_found_loaded_and_must_have_the_name_of_its_settings(m
             load_config(None, ["model.kind=means"])
 
 
-def test_a_pairs_place_does_not_depend_on_other_pairs(tiny):
+def test_the_shard_of_a_pair_does_not_depend_on_other_pairs(tiny):
     keys = np.arange(1000, dtype=np.uint64) * np.uint64(7919)
     config = ItemHashedConfig(n_shards=4)
     whole = divide(tiny.train, keys, keys, config, 0).owners

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ray_eraser.errors import (
     TrainingError,
     UnknownIdError,
 )
-from ray_eraser.ids import RawId
+from ray_eraser.ids import RawId, RequestId
 from ray_eraser.store import Store
 from ray_eraser.unlearning.evidence import verify_chain
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
@@ -75,16 +75,36 @@ def try_all(coordinator: Coordinator, most: int = 30) -> tuple[list, list[Except
 # ---- a request whose training fails
 
 
-@pytest.mark.parametrize("place", [0, 3, 6])
-@pytest.mark.parametrize(
-    "error",
-    [lambda: ValueError("user 1005 is odd"), lambda: TrainingError(1, "it has diverged")],
-    ids=["any error", "one of ours"],
+place_and_error = pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        pytest.param(place, error, id=f"{place}-{named}")
+        for place in (0, 3, 6)
+        for named, error in (
+            ("any error", lambda: ValueError("user 1005 is odd")),
+            ("one of ours", lambda: TrainingError(1, "it has diverged")),
+        )
+    ],
 )
-def test_one_that_fails_is_set_aside_and_the_others_go_on(
-    deployments: Deployments, trained: Path, coordinator: Coordinator, place: int, error
-) -> None:
-    users = coordinator._serving.loaded.users.ids[2:9]
+"""The place of the failing request among seven, and its error."""
+
+
+def seven_users(coordinator: Coordinator) -> Sequence[RawId]:
+    return coordinator._serving.loaded.users.ids[2:9]
+
+
+def with_one_set_aside(coordinator: Coordinator, place: int, error: Callable[[], Exception]) -> RequestId:
+    """Carry out seven erasures, of which the one at this place fails until it is set aside; its name."""
+    users = seven_users(coordinator)
+    poisoned(coordinator, users[place], error)
+    names = [coordinator.submit(about_user(user)).request_id for user in users]
+    try_all(coordinator)
+    return names[place]
+
+
+@place_and_error
+def test_one_that_fails_is_set_aside_and_the_others_go_on(coordinator: Coordinator, place: int, error) -> None:
+    users = seven_users(coordinator)
     sick = users[place]
     poisoned(coordinator, sick, error)
     submitted = {user: coordinator.submit(about_user(user)) for user in users}
@@ -93,7 +113,7 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
         submitted[user].request_id for user in users if user != sick
     )
     assert {type(caught) for caught in errors} == {type(error())}
-    # Seven, then three halvings at most, then the one alone until it has failed three times.
+    # All seven, then at most three halvings, then the single request until it has failed three times.
     assert len(errors) <= 6
 
     (name, reason), *more = coordinator.set_aside().items()
@@ -105,7 +125,14 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
     assert coordinator.describe().set_aside == {name: reason}
     assert coordinator._store.files() == files_of(coordinator._store, digest_of(coordinator))
 
-    # Its data stay out of what is served, also after a restart.
+
+@place_and_error
+def test_the_data_of_one_that_was_set_aside_is_not_served_also_after_a_restart(
+    deployments: Deployments, coordinator: Coordinator, place: int, error
+) -> None:
+    sick = seven_users(coordinator)[place]
+    with_one_set_aside(coordinator, place, error)
+
     def stays_out(opened: Coordinator) -> None:
         with pytest.raises(UnknownIdError):
             opened.recommend(sick)
@@ -113,16 +140,23 @@ def test_one_that_fails_is_set_aside_and_the_others_go_on(
         assert opened.describe().serving == "excision"
 
     stays_out(coordinator)
-    coordinator = deployments.open("shop")
-    stays_out(coordinator)
-    mend = poisoned(coordinator, sick, error)
+    stays_out(deployments.open("shop"))
 
-    # Not mended, it is tried as often as before; others are not held up by it.
+
+@place_and_error
+def test_one_that_is_retried_is_set_aside_again_until_its_cause_is_gone_and_holds_up_no_other(
+    deployments: Deployments, trained: Path, coordinator: Coordinator, place: int, error
+) -> None:
+    users = seven_users(coordinator)
+    name = with_one_set_aside(coordinator, place, error)
+    coordinator = deployments.open("shop")
+    mend = poisoned(coordinator, users[place], error)
+
     coordinator.retry(name)
     assert coordinator.status(name) is RequestState.EXCISED
     last = coordinator._serving.snapshot.users.ids[12]
     coordinator.submit(about_user(last))
-    receipts, errors = try_all(coordinator)
+    receipts, _ = try_all(coordinator)
     assert (len(receipts), coordinator.status(name)) == (1, RequestState.SET_ASIDE)
     mend.clear()
     coordinator.retry(name)
@@ -363,7 +397,7 @@ def test_a_folder_that_cannot_be_written_is_refused(deployments: Deployments, tm
     (tmp_path / "shop").chmod(0o700)
 
 
-# ---- a file that is not what was written
+# ---- a damaged file
 
 
 def flip(folder: Path, path: str) -> None:
@@ -404,7 +438,7 @@ def test_a_corrupt_file_is_found_when_a_deployment_is_opened_or_when_it_is_used(
     else:
         flip(Path(deployments.path("shop")), path)
     deployments.honest = False
-    with pytest.raises(StoreError, match="is missing" if gone else "is not what was written") as caught:
+    with pytest.raises(StoreError, match="is missing" if gone else "is damaged") as caught:
         deployments.open("shop")
     assert caught.value.path == path
 
@@ -457,7 +491,7 @@ def test_a_file_that_is_corrupted_under_a_running_deployment_is_used_by_nobody(
     assert coordinator.recommend(other) == undisturbed.recommend(other)
     if is_found:
         for _ in range(4):
-            with pytest.raises(StoreError, match="is not what was written") as caught:
+            with pytest.raises(StoreError, match="is damaged") as caught:
                 coordinator.process_pending()
             assert caught.value.path == path
         assert (coordinator.set_aside(), coordinator.describe().generation) == ({}, 1)

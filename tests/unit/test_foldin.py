@@ -23,7 +23,7 @@ def log_of(*pairs) -> Interactions:
     return Interactions.of(users, items)
 
 
-# Users 3 and 6 have pairs, nobody between them has; item 5 has no vector; nobody has item 7.
+# Users 3 and 6 have pairs, and no user between them has; item 5 has no vector; no user has item 7.
 REMAINING = log_of((3, 1), (3, 2), (3, 8), (6, 2), (6, 4), (6, 11), (6, 5), (9, 11))
 
 
@@ -41,7 +41,7 @@ def fold(interactions=REMAINING, width=3, sweeps=0):
 
 
 def ridge(vectors: dict[int, np.ndarray], partners: dict[int, list[int]]) -> dict[int, np.ndarray]:
-    """Each row's vector by dense normal equations in float64, over the vectors of the other side, all by row number."""
+    """Solve each row by dense normal equations in float64 over the vectors of the other side, all by row number."""
     table = np.array(list(vectors.values()), np.float64)
     solved = {}
     for row, own_rows in partners.items():
@@ -65,12 +65,12 @@ def naive(width, sweeps):
 
 @pytest.mark.parametrize("width", [2, 3, 7])
 @pytest.mark.parametrize("sweeps", [0, 1, 2])
-def test_users_and_with_sweeps_items_are_the_solutions_of_their_ridge_regressions(width, sweeps):
+def test_users_and_after_sweeps_items_solve_their_ridge_regressions(width, sweeps):
     model = fold(width=width, sweeps=sweeps)
     users, items = naive(width, sweeps)
     assert model.user_rows.tolist() == list(users)
     assert model.item_rows.tolist() == list(items)
-    # After some sweeps the error of float32 has passed through several systems.
+    # After several sweeps, the rounding error of float32 has passed through several systems.
     np.testing.assert_allclose(model.users, list(users.values()), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(model.items, list(items.values()), rtol=1e-3, atol=1e-4)
 
@@ -93,26 +93,26 @@ def test_users_whose_items_all_lack_a_vector_are_absent():
 
 
 @pytest.mark.parametrize("sweeps", [0, 1])
-def test_nothing_is_left_of_an_erased_pair(sweeps):
+def test_the_result_does_not_depend_on_an_erased_pair(sweeps):
     erased = log_of((3, 8), (6, 2), (9, 11))
     remaining = log_of((3, 1), (3, 2), (6, 4), (6, 11), (6, 5))
     assert fold(REMAINING.without(erased), sweeps=sweeps).same_bits(fold(remaining, sweeps=sweeps))
     assert not fold(sweeps=sweeps).same_bits(fold(remaining, sweeps=sweeps))
 
 
-def test_what_an_item_without_a_remaining_pair_had_for_a_vector_does_not_matter():
+def test_the_vector_of_an_item_without_a_remaining_pair_does_not_matter():
     other = item_vectors()
     other[3] = 1000
     assert fold_in(ITEM_ROWS, other, REMAINING, 1).same_bits(fold(sweeps=1))
 
 
-def test_another_users_pairs_do_not_move_a_user_while_items_stand_still():
+def test_other_users_pairs_do_not_change_a_user_while_the_items_are_fixed():
     alone = fold(log_of((3, 1), (3, 2), (3, 8), (6, 1), (6, 4), (6, 11), (9, 2)))
     np.testing.assert_allclose(alone.users[0], fold().users[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("width", [3, 64])
-def test_one_user_asked_for_alone_has_the_same_bits_as_among_all(width):
+def test_a_user_has_the_same_bits_alone_and_with_others(width):
     items = np.random.default_rng(3).normal(0, 0.5, (400, width)).astype(np.float32)
     rng = np.random.default_rng(4)
     everybody = Interactions.of(rng.integers(0, 40, 4000, np.int32), rng.integers(0, 400, 4000, np.int32))
@@ -123,7 +123,7 @@ def test_one_user_asked_for_alone_has_the_same_bits_as_among_all(width):
         assert (alone.user_rows.tolist(), alone.users.tobytes()) == ([row], together.users[position].tobytes())
 
 
-def test_a_user_with_every_item_is_solved_too():
+def test_a_user_with_every_item_is_solved():
     everything = log_of(*((user, int(item)) for user in (0, 1) for item in ITEM_ROWS))
     model = fold(everything, sweeps=1)
     assert model.users[0].tolist() == model.users[1].tolist()
@@ -138,7 +138,7 @@ def test_rows_with_gaps_between_them_give_the_same_vectors():
     assert there.items.tobytes() == fold(sweeps=1).items.tobytes()
 
 
-def test_the_same_arguments_give_the_same_bits_and_stay_as_they_were():
+def test_the_same_arguments_give_the_same_bits_and_are_not_changed():
     items = item_vectors()
     first = fold_in(ITEM_ROWS, items, REMAINING, 1)
     assert fold_in(ITEM_ROWS, items, REMAINING, 1).same_bits(first)
@@ -146,9 +146,9 @@ def test_the_same_arguments_give_the_same_bits_and_stay_as_they_were():
 
 
 @pytest.mark.parametrize("interactions", [Interactions.none(), log_of((3, 5), (4, 6))])
-def test_where_no_pair_with_a_known_item_remains_nobody_is_known(interactions):
+def test_without_a_remaining_pair_of_a_known_item_the_result_is_empty(interactions):
     assert fold(interactions, sweeps=1).same_bits(Embeddings.empty(3))
 
 
-def test_where_no_item_has_a_vector_nobody_is_known():
+def test_without_item_vectors_the_result_has_no_users():
     assert fold_in(ITEM_ROWS[:0], item_vectors()[:0], REMAINING, 1).same_bits(Embeddings.empty(3))

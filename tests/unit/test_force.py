@@ -34,7 +34,7 @@ Open = Callable[[], Ledger]
 
 
 class Clock:
-    """Seconds that go on only when a test, or somebody who waits, lets them."""
+    """Seconds that pass only if a test, or a sleeping caller, advances them."""
 
     def __init__(self, now: float = 500.0) -> None:
         self.now = now
@@ -46,6 +46,22 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.on_sleep()
+
+
+class Follower(Clock):
+    """Shows the time of another clock. Its sleep ends when that clock has advanced."""
+
+    def __init__(self, leader: Clock) -> None:
+        super().__init__()
+        self.leader = leader
+
+    def __call__(self) -> float:
+        return self.leader.now
+
+    def sleep(self, seconds: float) -> None:
+        until = self.leader.now + seconds
+        while self.leader.now < until:
+            time.sleep(0.001)
 
 
 @pytest.fixture
@@ -279,7 +295,7 @@ def test_a_start_is_refused_while_another_machines_holder_renews(open_ledger: Op
     assert caught.value.deployment == "shop"
     assert "deployment 'shop' on north (process 7, Ray north:6379)" in str(caught.value)
     assert "take_over" in str(caught.value)
-    assert ours.newest_epoch() == epoch
+    assert ours.open_epochs()[-1].epoch == epoch
     force.check()
 
 
@@ -399,7 +415,7 @@ def test_who_begins_meanwhile_is_looked_at_too(open_ledger: Open, clock: Clock) 
     clock.on_sleep = come
     with pytest.raises(HeldError, match="on east"):
         claimed(ours, clock, afar("south"))
-    assert ours.newest_epoch() == third.epoch
+    assert ours.open_epochs()[-1].epoch == third.epoch
 
 
 # ---- taking over
@@ -476,7 +492,7 @@ def test_of_two_that_take_over_the_second_is_in_force_and_after_all_leases(open_
 def test_a_third_that_starts_while_one_waits_to_take_over_is_refused_when_that_one_serves(
     open_ledger: Open, clock: Clock, started_after: float
 ) -> None:
-    """It sees two that do not renew: the former cannot, and the one that waits does not yet."""
+    """The third sees two holders that do not renew: the former one cannot, and the waiting one does not yet."""
     theirs, ours, third = open_ledger(), open_ledger(), open_ledger()
     former = claimed(theirs, clock, afar("north"))
     began = clock.now
@@ -486,21 +502,9 @@ def test_a_third_that_starts_while_one_waits_to_take_over_is_refused_when_that_o
 
     def third_starts() -> None:
         with pytest.raises(HeldError, match="on south") as caught:
-            claimed(third, follower, afar("east"))
+            claimed(third, Follower(clock), afar("east"))
         refusals.append(caught.value)
 
-    class Follower(Clock):
-        """Sleeps until others have let the clock go on."""
-
-        def __call__(self) -> float:
-            return clock.now
-
-        def sleep(self, seconds: float) -> None:
-            until = clock.now + seconds
-            while clock.now < until:
-                time.sleep(0.001)
-
-    follower = Follower()
     starting = threading.Thread(target=third_starts)
 
     def on_sleep() -> None:

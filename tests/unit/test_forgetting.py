@@ -1,4 +1,4 @@
-"""Erasing is never having known: the same bits as training from scratch on what remains, for every way of doing either."""
+"""An erasure gives the same bits as training from scratch on the remaining data, for every way of doing either."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def configured(partition: str, model: str, aggregation: str, slices: int = 1) ->
 
 
 def stored_in(coordinator: Coordinator, dataset: Dataset) -> dict[int, tuple[Interactions, Interactions]]:
-    """What every shard's file holds, learned from and held out, in the rows of a log."""
+    """The contents of every shard's file, training and held-out pairs, in the rows of a log."""
     read = coordinator._store.read_shard_data
     return {
         record.shard: read(record.interactions).in_rows_of(dataset.users.keys, dataset.items.keys)
@@ -75,7 +75,7 @@ def stored_in(coordinator: Coordinator, dataset: Dataset) -> dict[int, tuple[Int
 
 
 def owners_of(coordinator: Coordinator, log: Dataset) -> tuple[Partition, Partition]:
-    """Which shard owns each interaction of both sets, read from the shards' files."""
+    """The shard that owns each interaction of both sets, read from the shards' files."""
     stored = stored_in(coordinator, log)
     partitions = []
     for side, part in enumerate((log.train, log.valid)):
@@ -87,7 +87,7 @@ def owners_of(coordinator: Coordinator, log: Dataset) -> tuple[Partition, Partit
 
 
 def remaining(dataset: Dataset, coordinator: Coordinator) -> Dataset:
-    """The log as it would be had the erased never been in it. Its vocabularies still have them, which must not count."""
+    """The log as if it had never had the erased pairs. Its vocabularies still have the ids, which must not matter."""
     train, valid = (Interactions.union(list(parts)) for parts in zip(*stored_in(coordinator, dataset).values(), strict=True))
     return replace(dataset, train=train, valid=valid)
 
@@ -125,7 +125,7 @@ def test_erasing_a_user_and_a_pair_equals_training_from_scratch_on_the_rest(
 
 
 @pytest.mark.parametrize(("partition", "slices"), list(product(PARTITIONS, [1, 4])))
-def test_one_after_the_other_together_and_from_scratch_end_in_the_same_bits(
+def test_erasing_one_by_one_together_and_training_from_scratch_give_the_same_bits(
     deployments: Deployments, partition: str, slices: int
 ) -> None:
     config = configured(partition, "als", "spectral, two sweeps", slices)
@@ -160,7 +160,7 @@ def test_one_after_the_other_together_and_from_scratch_end_in_the_same_bits(
 def test_a_log_that_never_had_the_user_gives_the_same_files(
     deployments: Deployments, tmp_path: Path, model: str, slices: int
 ) -> None:
-    """Without any help from the deployment: the lines are taken out of the files, which are read again."""
+    """Without help from the deployment: the lines are removed from the files, and the files are read again."""
     config = configured("hashed", model, "spectral, two sweeps", slices)
     rng = np.random.default_rng(1)
     lines = {f"user{u:02}": sorted({f"item{i:02}" for i in rng.integers(0, 25, 9)}) for u in range(40)}
@@ -182,7 +182,7 @@ def test_a_log_that_never_had_the_user_gives_the_same_files(
 
 
 @pytest.mark.parametrize(("partition", "model"), list(product(PARTITIONS, MODELS)))
-def test_no_other_shard_changes_by_a_bit(deployments: Deployments, partition: str, model: str) -> None:
+def test_no_bit_of_another_shard_changes(deployments: Deployments, partition: str, model: str) -> None:
     config = configured(partition, model, "mean")
     dataset = read_dataset("synthetic", config.data, config.seed)
     coordinator = deployments.fit("shards", config, dataset)
@@ -195,8 +195,8 @@ def test_no_other_shard_changes_by_a_bit(deployments: Deployments, partition: st
         assert (old == new) == (old.shard not in receipt.shards_touched)
 
 
-def test_what_is_served_from_the_acceptance_on_knows_nothing_of_the_user(deployments: Deployments) -> None:
-    """Two logs that differ in the erased user's interactions alone serve the same bits between acceptance and restoration."""
+def test_after_acceptance_the_served_model_does_not_depend_on_the_user(deployments: Deployments) -> None:
+    """Two logs that differ only in the erased user's interactions serve the same bits between acceptance and restoration."""
     config = configured("hashed", "als", "spectral, two sweeps")
     dataset = read_dataset("synthetic", config.data, config.seed)
     user = 4

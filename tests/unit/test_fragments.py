@@ -59,20 +59,22 @@ def put(folder, *parts):
     return str(folder)
 
 
-def table(pairs, user=INTEGER, item=INTEGER, ratings=None):
+def table(pairs, user=INTEGER, item=INTEGER, ratings=None, times=None):
     columns = {"user_id": pa.array([u for u, _ in pairs], user), "item_id": pa.array([i for _, i in pairs], item)}
-    return pa.table(columns if ratings is None else {**columns, "rating": ratings})
+    more = {"rating": ratings, "timestamp": times}
+    return pa.table(columns | {name: column for name, column in more.items() if column is not None})
 
 
 def at_once(source, store, config):
     """What reading the whole log, dividing and writing it gives: the paths of all files, whose names are their digests."""
-    ready = prepare(read_dataset(source, config.data, config.seed), config, Here())
+    dataset = read_dataset(source, config.data, config.seed)
+    ready = prepare(dataset, config, Here())
     files = [store.write_shard_data(ShardId(shard), data) for shard, data in enumerate(ready.shards)]
-    return store.write_vocabulary(ready.log.users), store.write_vocabulary(ready.log.items), files, ready
+    return store.write_vocabulary(ready.log.users), store.write_vocabulary(ready.log.items), files, ready, dataset.account()
 
 
 def assert_same(source, config, folder, rows):
-    users, items, shards, ready = at_once(source, Store(str(folder / "at once")), config)
+    users, items, shards, ready, account = at_once(source, Store(str(folder / "at once")), config)
     store = Store(str(folder / "in fragments"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest_module, "fragments_of", partial(fragments_of, rows=rows))
@@ -83,6 +85,7 @@ def assert_same(source, config, folder, rows):
     for mine, theirs in ((got.users, ready.log.users), (got.items, ready.log.items)):
         assert (mine.ids, mine.integers) == (theirs.ids, theirs.integers)
     assert got.n_trained == len(ready.log.train)
+    assert got.account == account
     some = np.arange(0, len(got.users), 2)
     gathered = got.of_users(some, store.uri, Here())
     assert gathered.codes().tolist() == ready.log.train.of_users(some).codes().tolist()
@@ -102,31 +105,47 @@ def problem_of(read):
 numbers = st.integers(-3, 12)
 odd = st.sampled_from(["7", "07", "10", "9", "é", "z", "😀", "\uffff", "A", "-2"])
 plain = numbers.map(str)
+VALUES = {
+    "numbers": st.one_of(numbers, st.none()),
+    "plain": plain,
+    "odd": st.one_of(odd, st.sampled_from(["nan", "", "7.0"]), st.none()),
+    "floats": st.one_of(numbers.map(float), st.just(float("nan"))),
+    "missing": st.none(),
+}
 
 
 @st.composite
 def logs(draw):
-    """(tables by file and row group, whether there are ratings)."""
+    """(tables by file and row group, whether there are ratings). Ids may be missing, or whole numbers as floats."""
     rated = draw(st.booleans())
     files = []
     for _ in range(draw(st.integers(1, 4))):
         groups = []
-        kinds = [draw(st.sampled_from(["numbers", "plain", "odd"])) for _ in "ui"]
-        types = [pa.int64() if kind == "numbers" else pa.string() for kind in kinds]
-        values = [{"numbers": numbers, "plain": plain, "odd": odd}[kind] for kind in kinds]
+        kinds = [draw(st.sampled_from(["numbers", "plain", "odd", "floats", "missing"])) for _ in "ui"]
+        types = [{"numbers": pa.int64(), "floats": pa.float64(), "missing": pa.null()}.get(kind, pa.string()) for kind in kinds]
+        values = [VALUES[kind] for kind in kinds]
         for _ in range(draw(st.integers(1, 3))):
             pairs = draw(st.lists(st.tuples(*values), max_size=12))
             ratings = draw(st.lists(st.integers(1, 5), min_size=len(pairs), max_size=len(pairs))) if rated else None
-            groups.append(table(pairs, *types, ratings=None if ratings is None else pa.array(ratings, pa.int64())))
+            times = pa.array(draw(st.lists(st.integers(1, 9), min_size=len(pairs), max_size=len(pairs))), pa.int64())
+            groups.append(table(pairs, *types, None if ratings is None else pa.array(ratings, pa.int64()), times))
         files.append(groups)
     return files, rated
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(logs(), st.sampled_from(["hashed", "random"]), st.integers(1, 30), st.sampled_from([None, 3]), st.integers(0, 5))
-def test_read_in_fragments_a_log_leaves_the_files_that_it_leaves_read_at_once(log, kind, rows, min_rating, seed):
+@given(
+    logs(),
+    st.sampled_from(["hashed", "random"]),
+    st.integers(1, 30),
+    st.sampled_from([None, 3]),
+    st.sampled_from([{"test_share": 0.2}, {"test_share": 0.0, "test_from": 6}]),
+    st.integers(0, 5),
+)
+def test_read_in_fragments_a_log_leaves_the_files_that_it_leaves_read_at_once(log, kind, rows, min_rating, held, seed):
     files, rated = log
-    config = config_of(kind, valid_share=0.3, min_rating=min_rating if rated else None).model_copy(update={"seed": seed})
+    data = {"valid_share": 0.3, "min_rating": min_rating if rated else None, "blank_ids": "skip", **held}
+    config = config_of(kind, **data).model_copy(update={"seed": seed})
     with tempfile.TemporaryDirectory() as name:
         source = put(Path(name) / "log", *files)
         if (problem := problem_of(lambda: read_dataset(source, config.data, config.seed))) is None:
@@ -258,8 +277,8 @@ def test_only_parquet_logs_of_several_parts_are_read_in_fragments(tmp_path):
     config = DataConfig(test_share=0, valid_share=0)
     write_dataset(read_dataset(str(tmp_path / "two"), config, 1), tmp_path / "prepared", config)
     assert not in_fragments(str(tmp_path / "prepared"))
-    (tmp_path / "two" / "more.csv").write_text("user_id,item_id\n1,2\n")
-    assert not in_fragments(str(tmp_path / "two"))
+    (tmp_path / "more.csv").write_text("user_id,item_id\n1,2\n")
+    assert not in_fragments(str(tmp_path / "more.csv"))
 
 
 @pytest.mark.parametrize("source", ["prepared", "nowhere", "file.csv", "empty"])
@@ -269,18 +288,22 @@ def test_another_kind_of_log_is_refused_with_the_way_out(tmp_path, source):
     write_dataset(dataset, tmp_path / "prepared", config)
     (tmp_path / "file.csv").write_text("user_id,item_id\n1,2\n")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataFileError, match="no such file" if source == "nowhere" else "read it with read_dataset"):
+    said = {"nowhere": "no such file", "empty": "holds no interaction log of a known kind"}
+    with pytest.raises(DataFileError, match=said.get(source, "read it with read_dataset")):
         fragments_of(str(tmp_path / source))
 
 
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (pa.table({"user_id": [1.5], "item_id": [1]}), "column 'user_id' is double"),
-        (pa.table({"user_id": pa.array([], pa.float64()), "item_id": pa.array([], pa.int64())}), "column 'user_id' is double"),
+        (pa.table({"user_id": [1.5], "item_id": [1]}), "row 1: the user id 1.5 is no whole number"),
+        (pa.table({"user_id": [True], "item_id": [1]}), "column 'user_id' is bool"),
         (pa.table({"user": [1], "item_id": [1]}), "no column 'user_id'"),
-        ([table([(1, 2)]), table([(1, 2), (None, 3)])], "row 3: user_id is null"),
-        ([table([("a", 2)], user=pa.string()), table([("", 3)], user=pa.string())], "row 2: the user id is empty"),
+        ([table([(1, 2)]), table([(1, 2), (None, 3)])], "row 3: the user id is empty, in 1 of 3 rows"),
+        (
+            [table([("a", 2)], user=pa.string()), table([("", 3)], user=pa.string())],
+            "row 2: the user id is empty, in 1 of 2 rows",
+        ),
     ],
 )
 def test_a_bad_part_is_refused_by_its_name_and_row_whichever_way_it_is_read(tmp_path, monkeypatch, bad, problem):

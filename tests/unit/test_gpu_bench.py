@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, rehearsed without one, and what is said where there is none."""
+"""The benchmark for GPUs, rehearsed without a GPU, and its messages if there is none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 
 @pytest.fixture(scope="module")
 def gpu():
-    """The benchmark as a module; it imports those beside it."""
+    """The benchmark as a module; it imports the modules beside it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         import gpu
@@ -32,37 +32,37 @@ def a_training(gpu, *, epochs: int, whole: int, seconds: float, once: float):
     return gpu.Training(Embeddings.empty(2), epochs, whole, seconds, once, 0)
 
 
-def test_an_epoch_is_what_more_of_them_add(gpu) -> None:
+def test_the_time_of_an_epoch_excludes_the_one_time_work(gpu) -> None:
     some = a_training(gpu, epochs=5, whole=9, seconds=3.0, once=1.0)
     assert some.an_epoch == 0.5
     assert some.all_epochs == "about 5.0"
     assert a_training(gpu, epochs=9, whole=9, seconds=5.0, once=1.0).all_epochs == "5.00"
 
 
-def test_an_epoch_alone_counts_with_all_that_is_done_once(gpu) -> None:
+def test_a_single_epoch_includes_the_one_time_work(gpu) -> None:
     assert a_training(gpu, epochs=1, whole=9, seconds=1.0, once=1.0).an_epoch == 1.0
 
 
-def test_bytes_of_a_half_sweep_are_those_that_a_hand_counts(gpu) -> None:
-    # Rows of 1, 0 and 5 pairs against 7 columns of width 2: systems of 1 x 1 and 2 x 2.
+def test_bytes_of_a_half_sweep_equal_a_count_by_hand(gpu) -> None:
+    # Rows with 1, 0 and 5 pairs against 7 columns of width 2 give systems of 1 x 1 and 2 x 2.
     by_hand = 4 * (1 + 2 * 2 + 4 * 1 + 4) + 4 * (5 + 2 * 10 + 4 * 4 + 4) + 4 * 14
     assert gpu.least_bytes(np.array([1, 0, 5]), 7, 2) == by_hand
 
 
-def test_a_part_that_takes_too_long_is_ended_and_named(gpu) -> None:
+def test_a_part_that_takes_too_long_is_stopped_and_named(gpu) -> None:
     clock = gpu.Clock(time.monotonic() + 60)
     assert clock.run("sleeping", lambda: time.sleep(10), 0.05) is None
     assert clock.notes == ["sleeping: ended after 0 s."]
     assert clock.failed == []
 
 
-def test_a_part_is_left_out_where_no_time_is_left(gpu) -> None:
+def test_a_part_is_skipped_if_no_time_is_left(gpu) -> None:
     clock = gpu.Clock(time.monotonic() + 1)
     assert clock.run("training", lambda: 1, 20) is None
     assert clock.notes == ["training: left out, no time was left."]
 
 
-def test_a_part_that_fails_does_not_take_the_others_along(gpu, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_part_does_not_stop_the_others(gpu, capsys: pytest.CaptureFixture[str]) -> None:
     clock = gpu.Clock(time.monotonic() + 60)
     assert clock.run("dividing", lambda: 1 / 0, 5) is None
     assert clock.run("adding", lambda: 1 + 1, 5) == 2
@@ -70,7 +70,7 @@ def test_a_part_that_fails_does_not_take_the_others_along(gpu, capsys: pytest.Ca
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_alarm_that_was_set_before_is_set_afterwards(gpu) -> None:
+def test_an_earlier_alarm_is_restored(gpu) -> None:
     before = signal.setitimer(signal.ITIMER_REAL, 100)
     try:
         with gpu.limited(10):

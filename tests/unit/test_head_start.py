@@ -1,4 +1,4 @@
-"""A shard that trains beside the excision: what comes out is the same, whatever comes in between."""
+"""A shard that trains during the excision: the result is the same, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ray_eraser.unlearning.work import Learning, Repartition
 
 
 class EagerPool(LocalShardPool):
-    """Carries out at once what is begun, and says what was asked for again."""
+    """A pool that carries out every begun training at once, and records repeated requests for it."""
 
     def __init__(self, store_uri: str, config: EraserConfig) -> None:
         super().__init__(store_uri, config)
@@ -41,7 +41,7 @@ class EagerPool(LocalShardPool):
 
 
 class Interrupted(BaseException):
-    """In the place of the moment between the record of a request and its excision, in which another thread may come."""
+    """Replaces the moment between the record of a request and its excision, in which another thread may run."""
 
 
 def interrupted(name: str) -> None:
@@ -51,7 +51,7 @@ def interrupted(name: str) -> None:
 
 @pytest.fixture
 def eager(deployments: Deployments, trained: Path) -> Coordinator:
-    """A deployment whose requests are recorded and no more until `process_pending`."""
+    """A deployment that only records its requests until `process_pending`."""
     coordinator = deployments.copy(trained, "eager")
     coordinator._serving.pool = EagerPool(deployments.path("eager"), coordinator.config)
     return coordinator
@@ -81,7 +81,7 @@ def undisturbed(deployments: Deployments, trained: Path, *requests: UnlearningRe
     return digest_of(coordinator)
 
 
-def test_who_is_alone_finds_the_training_done(
+def test_a_single_request_finds_its_training_done(
     eager: Coordinator, deployments: Deployments, trained: Path, tiny: Dataset
 ) -> None:
     request = UnlearningRequest(user_id=tiny.users.ids[8])
@@ -94,7 +94,7 @@ def test_who_is_alone_finds_the_training_done(
 
 
 @pytest.mark.parametrize("place", ["in the same shard", "in another shard"])
-def test_who_comes_meanwhile_goes_with_the_same_generation(
+def test_a_request_received_meanwhile_joins_the_same_generation(
     eager: Coordinator, deployments: Deployments, trained: Path, tiny: Dataset, place: str
 ) -> None:
     shard = ShardId(1)
@@ -104,14 +104,14 @@ def test_who_comes_meanwhile_goes_with_the_same_generation(
     eager.pool.meanwhile = lambda: record(eager, requests[1])
     record(eager, requests[0])
     assert len(eager.process_pending()) == 2
-    # Without slices a shard is told nothing of who goes elsewhere, so that what it has begun holds.
+    # Without slices, a shard does not learn of erasures in other shards, so its begun training stays valid.
     assert eager.pool.answered == ([] if place == "in the same shard" else [shard])
     assert digest_of(eager) == undisturbed(deployments, trained, *requests)
     assert eager._store.files() == deployments.open("undisturbed")._store.files()
 
 
 @pytest.mark.parametrize("kind", ["an item", "a learning", "a re-partition", "what was received long ago"])
-def test_nothing_is_begun_where_it_is_not_known_or_not_worth_it(eager: Coordinator, tiny: Dataset, kind: str) -> None:
+def test_no_training_is_begun_if_it_is_unknown_or_not_worthwhile(eager: Coordinator, tiny: Dataset, kind: str) -> None:
     user = tiny.users.ids[8]
     if kind == "an item":
         record(eager, UnlearningRequest(item_id=tiny.items.ids[9]))
@@ -127,7 +127,7 @@ def test_nothing_is_begun_where_it_is_not_known_or_not_worth_it(eager: Coordinat
     assert not eager.has_pending()
 
 
-def test_a_re_partition_that_comes_meanwhile_waits_for_what_was_begun(eager: Coordinator, tiny: Dataset) -> None:
+def test_a_re_partition_received_meanwhile_waits_for_the_begun_training(eager: Coordinator, tiny: Dataset) -> None:
     abandoned: list[str] = []
     pool = eager.pool
     pool.meanwhile = lambda: eager.repartition([]) and None
@@ -140,7 +140,7 @@ def test_a_re_partition_that_comes_meanwhile_waits_for_what_was_begun(eager: Coo
     assert audited(eager).exact
 
 
-def test_a_head_start_that_fails_is_none(eager: Coordinator, tiny: Dataset) -> None:
+def test_a_failed_head_start_is_ignored(eager: Coordinator, tiny: Dataset) -> None:
     def failing() -> None:
         raise PoolError("shard 1", "its process died")
 
@@ -168,7 +168,7 @@ def test_a_kill_after_a_head_start_loses_nothing(
     assert digest_of(again) == undisturbed(deployments, trained, request)
 
 
-def test_two_orders_are_the_same_only_in_everything(eager: Coordinator, tiny: Dataset) -> None:
+def test_two_orders_are_equal_only_if_every_field_is_equal(eager: Coordinator, tiny: Dataset) -> None:
     record(eager, UnlearningRequest(user_id=tiny.users.ids[8]))
     eager.process_pending()
     (order,) = eager.pool.begun

@@ -207,10 +207,10 @@ def test_what_memory_has_otherwise_is_not_written(sliced):
     flip(sliced.file("of the users"))
     flip(sliced.file("the aggregate"))
     before = sliced.tree()
-    with pytest.raises(StoreError, match=r"part \d+ of the users .*\(what is in memory has another digest") as error:
+    with pytest.raises(StoreError, match=r"part \d+ of the users .*\(the content in memory has another digest") as error:
         sliced.heal()
     assert error.value.path == str(sliced.file("of the users").relative_to(sliced.folder))
-    assert "restore the storage path from a copy, or run repartition.py" in str(error.value)
+    assert "restore the storage path from a copy, or run ray-eraser repartition" in str(error.value)
     after = sliced.tree()
     changed = [path for path in before if before[path] != after[path]]
     assert changed == [sliced.loaded.manifest.aggregate.path], "all that can be healed is healed first"

@@ -1,7 +1,7 @@
 """Two deployments with the same remaining interactions have the same files, whatever happened before.
 
-Each finding of somebody who meant to break this is a test. Where whole storage paths are compared, the ledger and its mark are
-left out. The scan for what is left of an erased id is this file's own: it looks for bytes and knows no layout of the store.
+Each known way to break this property is a test. Comparisons of whole storage paths leave out the ledger and its mark. The scan
+for traces of an erased id belongs to this file: it looks for bytes and does not know the layout of the store.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TWO = [{"width": 6, "epochs": 2, "alpha0": 0.3}, {"kind": "bpr", "width": 6, "ep
 
 @pytest.fixture
 def log() -> Pairs:
-    """Numeric users and items, so that one id that is no number shows."""
+    """A log with numeric users and items, so that a single id that is not a number is visible."""
     return [(str(1000 + u), str(i)) for u in range(24) for i in range(14) if (u * 5 + i * 3) % 7 < 3]
 
 
@@ -66,13 +66,13 @@ def same_files(deployments: Deployments, one: str, other: str) -> None:
 
 
 def erase(coordinator: Coordinator, **request: object) -> str:
-    """Ask, carry out, and say which level the receipt claims."""
+    """Request and carry out an erasure, and return the guarantee that the receipt claims."""
     coordinator.submit(UnlearningRequest(**request))
     (receipt,) = coordinator.process_pending()
     return receipt.guarantee
 
 
-# ---- one erased id decides nobody's order ----------------------------------------------------------------------------------
+# ---- an erased id does not affect the order of others ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def erase(coordinator: Coordinator, **request: object) -> str:
     ids=["a user", "an item", "both"],
 )
 @pytest.mark.parametrize("model", TWO, ids=["als", "bpr"])
-def test_one_id_that_is_no_number_leaves_nothing_in_anybodys_shard(deployments, tmp_path, log, guest, model):
+def test_an_erased_id_that_is_not_a_number_leaves_no_trace_in_any_shard(deployments, tmp_path, log, guest, model):
     config = config_of(model=model, aggregation={"foldin": False} if "kind" in model else {})
     coordinator = deployments.fit(
         "with", config, read_dataset(written(tmp_path, "with", log + guest), config.data, config.seed)
@@ -93,7 +93,7 @@ def test_one_id_that_is_no_number_leaves_nothing_in_anybodys_shard(deployments, 
     same_files(deployments, "with", "never")
 
 
-def test_an_id_of_nothing_but_a_test_pair_decides_nothing_and_is_stored_nowhere(deployments, tmp_path, log):
+def test_an_id_with_only_a_test_pair_has_no_effect_and_is_not_stored(deployments, tmp_path, log):
     folders = []
     for name, test in (("with", "guest-7 lamp\n"), ("never", "1001 3\n")):
         folder = tmp_path / "logs" / name
@@ -111,12 +111,12 @@ def test_an_id_of_nothing_but_a_test_pair_decides_nothing_and_is_stored_nowhere(
     assert not traces(deployments, "with", "guest-7", config.seed)
 
 
-# ---- the order of learning stays nowhere -----------------------------------------------------------------------------------
+# ---- no file records the order of learning ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("partition", ["hashed", "random"])
 @pytest.mark.parametrize("model", TWO, ids=["als", "bpr"])
-def test_whoever_came_first_and_went_leaves_no_order(deployments, log, model, partition):
+def test_an_erased_user_leaves_no_trace_in_the_order_of_others(deployments, log, model, partition):
     config = config_of(
         model=model, partition={"kind": partition, "n_shards": 3}, aggregation={"foldin": False} if "kind" in model else {}
     )
@@ -133,7 +133,7 @@ def test_whoever_came_first_and_went_leaves_no_order(deployments, log, model, pa
     same_files(deployments, "with", "never")
 
 
-def test_learning_what_is_then_erased_is_nothing(deployments, log):
+def test_learning_and_then_erasing_changes_no_file(deployments, log):
     config = config_of(data={"valid_share": 0.3})
     coordinator = deployments.fit("shop", config, Dataset.of_pairs("log", log))
     before = files_under(deployments, "shop")
@@ -148,7 +148,7 @@ def test_learning_what_is_then_erased_is_nothing(deployments, log):
 @pytest.mark.parametrize(
     "shares", [{"valid_share": 0.3}, {"valid_share": 0.2, "test_share": 0.3}], ids=["valid", "valid and test"]
 )
-def test_learned_pairs_go_where_a_fit_on_all_puts_them(deployments, tmp_path, log, shares):
+def test_learned_pairs_go_to_the_shards_of_a_fit_on_all_pairs(deployments, tmp_path, log, shares):
     config = config_of(data=shares)
     learned = [(f"new {n}", str(n % 14)) for n in range(30)] + [("1001", "lamp"), ("1002", "lamp"), ("1003", "lamp")]
     coordinator = deployments.fit("learned", config, read_dataset(written(tmp_path, "some", log), config.data, config.seed))
@@ -159,11 +159,11 @@ def test_learned_pairs_go_where_a_fit_on_all_puts_them(deployments, tmp_path, lo
     same_files(deployments, "learned", "fit")
 
 
-# ---- nobody's ids survive, and no gap names them ---------------------------------------------------------------------------
+# ---- no erased id survives, and no gap reveals one -------------------------------------------------------------------------
 
 
 def traces(deployments: Deployments, name: str, raw: str, seed: int) -> list[str]:
-    """Files under a storage path that hold an id's text, or the key that the id has, as they lie or unpacked."""
+    """Files under a storage path that contain the text of an id or its key, packed or unpacked."""
     text, key = raw.encode(), key_of(raw, seed).to_bytes(8, "little")
     files = (file for file in sorted(Path(deployments.path(name)).rglob("*")) if file.is_file())
     return [str(file) for file in files if any(text in data or key in data for data in unpacked(file))]
@@ -180,7 +180,7 @@ def unpacked(file: Path) -> list[bytes]:
     return data
 
 
-def test_items_that_only_the_erased_user_had_are_in_no_file(deployments, log):
+def test_items_of_only_the_erased_user_are_in_no_file(deployments, log):
     config, item = config_of(), "clinic-hiv-followup"
     coordinator = deployments.fit("shop", config, Dataset.of_pairs("log", [*log, ("1003", item), ("ann", item)]))
     assert traces(deployments, "shop", item, config.seed)
@@ -193,7 +193,7 @@ def test_items_that_only_the_erased_user_had_are_in_no_file(deployments, log):
     same_files(deployments, "shop", "never")
 
 
-def test_users_that_only_had_the_erased_item_are_in_no_file(deployments, log):
+def test_users_of_only_the_erased_item_are_in_no_file(deployments, log):
     config = config_of()
     coordinator = deployments.fit("shop", config, Dataset.of_pairs("log", [*log, ("only-lamps", "lamp")]))
     erase(coordinator, item_id="lamp")
@@ -212,7 +212,7 @@ def test_a_re_partition_keeps_no_id_without_an_interaction(deployments, log):
 
 
 @pytest.mark.parametrize("change", ["data.valid_share=0.5", "data.test_share=0.3", "seed=5"])
-def test_a_re_partition_that_holds_out_otherwise_divides_as_a_fit_with_these_settings_does(deployments, log, change):
+def test_a_re_partition_with_other_hold_outs_equals_a_fit_with_these_settings(deployments, log, change):
     config = config_of(data={"valid_share": 0.2})
     coordinator = deployments.fit("shop", config, as_read(log, config))
     coordinator.repartition([change])
@@ -232,7 +232,7 @@ def test_a_re_partition_that_holds_out_otherwise_divides_as_a_fit_with_these_set
     same_files(deployments, "shop", "fresh")
 
 
-def test_no_gap_in_any_file_tells_that_somebody_was_there(deployments, log):
+def test_no_gap_in_any_file_reveals_an_erased_user(deployments, log):
     config = config_of(training={"slices": 2}, model={"kind": "bpr", "width": 6, "epochs": 2}, aggregation={"foldin": False})
     coordinator = deployments.fit("shop", config, Dataset.of_pairs("log", log))
     for user in ("1001", "1010", "1022"):
@@ -256,7 +256,7 @@ def test_no_gap_in_any_file_tells_that_somebody_was_there(deployments, log):
         assert (np.diff(arrays["user_keys"].astype(object)) > 0).all()
 
 
-# ---- idempotency keys betray nobody ----------------------------------------------------------------------------------------
+# ---- idempotency keys reveal no user ---------------------------------------------------------------------------------------
 
 
 def test_a_key_that_names_a_user_cannot_be_found_from_the_storage_path_and_the_ledger(deployments, log):
@@ -271,7 +271,7 @@ def test_a_key_that_names_a_user_cannot_be_found_from_the_storage_path_and_the_l
         for digest in (hmac.new(secret, b"erase 1007", "sha256"), hashlib.sha256(secret + b"erase 1007")):
             assert digest.hexdigest().encode() not in kept
             assert digest.digest() not in kept
-    # It is the same request all the same.
+    # It is still the same request.
     assert coordinator.submit(UnlearningRequest(user_id="1007"), "erase 1007").state.is_final
 
 
@@ -292,7 +292,7 @@ AGGREGATIONS = {
 
 
 def lived(coordinator: Coordinator, reopen: Callable[[], Coordinator], log: Pairs) -> tuple[Coordinator, set[tuple[str, str]]]:
-    """Learn, erase, in batches and alone, close and come back, re-partition there and back; what remains."""
+    """Learn and erase in batches and alone, close and reopen, re-partition back and forth, and return the remaining data."""
     left = set(log)
 
     def learned(*pairs: tuple[str, str]) -> None:
@@ -327,21 +327,19 @@ def lived(coordinator: Coordinator, reopen: Callable[[], Coordinator], log: Pair
 @pytest.mark.parametrize("partition", ["hashed", "random"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_after_a_long_life_the_files_are_those_of_a_deployment_that_is_trained_today(
-    deployments, log, model, aggregation, partition
-):
+def test_after_a_long_history_the_files_equal_those_of_a_new_deployment(deployments, log, model, aggregation, partition):
     ends_as_today(deployments, log, model, aggregation, partition, "cpu")
 
 
 @pytest.mark.parametrize("partition", ["hashed", "random"])
-def test_after_a_long_life_a_linear_model_has_the_files_of_one_that_is_made_today(deployments, log, partition):
+def test_after_a_long_history_a_linear_model_has_the_files_of_a_new_one(deployments, log, partition):
     ends_as_today(deployments, log, "linear", "spectral", partition, "cpu")
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_after_a_long_life_by_torch_the_files_are_those_of_a_deployment_that_is_trained_today(
+def test_after_a_long_history_with_torch_the_files_equal_those_of_a_new_deployment(
     deployments, log, model, aggregation, device
 ):
     ends_as_today(deployments, log, model, aggregation, "hashed", device)

@@ -60,7 +60,7 @@ def hostile(tmp_path_factory):
     rows = [f"{quoted(HOSTILE[user])},{quoted(HOSTILE[item])}" for user, item in np.argwhere(known)]
     path = tmp_path_factory.mktemp("hostile") / "log.csv"
     path.write_bytes("\n".join(["user_id,item_id", *rows]).encode())
-    return read_dataset(str(path), DataConfig(test_share=0, valid_share=0.1), seed=1)
+    return read_dataset(str(path), DataConfig(blank_ids="keep", valid_share=0.1), seed=1)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -295,7 +296,8 @@ def test_the_same_request_under_its_key_is_the_same_until_it_is_finished_and_aft
     coordinator: Coordinator, deployments: Deployments, which: str
 ) -> None:
     first = ASKED[which](coordinator)
-    assert ASKED[which](coordinator) == first
+    # The count of absent pairs belongs to the first answer: nothing that the ledger keeps says it.
+    assert ASKED[which](coordinator) == replace(first, pairs_absent=None if which == "pairs" else 0)
     coordinator.process_pending()
     generation = coordinator.describe().generation
     for open_it in (lambda: coordinator, lambda: deployments.open("shop")):

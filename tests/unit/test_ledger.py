@@ -9,15 +9,22 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from contracts import ledger_contract
-from contracts.ledger_contract import ANN, BOB, OTHERS, LedgerContract, advance, generation, receipt_of, receive
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
-from ray_eraser.errors import DeploymentError, IllegalTransitionError, InputError, RequestError, StaleEpochError
+from ray_eraser.errors import (
+    DeploymentError,
+    IllegalTransitionError,
+    InputError,
+    RequestError,
+    StaleEpochError,
+    UnknownRequestError,
+)
 from ray_eraser.ids import RequestId
 from ray_eraser.store import Store
+from ray_eraser.testing import ledger_contract
+from ray_eraser.testing.ledger_contract import ANN, BOB, OTHERS, LedgerContract, advance, generation, receipt_of, receive
 from ray_eraser.unlearning.ledger import Ledger, default_ledger
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
 from ray_eraser.unlearning.work import Work
@@ -99,7 +106,7 @@ def test_the_raw_id_is_gone_also_where_another_program_has_the_ledger_open(open_
 
 def test_a_crash_right_after_finishing_leaves_the_raw_id_no_longer_than_until_the_next_start(open_ledger, tmp_path):
     program = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from contracts.ledger_contract import *;"
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from ray_eraser.testing.ledger_contract import *;"
         "ledger = Ledger(sys.argv[2]); ledger.begin_epoch(0.0); receive(ledger, 'r', UnlearningRequest(user_id=sys.argv[3]));"
         "advance(ledger, 'r', RequestState.ROUTED);"
         "ledger._wipe = lambda: os._exit(9); ledger.finish([receipt_of('r')])"
@@ -114,9 +121,17 @@ def test_a_crash_right_after_finishing_leaves_the_raw_id_no_longer_than_until_th
     assert LONG_ID.encode() not in bytes_under(tmp_path)
 
 
+@pytest.mark.parametrize("request_id", ["nothing", "\0"])
+def test_a_retry_of_an_unknown_request_is_refused_by_its_id(open_ledger, request_id):
+    ledger = begun(open_ledger)
+    with pytest.raises(UnknownRequestError) as refused:
+        ledger.retry(RequestId(request_id))
+    assert refused.value.request_id == request_id
+
+
 def test_a_killed_program_loses_nothing_that_it_was_told(open_ledger, tmp_path):
     program = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from contracts.ledger_contract import *;"
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from ray_eraser.testing.ledger_contract import *;"
         "ledger = Ledger(sys.argv[2]); ledger.begin_epoch(0.0); receive(ledger, 'r', ANN, 'k'); os._exit(9)"
     )
     url = f"sqlite:///{tmp_path}/ledger.db"
@@ -139,7 +154,7 @@ NOTES = "CREATE TABLE notes (name VARCHAR(64) PRIMARY KEY, text TEXT)"
     [
         (EARLIER, "tables of its own (epochs, generations, requests) and no format"),
         ((*EARLIER, NOTES), "no format"),
-        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '3')"), "has format 3, this version reads format 4"),
+        ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '3')"), "has format 3, and this version reads format 4"),
         ((*EARLIER, NOTES, "INSERT INTO notes VALUES ('format', '4')"), "no format"),
         (("CREATE TABLE notes (id INTEGER, body TEXT)", "INSERT INTO notes VALUES (1, 'milk')"), "(notes) and no format"),
         (("CREATE TABLE requests (url TEXT)",), "(requests) and no format"),

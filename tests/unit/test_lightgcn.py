@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import ModelContract, checkerboard, log_of
 
 from ray_eraser.config import LightGcnConfig
 from ray_eraser.data.interactions import Interactions
@@ -12,9 +11,10 @@ from ray_eraser.models import make_model
 from ray_eraser.models.base import Start
 from ray_eraser.models.lightgcn import Adam, Graph, LightGcn, neighbour_means, slopes
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import ModelContract, checkerboard, log_of
 
 PAIRS = log_of([(0, 1), (0, 3), (1, 0), (2, 2), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 4 has all
-TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # 4: no item
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def naive_smoothed(users, items, pairs, layers):
 
 
 def naive_loss(users, items, pairs, triplets, layers, reg):
-    """Of every triplet the loss of the smoothed vectors, and the ridge of the others; item 4 scores 0 and has no length."""
+    """The loss of every triplet with smoothed vectors, plus the ridge of the others. Item 4 scores 0 and has length 0."""
     smoothed_U, smoothed_I = naive_smoothed(users, items, pairs, layers)
     nothing = items.new_zeros(1, items.shape[1])
     smoothed_I, items = torch.cat([smoothed_I, nothing]), torch.cat([items, nothing])
@@ -100,14 +100,14 @@ def test_gradients_equal_those_of_a_loop_over_nodes_and_triplets(layers):
 
 
 @pytest.mark.parametrize("n_columns", [1, 3, 4, 5, 11])
-def test_means_are_over_a_rows_neighbours_however_many(n_columns):
+def test_means_are_over_any_number_of_neighbours(n_columns):
     edges = log_of([(row, column) for row in range(n_columns) for column in range(row + 1)]).matrix(n_columns, n_columns)
     others = np.random.default_rng(1).normal(size=(n_columns, 2)).astype(np.float32)
     expected = [others[: row + 1].mean(0) for row in range(n_columns)]
     np.testing.assert_allclose(neighbour_means(edges, others), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_steps_are_those_of_torchs_adam():
+def test_steps_equal_those_of_torchs_adam():
     generator = np.random.default_rng(1)
     weights = generator.normal(size=(4, 3)).astype(np.float32)
     reference = torch.from_numpy(weights.copy()).requires_grad_()
@@ -120,7 +120,7 @@ def test_steps_are_those_of_torchs_adam():
     np.testing.assert_allclose(adam.weights, reference.detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_table_that_goes_on_steps_as_if_it_had_never_stopped_and_its_new_rows_as_at_first():
+def test_old_rows_continue_their_steps_and_new_rows_start_theirs():
     generator = np.random.default_rng(2)
     start, slopes_of_steps = (generator.normal(size=shape).astype(np.float32) for shape in ((4, 3), (5, 4, 3)))
     without_a_stop = Adam.table(np.arange(4), start.copy())
@@ -144,8 +144,8 @@ def test_a_table_that_goes_on_steps_as_if_it_had_never_stopped_and_its_new_rows_
     assert grown["vectors"][[1, 3]].tobytes() == fresh["vectors"].tobytes()
 
 
-def test_training_ranks_the_users_own_items_above_the_others():
-    # One layer, no ridge: three make neighbours of a kind alike, withheld items among them, which is what they are for.
+def test_training_ranks_a_users_own_items_above_the_others():
+    # One layer and no ridge, because three layers make all items of a kind alike, withheld ones included, as they should.
     interactions, _ = checkerboard()
     start = Start(1, normal_rows(interactions.item_rows().astype(np.uint64), 1, 8))
     config = LightGcnConfig(width=8, layers=1, epochs=300, batch=16, reg=0)
@@ -155,7 +155,7 @@ def test_training_ranks_the_users_own_items_above_the_others():
     assert (np.where(own_UI, scores_UI, np.inf).min(1) > np.where(own_UI, -np.inf, scores_UI).max(1)).all()
 
 
-def test_held_out_pairs_are_not_looked_at_and_the_seed_is():
+def test_training_depends_on_the_seed_and_not_on_held_out_pairs():
     interactions, withheld = checkerboard()
     model, items = LightGcn(LightGcnConfig(width=4, epochs=2)), normal_rows(np.arange(12, dtype=np.uint64), 1, 4)
     plain = model.fit(interactions, Interactions.none(), Start(0, items))

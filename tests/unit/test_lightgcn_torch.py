@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import ModelContract, checkerboard, log_of
 from torch_devices import TORCH_DEVICES, on_gpu
 
 from ray_eraser.config import LightGcnConfig
@@ -17,9 +16,10 @@ from ray_eraser.models.lightgcn import Adam, Graph, LightGcn
 from ray_eraser.models.lightgcn import slopes as slopes_on_cpu
 from ray_eraser.models.lightgcn_torch import AdamTorch, GraphTorch, LightGcnTorch, slopes
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import ModelContract, checkerboard, log_of
 
 PAIRS = log_of([(0, 1), (0, 3), (1, 0), (2, 2), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)])  # user 4 has all
-TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # item 4 is none of four
+TRIPLETS = np.array([(0, 1, 0), (0, 1, 2), (1, 0, 3), (3, 2, 3), (0, 3, 0), (4, 2, 4)], np.int32)  # 4: no item
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +49,14 @@ def tables(n_users=5, n_items=4):
 
 
 def ragged(n_users=60, n_items=40):
-    """Some users with many items and some with few; the last has all."""
+    """A log in which some users have many items and some few; the last user has all."""
     generator = np.random.default_rng(4)
     some = [(user, item) for user in range(n_users) for item in np.flatnonzero(generator.random(n_items) < (user + 5) / 80)]
     return log_of([*some, *((n_users, item) for item in range(n_items))])
 
 
 def assert_close(found, expected):
-    """But for rounding: within a ten-thousandth of a number, or a hundred-thousandth of the largest in the table."""
+    """Compare up to rounding: within a ten-thousandth of a number, or a hundred-thousandth of the largest in the table."""
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
@@ -71,7 +71,7 @@ def test_the_device_chooses_the_class():
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("layers", [1, 3])
-def test_smoothing_is_the_cpus_but_for_rounding(device, layers):
+def test_smoothing_equals_the_cpus_up_to_rounding(device, layers):
     log = ragged().compact()
     users, items = tables(len(log.user_rows), len(log.item_rows))
     expected = Graph.of(log.matrix(), layers).smoothed(users, items)
@@ -81,7 +81,7 @@ def test_smoothing_is_the_cpus_but_for_rounding(device, layers):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_gradients_are_the_cpus_but_for_rounding(device):
+def test_gradients_equal_the_cpus_up_to_rounding(device):
     users, items = tables()
     expected = slopes_on_cpu(Graph.of(PAIRS.matrix(5, 4), 3), users, items, TRIPLETS, 0.3)
     graph = GraphTorch.of(slice_of(PAIRS, torch_device(device)), 3)
@@ -107,8 +107,8 @@ def test_rows_of_several_ages_step_as_on_the_cpu(device):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-@pytest.mark.parametrize("batch", [300, 65536])  # of 300, the last is shorter
-def test_some_epochs_end_where_the_cpus_do_but_for_rounding(device, batch):
+@pytest.mark.parametrize("batch", [300, 65536])  # the last batch of 300 is shorter
+def test_several_epochs_give_the_cpus_result_up_to_rounding(device, batch):
     interactions, config = ragged(), LightGcnConfig(width=6, epochs=5, batch=batch)
     cpu, gpu = LightGcn(config), LightGcnTorch(config, torch_device(device))
     arguments = (UNTRAINED, interactions, Interactions.none(), start_of(interactions, 6), 5)
@@ -122,7 +122,7 @@ def test_some_epochs_end_where_the_cpus_do_but_for_rounding(device, batch):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_a_stage_that_begins_on_the_cpu_goes_on_on_the_device(device):
+def test_a_training_that_starts_on_the_cpu_continues_on_the_device(device):
     interactions, config = ragged(), LightGcnConfig(width=6, epochs=5, batch=300)
     cpu, gpu = LightGcn(config), LightGcnTorch(config, torch_device(device))
     first = interactions.take(interactions.users < 30)
@@ -134,7 +134,7 @@ def test_a_stage_that_begins_on_the_cpu_goes_on_on_the_device(device):
         assert_close(array, expected.arrays()[name])
 
 
-def test_training_ranks_the_users_own_items_above_the_others():
+def test_training_ranks_a_users_own_items_above_the_others():
     interactions, _ = checkerboard()
     model = LightGcnTorch(LightGcnConfig(width=8, layers=1, epochs=120, batch=32, reg=0), torch.device("cpu"))
     embeddings = model.fit(interactions, Interactions.none(), start_of(interactions, 8))

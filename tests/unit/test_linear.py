@@ -16,11 +16,11 @@ from ray_eraser.models.linear_torch import LinearTorch
 
 N_USERS, N_ITEMS = 120, 50
 WITHIN = 2e-5
-"""Of the length of a user's scores: what rounding to single precision may change in a few steps, on a torch device as well."""
+"""Tolerance relative to the norm of a user's scores, for rounding in a few steps of single precision on any device."""
 
 
 def skewed_log(n_users=N_USERS, n_items=N_ITEMS, n=1500, seed=1) -> Interactions:
-    """Popular items have most of the users and some have none."""
+    """A log in which popular items have most of the users and some items have none."""
     generator = np.random.default_rng(seed)
     items = (n_items * generator.random(n) ** 3).astype(np.int32)
     return Interactions.of((n_users * generator.random(n) ** 1.5).astype(np.int32), items)
@@ -40,7 +40,7 @@ def whole(pairs: Interactions) -> list[Interactions]:
 
 
 def rows_of(items_of) -> Rows:
-    """From a list of items for each user."""
+    """Rows from a list of items for each user."""
     own = [np.array(items, np.int32) for items in items_of]
     return Rows.of(np.cumsum([0, *map(len, own)]), np.concatenate([np.empty(0, np.int32), *own]))
 
@@ -82,7 +82,7 @@ class Naive:
         return solution / self.weight_I
 
     def by_steps(self, items) -> np.ndarray:
-        """Conjugate gradients deflated by popularity, as Saad et al. 2000 write them."""
+        """Conjugate gradients deflated by popularity, as in Saad et al. 2000."""
         system = self.gram + self.ridge * np.eye(len(self.gram))
         known = self.weight_I * self.degree_I
         right_side = self.right_side(items)
@@ -102,7 +102,7 @@ class Naive:
 
 
 def assert_scores_agree(found_BI, expected_BI, within=WITHIN):
-    """-inf in the same places, and otherwise near in proportion to each user's scores."""
+    """Check that -inf is in the same places and that other scores agree relative to each user's scores."""
     assert found_BI.dtype == np.float32
     assert np.array_equal(np.isneginf(found_BI), np.isneginf(expected_BI))
     found_BI, expected_BI = (np.where(np.isneginf(part), 0, part).astype(np.float64) for part in (found_BI, expected_BI))
@@ -127,7 +127,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["default", "items", "users"])
 @pytest.mark.parametrize("division", [whole, by_user, by_pair])
-def test_scores_are_those_of_the_equations_solved_in_double_precision(config, division):
+def test_scores_equal_the_equations_solved_in_double_precision(config, division):
     pairs = skewed_log()
     asked = items_in(pairs)
     scores = model_of(division(pairs), config).scores(rows_of(asked))
@@ -142,7 +142,7 @@ def test_many_steps_solve_the_system(division):
     assert_scores_agree(scores, expected_scores(Naive(pairs, config), asked, exact=True))
 
 
-def test_slices_of_whole_users_take_one_round_and_those_of_split_users_two():
+def test_slices_take_one_round_with_whole_users_and_two_with_split_users():
     pairs = skewed_log()
     for parts, expected in (([], OfWholeUsers), (by_user(pairs), OfWholeUsers), (by_pair(pairs), OfSplitUsers)):
         assert isinstance(model_of(parts).products, expected)
@@ -150,7 +150,7 @@ def test_slices_of_whole_users_take_one_round_and_those_of_split_users_two():
 
 @pytest.mark.parametrize("n_shards", [2, 7])
 @pytest.mark.parametrize("division", [by_user, by_pair])
-def test_shards_lose_nothing(division, n_shards):
+def test_scores_do_not_depend_on_the_number_of_shards(division, n_shards):
     pairs = skewed_log()
     asked = rows_of(items_in(pairs))
     one = model_of([pairs]).scores(asked)
@@ -168,7 +168,7 @@ def test_a_user_has_the_same_bits_alone_and_in_any_batch(division, n_asked):
 
 
 @given(st.lists(st.lists(st.integers(0, N_ITEMS - 1), unique=True).map(sorted), min_size=1, max_size=9), st.randoms())
-def test_what_others_ask_for_changes_no_bit(asked, random):
+def test_other_users_of_a_request_change_no_bit(asked, random):
     model = model_of([skewed_log()])
     order = list(range(len(asked)))
     random.shuffle(order)
@@ -194,7 +194,7 @@ def test_erasing_pairs_equals_building_from_what_remains(division):
         [pairs.of_users(np.array([0, 17])), pairs.of_items(np.array([3])), pairs.take(np.arange(0, 900, 9))]
     )
     erased = model_of([part.without(gone) for part in division(pairs)])
-    # In numbers of their own, so that no trace of the erased users and items is left.
+    # The rest is numbered from scratch, so that no trace of the erased users and items is left.
     remaining = pairs.without(gone)
     users, items = remaining.user_rows(), remaining.item_rows()
     assert len(users) < len(pairs.user_rows())
@@ -273,7 +273,7 @@ def test_one_pair_has_a_known_score(ridge):
         assert np.isneginf(scores[1]).all()
 
 
-def test_without_a_pair_nothing_has_a_score():
+def test_without_pairs_there_are_no_scores():
     for parts in ([], [Interactions.none()], [Interactions.none()] * 3):
         scores = model_of(parts).scores(rows_of([[1], []]))
         assert np.isneginf(scores).all()
@@ -281,17 +281,17 @@ def test_without_a_pair_nothing_has_a_score():
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_nobody_may_be_asked_about(steps):
+def test_a_request_without_users_is_allowed(steps):
     assert model_of([skewed_log()], LinearConfig(steps=steps)).scores(rows_of([])).shape == (0, N_ITEMS)
 
 
 @pytest.mark.parametrize("item", [-1, N_ITEMS])
-def test_an_item_outside_of_the_numbering_is_refused(item):
+def test_an_item_outside_the_numbering_is_refused(item):
     with pytest.raises(IndexError, match=f"item {item} is not one of 50: give items in the numbering of the slices"):
         model_of([skewed_log()]).scores(rows_of([[item]]))
 
 
-def test_arguments_stay_as_they_were():
+def test_arguments_are_not_changed():
     pairs = skewed_log()
     asked = rows_of(items_in(pairs))
     before = [array.copy() for array in (pairs.users, pairs.items, asked.starts, asked.columns)]
@@ -300,7 +300,7 @@ def test_arguments_stay_as_they_were():
     assert all(np.array_equal(now, then) for now, then in zip(after, before, strict=True))
 
 
-def test_a_shard_computes_its_own_rows_alone():
+def test_a_shard_computes_only_its_own_rows():
     pairs = skewed_log()
     own = Slice.of(by_pair(pairs)[1], N_ITEMS)
     matrix = by_pair(pairs)[1].matrix(N_USERS, N_ITEMS)[own.users]
@@ -326,13 +326,13 @@ class TestOnATorchDevice:
 
     @pytest.mark.parametrize("config", CONFIGS, ids=["default", "items", "users"])
     @pytest.mark.parametrize("division", [whole, by_user, by_pair])
-    def test_scores_are_those_of_the_compiled_loops_but_for_rounding(self, device, division, config):
+    def test_scores_equal_those_of_the_compiled_loops_up_to_rounding(self, device, division, config):
         pairs = skewed_log()
         asked = rows_of([*items_in(pairs), [], [N_ITEMS - 1]])
         found = torch_model_of(division(pairs), device, config).scores(asked)
         assert_scores_agree(found, model_of(division(pairs), config).scores(asked))
 
-    def test_they_agree_where_rows_are_long(self, device):
+    def test_scores_agree_for_long_rows(self, device):
         pairs = skewed_log(n_users=3000, n_items=20, n=30_000)
         asked = rows_of(items_in(pairs)[:3])
         found = torch_model_of([pairs], device, n_users=3000, n_items=20).scores(asked)
@@ -354,14 +354,14 @@ class TestOnATorchDevice:
         erased = torch_model_of([part.without(gone) for part in by_user(pairs)], device).scores(asked)
         assert erased.tobytes() == torch_model_of(by_user(pairs.without(gone)), device).scores(asked).tobytes()
 
-    def test_without_a_pair_or_anybody_who_asks_it_is_as_on_the_cpu(self, device):
+    def test_without_pairs_or_users_the_result_is_that_of_the_cpu(self, device):
         assert np.isneginf(torch_model_of([Interactions.none()], device).scores(rows_of([[1]]))).all()
         assert torch_model_of([], device).scores(rows_of([[1]])).shape == (1, N_ITEMS)
         assert torch_model_of([skewed_log()], device).scores(rows_of([])).shape == (0, N_ITEMS)
         with pytest.raises(IndexError):
             torch_model_of([skewed_log()], device).scores(rows_of([[N_ITEMS]]))
 
-    def test_what_is_held_is_on_the_device(self, device):
+    def test_all_data_is_on_the_device(self, device):
         model = torch_model_of(by_user(skewed_log()), device)
         held = [part for own in model.slices for part in (own.users, own.by_user.columns, own.by_item.columns)]
         assert {tensor.device for tensor in (*held, model.users, model.items, model.back)} == {torch_device(device)}

@@ -29,7 +29,7 @@ def test_an_event_is_one_object_with_its_fields():
     }  # fmt: skip
 
 
-def test_of_an_exception_only_the_type_is_written():
+def test_only_the_type_of_an_exception_is_written():
     def fails(log) -> None:
         try:
             {}["alice"]
@@ -44,15 +44,15 @@ def test_of_an_exception_only_the_type_is_written():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (UnknownIdError("user", "alice"), "UnknownIdError"),
-        (InvalidIdError("user", "'alice\\x00' holds a NUL byte"), "InvalidIdError"),
-        (RequestError("pair ('alice', 3)"), "RequestError"),
+        (UnknownIdError("user", "alice"), UnknownIdError("user", "bob").safe),
+        (InvalidIdError("user", "'alice\\x00' holds a NUL byte"), "a value cannot be the id of a user"),
+        (RequestError("pair ('alice', 3)"), RequestError("").safe),
         (ValueError("alice"), "ValueError"),
         (PoolError("shard 3", "died"), "shard 3: died"),
         (ConfigError("model.width", "too small"), "config model.width: too small"),
     ],
 )
-def test_what_an_error_says_is_repeated_only_where_it_names_nobody(error, said):
+def test_the_text_of_an_error_is_written_only_if_it_cannot_name_a_user(error, said):
     assert named_safely(error) == said
 
 

@@ -8,12 +8,12 @@ from ray_eraser.embeddings import Embeddings
 
 
 def model_of(users: dict[int, list[float]], items: dict[int, list[float]]) -> Embeddings:
-    """Vectors by row."""
+    """A model with these vectors by row."""
     tables = [(np.array(list(side), np.int32), np.array(list(side.values()), np.float32)) for side in (users, items)]
     return Embeddings(*tables[0], *tables[1])
 
 
-# User 5 is known to both, users 2 and 9 to one each; so are items 1, 0 and 7.
+# Both submodels know user 5, and one each knows users 2 and 9. The same holds for items 1, 0 and 7.
 LEFT = model_of({2: [1, 2], 5: [3, 0]}, {0: [1, 0], 1: [0, 1]})
 RIGHT = model_of({5: [0, 4], 9: [1, 1]}, {1: [2, 1], 7: [5, 5]})
 EXPECTED = {
@@ -41,11 +41,11 @@ def test_an_empty_submodel_changes_no_score():
     assert by_row(mean([Embeddings.empty(2), LEFT, Embeddings.empty(2), RIGHT])) == EXPECTED
 
 
-def test_the_mean_of_one_is_that_one():
+def test_the_mean_of_one_submodel_is_that_submodel():
     assert mean([LEFT]).same_bits(LEFT)
 
 
-def test_width_is_that_of_all_tables_side_by_side_in_contiguous_float32():
+def test_the_width_is_the_sum_of_all_widths_in_contiguous_float32():
     model = mean([LEFT, RIGHT])
     assert model.width == 4
     for vectors in (model.users, model.items):
@@ -53,7 +53,7 @@ def test_width_is_that_of_all_tables_side_by_side_in_contiguous_float32():
         assert vectors.flags.c_contiguous
 
 
-def test_side_by_side_inner_products_are_sums_and_absent_rows_zero():
+def test_inner_products_of_concatenated_tables_are_sums_with_absent_rows_zero():
     model = side_by_side([LEFT, RIGHT])
     assert model.users.tolist() == [[1, 2, 0, 0], [3, 0, 0, 4], [0, 0, 1, 1]]
     assert model.items.tolist() == [[1, 0, 0, 0], [0, 1, 2, 1], [0, 0, 5, 5]]
@@ -65,6 +65,6 @@ def test_submodels_may_differ_in_width():
 
 
 @pytest.mark.parametrize("submodels", [[], [Embeddings.empty(2)], [Embeddings.empty(2), Embeddings.empty(2)]])
-def test_without_a_submodel_that_knows_anybody_nobody_is_known(submodels):
+def test_without_a_submodel_with_rows_the_result_is_empty(submodels):
     model = mean(submodels)
     assert (len(model.user_rows), len(model.item_rows)) == (0, 0)

@@ -5,7 +5,7 @@ import pytest
 
 from ray_eraser.metrics import ndcg, recall
 
-# Ranks 1 and 4 are hits; nothing is; everything is.
+# Hits: ranks 1 and 4; none; all.
 HITS = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
 SECOND, THIRD, FOURTH = 1 / np.log2(3), 1 / 2, 1 / np.log2(5)
 
@@ -19,7 +19,7 @@ def test_ndcg_divides_by_the_gain_of_a_list_with_all_test_items_in_front():
     assert ndcg(HITS, np.array([2, 5, 4])).tolist() == pytest.approx(expected)
 
 
-def test_ndcg_of_a_list_that_is_shorter_than_the_test_set_can_still_be_one():
+def test_ndcg_of_a_list_shorter_than_the_test_set_can_be_one():
     best = 1 + SECOND + THIRD + FOURTH
     assert ndcg(HITS, np.array([9, 9, 9])).tolist() == pytest.approx([(1 + FOURTH) / best, 0, 1])
 

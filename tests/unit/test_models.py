@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import ModelContract, checkerboard, log_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -23,6 +22,7 @@ from ray_eraser.models.base import Start
 from ray_eraser.models.wmf_adagrad import WmfAdagrad
 from ray_eraser.models.wmf_als import WmfAls, base_of, half_sweep, ridge_of
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import ModelContract, checkerboard, log_of
 from ray_eraser.training.submodel import train_submodel
 
 ALPHA0, REG = 0.3, 0.01
@@ -59,7 +59,7 @@ def double(vectors) -> torch.Tensor:
 
 
 def naive_half_sweep(matrix, others, alpha0, reg):
-    """Each row's normal equations, dense and in float64; zeros where a row has no pair."""
+    """Solve each row's normal equations in dense float64; zeros for a row without a pair."""
     others = others.astype(np.float64)
     solved = np.zeros((matrix.shape[0], others.shape[1]))
     for row in range(matrix.shape[0]):
@@ -72,7 +72,7 @@ def naive_half_sweep(matrix, others, alpha0, reg):
 
 
 def naive_loss(matrix, users, items, alpha0, reg):
-    """Of every pair its squared error, then the ridge of every row; float64 tensors."""
+    """The squared error of every pair, plus the ridge of every row; float64 tensors."""
     loss = torch.zeros((), dtype=torch.float64)
     observed = matrix.toarray() > 0
     for user in range(len(users)):
@@ -124,14 +124,15 @@ def test_a_half_sweep_solves_the_normal_equations_of_every_row(width, density):
 def test_a_half_sweep_of_any_shape_solves_the_normal_equations(seed, n_rows, n_columns, width, density, alpha0):
     generator = np.random.default_rng(seed)
     matrix, items = random_matrix(generator, n_rows, n_columns, density), vectors(generator, n_columns, width)
-    # A direction with less than width * eps of the spectrum is taken for rounding, and may hold the root of that of a vector.
+    # Directions with less than width * eps of the spectrum are lost in rounding. They may hold the square root of this of a
+    # vector.
     left_out = np.sqrt(width * np.finfo(np.float32).eps)
     expected = naive_half_sweep(matrix, items, alpha0, 0.1)
     assert_rows_agree(half_sweep(matrix, items, alpha0, 0.1), expected, within=1e-4 + 10 * left_out)
 
 
-def test_rows_of_very_different_degrees_are_each_solved_over_their_own_pairs():
-    # Degrees 0 to 60, and more rows than are solved side by side.
+def test_rows_of_very_different_degrees_are_solved_over_their_own_pairs():
+    # Degrees from 0 to 60, and more rows than are solved together.
     degrees = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60, 12, 5, 5, 7, 44]
     matrix = sparse.csr_matrix(np.array([[column < degree for column in range(60)] for degree in degrees], np.float32))
     items = vectors(np.random.default_rng(2), 60, 10)
@@ -140,7 +141,7 @@ def test_rows_of_very_different_degrees_are_each_solved_over_their_own_pairs():
 
 @pytest.mark.parametrize("width", [3, 64, 66])
 @pytest.mark.parametrize("density", [0.9, 0.05, 0.01])
-def test_a_row_is_solved_to_the_same_bits_alone_and_among_others(width, density):
+def test_a_row_has_the_same_bits_alone_and_with_others(width, density):
     generator = np.random.default_rng(7)
     matrix, items = random_matrix(generator, 37, 700, density), vectors(generator, 700, width)
     together = half_sweep(matrix, items, ALPHA0, REG)
@@ -151,7 +152,7 @@ def test_a_row_is_solved_to_the_same_bits_alone_and_among_others(width, density)
 @pytest.mark.parametrize("width", [3, 64])
 def test_a_half_sweep_gives_the_same_bits_on_any_number_of_cores(width):
     generator = np.random.default_rng(8)
-    # Rows of a tenth and of nine tenths of the columns, long ones and short ones, more than one thread's worth of each.
+    # Rows with a tenth and with nine tenths of the columns, so short and long ones, more of each than one thread gets.
     densities = np.where(np.arange(1100) % 2, 0.9, 0.1)
     matrix = sparse.csr_matrix((generator.random((1100, 60)) < densities[:, None]).astype(np.float32))
     items = vectors(generator, 60, width)
@@ -163,7 +164,7 @@ def test_a_half_sweep_gives_the_same_bits_on_any_number_of_cores(width):
 
 @pytest.mark.parametrize("alpha0", [1e-4, 0.3, 10.0])
 @pytest.mark.parametrize("width", [8, 64, 130])
-def test_short_rows_and_long_ones_solve_the_same_equations(width, alpha0):
+def test_short_and_long_rows_solve_the_same_equations(width, alpha0):
     # At every length from one column to twice the width, by either system.
     generator = np.random.default_rng(3)
     n_columns = 2 * width
@@ -181,7 +182,7 @@ def test_short_rows_and_long_ones_solve_the_same_equations(width, alpha0):
         assert_rows_agree(solved, expected[:width], within=1e-3)
 
 
-def test_a_side_that_is_not_finite_gives_rows_that_are_not_either():
+def test_a_side_that_is_not_finite_gives_rows_that_are_not_finite():
     items = vectors(np.random.default_rng(1), 4, 8)
     items[2, 3] = np.inf
     with np.errstate(all="ignore"):
@@ -197,8 +198,8 @@ def test_rows_without_a_pair_are_zero(width):
 
 
 @pytest.mark.parametrize("width", [2, 12])
-def test_columns_that_are_all_alike_are_solved_as_one_direction(width):
-    # With q everywhere, p = t q and t (alpha0 C + n) |q|^2 + t ridge = n.
+def test_identical_columns_are_solved_as_one_direction(width):
+    # With q in every column, p = t q and t (alpha0 C + n) |q|^2 + t ridge = n.
     column = np.linspace(0.3, 0.8, width).astype(np.float32)
     matrix = log_of([(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 2)]).matrix(2, 5)
     scores = half_sweep(matrix, np.tile(column, (5, 1)), ALPHA0, REG) @ column
@@ -235,7 +236,7 @@ def test_the_loss_is_flat_at_solved_rows(width):
     assert slopes[1] < 1e-5 * slopes[0]
 
 
-def test_als_ends_with_users_that_are_solved_on_the_items_it_returns():
+def test_als_returns_users_that_are_solved_on_its_items():
     interactions, _ = checkerboard()
     model = WmfAls(WmfAlsConfig(width=4, epochs=2, alpha0=ALPHA0, reg=REG)).fit(
         interactions, Interactions.none(), Start(0, normal_rows(interactions.item_rows().astype(np.uint64), 1, 4))
@@ -244,7 +245,7 @@ def test_als_ends_with_users_that_are_solved_on_the_items_it_returns():
     assert_rows_agree(model.users, naive_half_sweep(matrix, model.items, ALPHA0, REG))
 
 
-def test_als_looks_neither_at_the_seed_nor_at_held_out_pairs():
+def test_als_depends_neither_on_the_seed_nor_on_held_out_pairs():
     interactions, withheld = checkerboard()
     model, items = (
         WmfAls(WmfAlsConfig(width=4, epochs=2, alpha0=ALPHA0)),
@@ -262,7 +263,7 @@ def test_adagrad_draws_its_users_from_the_seed():
 
 
 @pytest.mark.parametrize("model", ["wmf", "bpr", "lightgcn"])
-def test_a_training_that_diverges_is_said_to_and_not_stored(model):
+def test_a_training_that_diverges_is_an_error_and_is_not_stored(model):
     changes = ["model.lr=1e30", "model.epochs=3", "model.width=4", f"model.kind={model}"]
     config = load_config(changes=[*changes, "model.solver=adagrad"] if model == "wmf" else changes)
     train = Interactions.of(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]))
@@ -272,7 +273,7 @@ def test_a_training_that_diverges_is_said_to_and_not_stored(model):
     assert all(hasattr(config.model, name) for name in re.findall(r"model\.(\w+)", str(caught.value)))
 
 
-def test_als_at_its_smallest_ridge_says_to_raise_it_where_single_precision_does_not_suffice():
+def test_als_says_to_raise_a_ridge_that_is_too_small_for_single_precision():
     rng = np.random.default_rng(0)
     train = Interactions.of(rng.integers(0, 50, 300), rng.integers(0, 40, 300))
     keys = np.arange(50, dtype=np.uint64)

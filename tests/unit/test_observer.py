@@ -10,6 +10,7 @@ import pytest
 
 from ray_eraser.config import config_from
 from ray_eraser.errors import DeploymentError, InputError, PoolError, StoreError, UnknownIdError, UnknownRequestError
+from ray_eraser.generation import Loaded
 from ray_eraser.observer import Observer
 from ray_eraser.status import stored_status
 from ray_eraser.unlearning.request import RequestState, UnlearningRequest
@@ -33,11 +34,11 @@ def files_under(folder: str) -> dict[str, tuple[int, int]]:
 
 
 def test_it_recommends_what_the_coordinator_recommends_and_writes_nothing(deployments, shop, observer, tiny):
-    before, epoch = files_under(deployments.path("a")), shop._ledger.newest_epoch()
+    before, epoch = files_under(deployments.path("a")), shop._ledger.open_epochs()[-1].epoch
     for user in tiny.users.ids[:10]:
         assert observer.recommend(user, 7) == shop.recommend(user, 7)
     assert files_under(deployments.path("a")) == before
-    assert shop._ledger.newest_epoch() == epoch
+    assert shop._ledger.open_epochs()[-1].epoch == epoch
     shop.keep_in_force()  # nobody has taken over
 
 
@@ -206,3 +207,67 @@ def test_files_of_another_ledger_are_not_shown(deployments, shop, tiny, tiny_con
     url = f"sqlite:///{Path(deployments.path('b')) / 'ledger.db'}"
     with pytest.raises(DeploymentError, match="belongs to another ledger"):
         Observer("a", deployments.path("a"), url)
+
+
+def test_it_reads_a_generation_once_for_its_lists_and_its_status(deployments, shop, observer, tiny, monkeypatch):
+    read, opened = Loaded.read.__func__, []
+
+    def counted(cls, *args):
+        opened.append(args)
+        return read(cls, *args)
+
+    monkeypatch.setattr(Loaded, "read", classmethod(counted))
+    observer.describe()
+    observer.recommend(tiny.users.ids[3], 5)
+    shop.submit(UnlearningRequest(user_id=tiny.users.ids[2]))
+    assert observer.describe().shards == shop.describe().shards
+    observer.recommend(tiny.users.ids[3], 5)
+    assert len(opened) == 1
+    shop.process_pending()
+    del opened[:]
+    assert observer.describe().generation == 2
+    assert observer.recommend(tiny.users.ids[3], 5) == shop.recommend(tiny.users.ids[3], 5)
+    assert len([args for args in opened if args[0] is observer._store]) == 1
+
+
+def test_lists_with_scores_for_many_and_of_similar_items_are_the_coordinators(shop, observer, tiny):
+    users, items = tiny.users.ids[:5], tiny.items.ids
+    assert observer.recommend_many([*users, "nobody"], 4) == [*(shop.recommend_scored(user, 4) for user in users), None]
+    assert observer.recommend_scored(users[0], 4) == shop.recommend_many(users[:1], 4)[0]
+    for item in items[:5]:
+        assert observer.similar_items(item, 4) == shop.similar_items(item, 4)
+        assert item not in dict(shop.similar_items(item, 40))
+
+
+def test_another_spelling_of_an_unknown_id_is_named(observer, tiny):
+    user, item = tiny.users.ids[3], tiny.items.ids[3]
+    with pytest.raises(UnknownIdError, match=rf"no user '{user}\.0' here: did you mean '{user}', which is here"):
+        observer.recommend(f"{user}.0", 3)
+    with pytest.raises(UnknownIdError, match=rf"did you mean '{item}'"):
+        observer.similar_items(f" {item}", 3)
+    with pytest.raises(UnknownIdError, match="never learned"):
+        observer.recommend("nobody", 3)
+
+
+def test_requests_of_which_nothing_is_here_are_told_as_the_coordinator_refuses_them(shop, observer, tiny):
+    user, other = tiny.users.ids[2], tiny.users.ids[3]
+    item = tiny.items.ids[0]
+    shop.submit(UnlearningRequest(user_id=user))
+    shop.learn([("2001", "902")])
+    asked = [
+        UnlearningRequest(user_id=user),  # is being erased
+        UnlearningRequest(user_id=other),
+        UnlearningRequest(user_id="2001"),  # waits to be learned
+        UnlearningRequest(item_id=f"0{item}"),
+        UnlearningRequest(pairs=(("2001", "902"), ("nobody", "902"))),
+        UnlearningRequest(pairs=(("nobody", "902"), (user, item))),
+    ]
+    refused = observer.refusals(asked)
+    assert list(refused) == [0, 3, 5]
+    for number, error in refused.items():
+        with pytest.raises(type(error)) as caught:
+            shop.submit(asked[number])
+        assert str(caught.value) == str(error)
+    assert refused[3].similar == (str(item),)
+    assert observer.refusals([]) == {}
+    shop.process_pending()

@@ -1,4 +1,4 @@
-"""Every kind of partition: who may move when something is erased, and the paper's algorithms against their definition."""
+"""Every kind of partition: which pairs may move after an erasure, and the paper's algorithms against their definition."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ def log_of(pairs) -> Interactions:
 
 
 def on_a_line(users) -> Embeddings:
-    """User vectors of width 1, by row; where the items are does not matter."""
+    """User vectors of width 1, by row. The item vectors do not matter."""
     items_I1 = np.zeros((N_ITEMS, 1), np.float32)
     return Embeddings(
         np.arange(len(users), dtype=np.int32),
@@ -53,7 +53,7 @@ def divided(interactions: Interactions, config: PartitionConfig, seed: int = 7) 
 
 
 def naive(costs: np.ndarray, weights: list[int], capacity: int) -> list[int]:
-    """The greedy assignment as the paper says it, one cost after the other."""
+    """The greedy assignment as the paper defines it, one cost after the other."""
     n_units, n_shards = costs.shape
     owners, used = [-1] * n_units, [0] * n_shards
     for _, unit, shard in sorted((costs[unit, shard], unit, shard) for unit in range(n_units) for shard in range(n_shards)):
@@ -67,7 +67,7 @@ def naive(costs: np.ndarray, weights: list[int], capacity: int) -> list[int]:
 
 @st.composite
 def problems(draw):
-    """Costs with many ties, and how much room there is above the mean."""
+    """Costs with many ties, and the room above the mean."""
     n_units, n_shards = draw(st.integers(0, 14)), draw(st.integers(1, 5))
     row = st.lists(st.integers(0, draw(st.sampled_from([1, 4, 30]))), min_size=n_shards, max_size=n_shards)
     costs = draw(st.lists(row, min_size=n_units, max_size=n_units))
@@ -78,10 +78,10 @@ def problems(draw):
 
 
 def test_the_nearest_are_taken_until_a_shard_is_full():
-    """Units at 0, 1, 2 and 10, anchors at 0 and 10, two a shard.
+    """Units at 0, 1, 2 and 10, anchors at 0 and 10, two units per shard.
 
-    Ascending: 0 takes its anchor (0), 10 takes its own (0), 1 goes to anchor 0 (1), which is full; 2 is refused there (2) and
-    goes to anchor 10 (8).
+    In ascending order of cost: 0 goes to anchor 0 (cost 0) and 10 to anchor 10 (0). 1 goes to anchor 0 (1), which is then full.
+    2 is refused there (2) and goes to anchor 10 (8).
     """
     costs = np.array([[0, 10], [1, 9], [2, 8], [10, 0]], np.float32)
     assert balanced.walk_down(costs, np.ones(4, np.int64), 2).tolist() == [0, 0, 1, 1]
@@ -95,18 +95,19 @@ def test_ties_go_to_the_lower_unit_and_then_to_the_lower_shard():
 
 
 def test_a_shard_that_refuses_a_heavy_unit_takes_a_lighter_one_later():
-    """Capacity 2; x and b weigh 2, c and a weigh 1.
+    """The capacity is 2; x and b weigh 2, c and a weigh 1.
 
-    Ascending: x to shard 1 (.5), which is full; c refused there (1), to shard 0 (1.5); b refused there (2: 1 + 2 > 2); a fits
-    there (3). b fits nowhere; both shards hold 2, so it goes to the lower. Proposals in rounds would go wrong: b and a come to
-    shard 0 together before c is back from shard 1, b is kept, a is sent away.
+    In ascending order of cost: x goes to shard 1 (.5), which is then full. c is refused there (1) and goes to shard 0 (1.5). b
+    is refused there (2: 1 + 2 > 2). a fits there (3). b fits nowhere; both shards hold 2, so it goes to the lower one.
+    Proposals in rounds would go wrong: b and a would propose to shard 0 before c returns from shard 1, so b would be kept and a
+    refused.
     """
     x, c, b, a = [9, 0.5], [1.5, 1], [2, 6], [3, 7]
     assert balanced.walk_down(np.array([x, c, b, a], np.float32), np.array([2, 1, 2, 1]), 2).tolist() == [1, 0, 0, 0]
 
 
-def test_what_fits_nowhere_goes_to_the_emptiest_shard_heaviest_first():
-    """Capacity 3: the two light ones go to shard 0 (2 used); then 9 goes to shard 1, then 5 to shard 0: 2 to 9."""
+def test_units_that_fit_nowhere_go_to_the_emptiest_shard_heaviest_first():
+    """The capacity is 3. The two light units go to shard 0 (2 used), then 9 goes to shard 1, and then 5 to shard 0."""
     costs = np.array([[0, 5], [0, 5], [0, 5], [0, 5]], np.float32)
     assert balanced.walk_down(costs, np.array([1, 5, 9, 1]), 3).tolist() == [0, 0, 1, 0]
 
@@ -148,10 +149,11 @@ def test_long_chains_of_refusals_end_where_the_sorted_walk_ends(steps):
 @pytest.mark.parametrize("balance", ["interactions", "units"])
 @pytest.mark.parametrize("seed", range(6))
 def test_algorithm_1_on_four_users(seed, balance):
-    """Users at 0, 1, 10 and 11 with one interaction each, two shards, room for three.
+    """Users at 0, 1, 10 and 11 with one interaction each, two shards with room for three.
 
-    From anchors 0 and 1: 0 stays, 10 (9) and 11 (10) follow 1; the means are 0 and 22 / 3; now 1 is nearer to 0: {0, 1} and
-    {10, 11}, means .5 and 10.5, at rest. From 10 and 11 by symmetry, and from one of either pair at once.
+    From anchors 0 and 1: 0 is alone, and 10 (9) and 11 (10) join 1. The means are 0 and 22 / 3, so 1 is now nearer to 0. The
+    shards {0, 1} and {10, 11} with means .5 and 10.5 are stable. From anchors 10 and 11 the result is the same by symmetry, and
+    from one anchor of each pair it is reached at once.
     """
     log = log_of([(0, 0), (1, 1), (2, 2), (3, 3)])
     config = PartitionConfig(kind="user_based", n_shards=2, slack=1.5, balance=balance)
@@ -163,8 +165,9 @@ def test_algorithm_1_on_four_users(seed, balance):
 def test_algorithm_2_on_four_interactions():
     """Users at 0 and 4, items at 0 and 3, all four pairs; anchors (1, 1) and (4, 2).
 
-    User distances (1, 4) and (3, 0), item distances (1, 2) and (2, 1), so E = (1, 8), (2, 4), (3, 0), (6, 0). Two a shard: the
-    third and the fourth take anchor 1 (0), the first (1) and the second (2) anchor 0. New anchors: (0, 1.5) and (4, 1.5).
+    The user distances are (1, 4) and (3, 0), and the item distances (1, 2) and (2, 1), so E = (1, 8), (2, 4), (3, 0), (6, 0).
+    With two pairs per shard, the third and fourth pair go to anchor 1 (0), and the first (1) and second (2) to anchor 0. The
+    new anchors are (0, 1.5) and (4, 1.5).
     """
     user = balanced.Factor(np.array([[0.0], [4.0]]), np.array([0, 0, 1, 1]))
     item = balanced.Factor(np.array([[0.0], [3.0]]), np.array([0, 1, 0, 1]))
@@ -178,7 +181,7 @@ def test_algorithm_2_on_four_interactions():
 
 
 def test_an_anchor_is_the_mean_of_its_members_in_every_dimension():
-    """The second vector counts twice, for its two units: (1 + 4 + 4) / 3 and (10 + 40 + 40) / 3."""
+    """The second vector counts twice, because two units have it: (1 + 4 + 4) / 3 and (10 + 40 + 40) / 3."""
     factor = balanced.Factor(np.array([[1.0, 10.0], [4.0, 40.0]]), np.array([0, 1, 1]))
     means = factor.means(np.array([1, 1, 1], np.int16), np.array([[7.0, 8.0], [0.0, 0.0]]))
     assert means.tolist() == [[7, 8], [3, 30]], "and a shard without members keeps its anchor"
@@ -187,7 +190,7 @@ def test_an_anchor_is_the_mean_of_its_members_in_every_dimension():
 @pytest.mark.parametrize("kind", ["user_based", "item_based"])
 @pytest.mark.parametrize("seed", range(8))
 def test_planted_communities_are_found(seed, kind):
-    """Two clouds far apart, rows 1 to 6 and 7 to 12; row 0 has no interactions, the other side is all alike, any split fits."""
+    """Two distant clouds, rows 1 to 6 and 7 to 12. Row 0 has no interactions, and all rows of the other side are equal."""
     near = [(0.1 * step, 0.2 * (step % 2)) for step in range(6)]
     clouds = np.array([(50, 50), *near, *((20 - x, 20 + y) for x, y in near)], np.float32)
     rows, two, alike = np.arange(13, dtype=np.int32), np.arange(2, dtype=np.int32), np.zeros((2, 2), np.float32)
@@ -204,10 +207,11 @@ def test_planted_communities_are_found(seed, kind):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_capacity_counts_interactions_or_units_as_configured(seed):
-    """Users at 0 and 1 with four interactions each, one at 100 with one; two shards.
+    """Two users at 0 and 1 with four interactions each, one user at 100 with one interaction; two shards.
 
-    Interactions, slack 1.2: room for 6, so the two at 0 and 1 can never share: 4 and 5. Slack 2: room for all 9, and they do
-    share, from any anchors: 8 and 1. Units, slack 1: room for two users, and they share too.
+    With interactions and slack 1.2, a shard has room for 6, so the users at 0 and 1 cannot share one: sizes 4 and 5. With slack
+    2, it has room for all 9, and they share one from all anchors: 8 and 1. With units and slack 1, a shard has room for two
+    users, and they also share one.
     """
     log = log_of([(user, item) for user in (0, 1) for item in range(4)] + [(2, 0)])
     for balance, slack, sizes in (("interactions", 1.2, [4, 5]), ("interactions", 2, [1, 8]), ("units", 1, [1, 8])):
@@ -233,7 +237,7 @@ def test_no_shard_is_fuller_than_its_capacity(pairs, kind, n_shards, slack, data
     assert len(units) == len(np.unique(rows)), "whole users, whole items"
     if balance == "units":
         assert np.bincount(units % n_shards, minlength=n_shards).max() <= capacity_of(slack, len(units), n_shards)
-    else:  # what fits nowhere goes to a shard that holds no more than the mean
+    else:  # a unit that fits nowhere goes to a shard whose load is at most the mean
         heaviest = np.bincount(rows, minlength=1).max()
         assert partition.sizes().max() <= max(capacity_of(slack, len(log), n_shards), len(log) / n_shards + heaviest)
 
@@ -245,7 +249,7 @@ def test_fewer_units_than_shards_leave_shards_empty(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_shard_owns_everything_and_nothing_is_divided_into_nothing(kind):
+def test_one_shard_owns_everything_and_an_empty_log_is_divided(kind):
     log = log_of([(2, 3), (5, 1), (5, 2)])
     assert divided(log, PartitionConfig(kind=kind, n_shards=1)).owners.tolist() == [0, 0, 0]
     empty = divided(Interactions.none(), PartitionConfig(kind=kind, n_shards=3))
@@ -264,7 +268,7 @@ def test_users_and_items_without_interactions_do_not_move_a_learned_partition(ki
 
 
 def test_a_learned_partition_logs_how_many_iterations_it_took(caplog):
-    """With one shard the second assignment changes nothing."""
+    """With one shard, the second assignment changes nothing."""
     with caplog.at_level(logging.INFO, "ray_eraser"):
         divided(log_of([(2, 3), (5, 1)]), PartitionConfig(kind="user_based", n_shards=1))
     (record,) = caplog.records
@@ -308,7 +312,7 @@ def test_hashed_keeps_a_users_interactions_together(pairs):
 
 
 def test_hashes_fill_the_shards_evenly():
-    """40,000 draws into 4 shards: 10,000 each, standard deviation 87."""
+    """40,000 draws into 4 shards give 10,000 per shard, with a standard deviation of 87."""
     keys = Vocabulary.of("user", range(40_000)).keys
     by_user = hashed.hashed(Interactions.of(np.arange(40_000), np.zeros(40_000, np.int32)), keys, 4)
     users, items = np.divmod(np.arange(40_000), 200)
@@ -317,15 +321,15 @@ def test_hashes_fill_the_shards_evenly():
         assert np.abs(partition.sizes() - 10_000).max() < 450
 
 
-def test_random_pairs_scatter_a_user_and_obey_the_seed():
-    """200 pairs of one user in 4 shards: every shard gets some; two seeds agree on a quarter."""
+def test_random_pairs_scatter_a_user_and_depend_on_the_seed():
+    """With 200 pairs of one user and 4 shards, every shard gets some pairs, and two seeds agree on a quarter."""
     log, keys = Interactions.of(np.zeros(200, np.int32), np.arange(200)), Vocabulary.of("item", range(200)).keys
     first, second = (hashed.random_pairs(log, USER_KEYS, keys, 4, seed) for seed in (0, 1))
     assert first.sizes().min() > 0
     assert 20 < (first.owners == second.owners).sum() < 80
 
 
-# What a shard may take.
+# Capacities.
 
 
 @pytest.mark.parametrize(
@@ -340,8 +344,8 @@ def test_random_pairs_scatter_a_user_and_obey_the_seed():
         (3, 0, 4, 0),
     ],
 )
-def test_the_slack_counts_as_it_is_written(slack, load, n_shards, capacity):
-    """In binary fractions 1.1 times 50 is 55.000000000000007, of which the next whole number is 56."""
+def test_the_slack_is_a_decimal_number(slack, load, n_shards, capacity):
+    """In binary floating point, 1.1 times 50 is 55.000000000000007, which would round up to 56."""
     assert capacity_of(slack, load, n_shards) == capacity
 
 
@@ -354,7 +358,7 @@ def test_the_capacity_is_the_slack_times_the_mean_rounded_up_in_whole_numbers(hu
 
 
 @given(pairs=pairs, held_out=pairs, kind=kinds, n_shards=st.integers(1, 5))
-def test_held_out_pairs_go_where_their_user_or_item_is(pairs, held_out, kind, n_shards):
+def test_held_out_pairs_go_to_the_shard_of_their_user_or_item(pairs, held_out, kind, n_shards):
     log, config = log_of(pairs), PartitionConfig(kind=kind, n_shards=n_shards)
     valid = log_of(held_out - pairs)
     partition = divided(log, config)
@@ -373,7 +377,7 @@ def test_held_out_pairs_go_where_their_user_or_item_is(pairs, held_out, kind, n_
             assert owner == (by_item[item] if kind == "item_based" else by_user[user])
 
 
-def test_a_users_held_out_pair_goes_to_the_shard_with_most_of_their_interactions_or_the_lowest_of_equals():
+def test_a_held_out_pair_goes_to_the_shard_with_most_of_the_users_interactions_or_the_lowest_in_a_tie():
     log, config = log_of([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]), PartitionConfig(kind="interaction_based", n_shards=3)
     partition = Partition(3, np.array([2, 1, 2, 2, 1], np.int16))
     valid = log_of([(0, 3), (1, 3)])

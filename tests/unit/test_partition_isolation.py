@@ -1,4 +1,4 @@
-"""What every kind of partition promises, whichever it is, and what is said of a partition."""
+"""Properties that every kind of partition must have, and the measures of a partition."""
 
 from typing import get_args
 
@@ -48,8 +48,8 @@ def divided(log, config, seed=7) -> Partition:
 
 
 @given(pairs=pairs, erased=pairs, config=settings_of_all)
-def test_erasing_pairs_moves_no_other_where_the_partition_is_exact(pairs, erased, config):
-    """And the level that a deployment names is `exact` for these kinds alone."""
+def test_erasing_pairs_moves_no_other_pair_in_an_exact_partition(pairs, erased, config):
+    """A deployment claims the guarantee `exact` for these kinds only."""
     log, gone = log_of(pairs), log_of(erased)
     if EraserConfig(partition=config, model=WmfAlsConfig(alpha0=0.3)).guarantee != "exact":
         assert config.kind not in ("hashed", "random")
@@ -59,7 +59,7 @@ def test_erasing_pairs_moves_no_other_where_the_partition_is_exact(pairs, erased
 
 
 @given(pairs=pairs, config=settings_of_all, seed=st.integers(0, 3))
-def test_a_partition_is_a_function_of_its_arguments_and_the_seed(pairs, config, seed):
+def test_a_partition_depends_only_on_its_arguments_and_the_seed(pairs, config, seed):
     log = log_of(pairs)
     first, second = divided(log, config, seed), divided(log, config, seed)
     assert first.owners.dtype == np.int16
@@ -77,7 +77,7 @@ def test_every_interaction_is_in_one_shard(pairs, config):
 
 
 @given(pairs=pairs, held_out=pairs, config=settings_of_all)
-def test_a_user_is_in_one_shard_where_users_are_divided_whole_held_out_pairs_too(pairs, held_out, config):
+def test_partitions_of_whole_users_keep_a_user_in_one_shard_with_held_out_pairs(pairs, held_out, config):
     if config.kind not in WHOLE_USERS:
         return
     log, valid = log_of(pairs), log_of(held_out - pairs)
@@ -96,13 +96,14 @@ def test_a_kind_is_exact_or_learned_and_only_learned_ones_need_embeddings(kind):
     assert config.is_learned or not config.needs_embeddings
 
 
-# What is said of a partition.
+# The measures of a partition.
 
 
 def test_scatter_by_hand():
-    """Users at 0, 2 and 10 with two, two and one interactions: the mean of all is 14 / 5 = 2.8.
+    """Users at 0, 2 and 10 with two, two and one interactions, so the mean is 14 / 5 = 2.8.
 
-    All squares: 2 * 7.84 + 2 * .64 + 51.84 = 68.8. Shards {0, 2} and {10}, means 1 and 10: within, 2 + 2 + 0 = 4.
+    The total sum of squares is 2 * 7.84 + 2 * .64 + 51.84 = 68.8. The shards {0, 2} and {10} have the means 1 and 10, so the
+    sum of squares within shards is 2 + 2 + 0 = 4.
     """
     log = log_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])
     vectors = Embeddings(
@@ -136,7 +137,7 @@ def test_scatter_equals_its_definition(pairs, config):
     assert partition.scatter(log, vectors) == pytest.approx(within / total if total > 1e-12 else 0, abs=1e-9)
 
 
-def test_one_shard_scatters_as_much_as_the_log_and_each_user_alone_not_at_all():
+def test_scatter_is_one_for_one_shard_and_zero_for_a_shard_per_user():
     log = log_of([(user, 0) for user in range(N_USERS)])
     assert Partition(1, np.zeros(N_USERS, np.int16)).scatter(log, embeddings()) == pytest.approx(1)
     assert Partition(N_USERS, np.arange(N_USERS, dtype=np.int16)).scatter(log, embeddings()) == pytest.approx(0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Where shards go: nodes in, a placement out."""
+"""The placement of shards on nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _held(n_shards: int, nodes: list[Node], **runtime: object) -> dict[str, int]
     return dict(Counter(spread(n_shards, nodes, RuntimeConfig(**runtime)).nodes.values()))
 
 
-def test_equal_nodes_hold_equally_many() -> None:
+def test_equal_nodes_hold_equal_numbers_of_shards() -> None:
     assert _held(8, [Node(name, 4) for name in "abcd"]) == {"a": 2, "b": 2, "c": 2, "d": 2}
 
 
@@ -42,7 +42,7 @@ def test_threads_share_the_cpus() -> None:
     assert Node("c", 2).slots(threads=4) == 1
 
 
-def test_who_aggregates_has_the_cores_of_the_largest_node() -> None:
+def test_the_aggregator_gets_the_cores_of_the_largest_node() -> None:
     placement = spread(3, [Node("small", 2), Node("large", 16), Node("gpus", 4, gpus=8)], RuntimeConfig())
     assert (placement.aggregator, placement.excisor, placement.cores) == ("large", "large", 16)
     assert spread(1, [Node("only", 0)], RuntimeConfig()).cores == 1
@@ -54,14 +54,14 @@ def test_a_head_without_cpus_holds_nothing_unless_it_is_alone() -> None:
     assert _held(4, [head]) == {"head": 4}
 
 
-def test_only_nodes_with_the_labels_hold_shards() -> None:
+def test_only_nodes_with_all_labels_hold_shards() -> None:
     nodes = [Node("a", 8), Node("b", 2, labels={"pool": "shards", "zone": "1"}), Node("c", 2, labels={"pool": "other"})]
     assert _held(3, nodes, node_labels=("pool=shards", "zone=1")) == {"b": 3}
     with pytest.raises(PoolError, match=r"no node has the labels pool=none: start one with `ray start --labels`"):
         _held(3, nodes, node_labels=("pool=none",))
 
 
-def test_all_processes_go_where_gpus_are() -> None:
+def test_all_processes_are_placed_on_nodes_with_gpus() -> None:
     nodes = [Node("cpu", 64), Node("one", 4, gpus=1), Node("two", 8, gpus=2)]
     placement = spread(5, nodes, RuntimeConfig(device="cuda", gpus_per_shard=0.5))
     held = Counter([*placement.nodes.values(), placement.aggregator])
@@ -84,17 +84,17 @@ def test_without_a_share_the_gpus_are_divided_equally_with_one_share_to_spare(n_
 @pytest.mark.parametrize(
     ("gpus", "has"), [(0, "no such GPU"), (1, "room for 3 of 5 processes on its GPUs"), (0.5, "no such GPU")]
 )
-def test_too_few_gpus_for_auto_are_said_and_all_shards_run_on_cpus(gpus: float, has: str) -> None:
+def test_with_too_few_gpus_auto_reports_it_and_uses_cpus(gpus: float, has: str) -> None:
     nodes, runtime = [Node("a", 2, gpus=gpus), Node("b", 2)], RuntimeConfig(gpus_per_shard=0.3)
     assert settled_device(4, nodes, runtime) == "cpu"
     placement = spread(4, nodes, runtime)
     assert placement.gpus == 0
     assert Counter(placement.nodes.values()) == {"a": 2, "b": 2}
     (notice,) = placement.notices
-    assert f"runtime.gpus_per_shard is 0.3 and the cluster has {has}: all shards run on CPUs; add GPUs and train" in notice
+    assert f"runtime.gpus_per_shard is 0.3, but the cluster has {has}: all shards run on CPUs; add GPUs and train" in notice
 
 
-def test_auto_is_the_gpu_where_a_share_is_asked_for_and_all_processes_get_theirs() -> None:
+def test_auto_uses_gpus_if_a_share_is_set_and_suffices_for_all_processes() -> None:
     nodes = [Node("a", 4, gpus=2)]
     assert settled_device(3, nodes, RuntimeConfig(gpus_per_shard=0.5)) == "cuda"
     assert settled_device(4, nodes, RuntimeConfig(gpus_per_shard=0.5)) == "cpu"
@@ -103,7 +103,7 @@ def test_auto_is_the_gpu_where_a_share_is_asked_for_and_all_processes_get_theirs
     assert settled_device(2, [Node("a", 4)], RuntimeConfig(device="cuda")) == "cuda"
 
 
-def test_a_deployment_that_was_trained_on_cpus_stays_there_and_says_how_to_use_the_gpus() -> None:
+def test_a_deployment_trained_on_cpus_stays_there_and_says_how_to_use_gpus() -> None:
     (notice,) = spread(2, [Node("a", 4, gpus=4)], RuntimeConfig(device="cpu", gpus_per_shard=1)).notices
     assert "repartition with --set runtime.device=cuda" in notice
 
@@ -115,7 +115,7 @@ def test_a_deployment_that_was_trained_on_cpus_stays_there_and_says_how_to_use_t
         (RuntimeConfig(device="cuda", gpus_per_shard=0.5), "hold 2 of 3 processes: set it to 0.25 or less"),
     ],
 )
-def test_gpus_that_a_deployment_needs_and_that_are_not_there_are_said(runtime: RuntimeConfig, problem: str) -> None:
+def test_missing_gpus_that_a_deployment_needs_are_reported(runtime: RuntimeConfig, problem: str) -> None:
     """The processes still start, because reads need no GPU."""
     placement = spread(2, [Node("a", 4, labels={"pool": "a"}), Node("b", 4, gpus=1)], runtime)
     assert placement.gpus == 0

@@ -1,4 +1,4 @@
-"""Plans say when a run is due, and a model of past runs what it will take."""
+"""Plans decide when a run is due, and a model of past runs predicts its time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_plan_is_read_from_its_text(text, plan):
     ["", "now", "every", "every=", "every=10", "every=0s", "every=-5m", "every=5 m", "deadline", "deadline=0", "deadline=1w",
      "deadline=1e3", "deadline=nan", "immediate=1s", "every=5m deadline=1d", "every=\u0665m", "every=" + "9" * 400 + "s"],
 )  # fmt: skip
-def test_a_text_that_is_no_plan_is_refused_with_the_way_out(text):
+def test_a_text_that_is_not_a_plan_is_refused_with_the_way_out(text):
     with pytest.raises(ConfigError, match="immediate, every=6h or deadline=30d") as caught:
         parse_plan(text, 0)
     assert caught.value.key == "unlearning.plan"
@@ -79,19 +79,19 @@ def test_a_text_that_is_no_plan_is_refused_with_the_way_out(text):
 
 
 @pytest.mark.parametrize("text", ["immediate", "every=1h", "deadline=30d"])
-def test_nothing_is_due_where_nothing_waits(text):
+def test_no_run_is_due_without_waiting_requests(text):
     assert parse_plan(text, 0).next_run([], 5.0, 1.0) is None
 
 
-def test_at_once_means_when_the_oldest_came():
+def test_an_immediate_run_is_due_when_the_oldest_request_arrives():
     assert Plan("immediate").next_run([Waiting(30), Waiting(20)], 25.0, 1.0) == 20
 
 
-def test_every_so_often_counts_from_the_run_before_or_else_from_the_first_request():
+def test_periodic_plans_count_from_the_previous_run_or_the_first_request():
     plan = Plan("every", 100)
     assert plan.next_run([Waiting(30), Waiting(20)], None, 1.0) == 120
     assert plan.next_run([Waiting(30), Waiting(20)], 10.0, 1.0) == 110
-    assert plan.next_run([Waiting(500)], 10.0, 1.0) == 500  # the run before is long ago: nothing to wait for
+    assert plan.next_run([Waiting(500)], 10.0, 1.0) == 500  # the previous run is long ago, so the run is due at once
 
 
 def test_a_deadline_leaves_the_margin_and_twice_the_predicted_seconds():
@@ -104,41 +104,41 @@ def test_an_urgent_request_makes_a_run_due_at_once(text):
     assert parse_plan("deadline=30d", 0).next_run([Waiting(500), Waiting(700, 1), Waiting(600, 2)], None, 1.0) == 600
 
 
-def test_an_urgent_request_does_not_put_off_what_is_due_before():
+def test_an_urgent_request_does_not_delay_an_earlier_run():
     assert Plan("every", 100).next_run([Waiting(0), Waiting(150, 1)], None, 1.0) == 100
 
 
 @given(ARRIVALS, st.integers(1, 3000), st.integers(0, 500))
-def test_runs_of_an_every_plan_are_never_closer_than_it_says(arrivals, every, seconds):
+def test_runs_of_a_periodic_plan_are_never_closer_than_its_period(arrivals, every, seconds):
     starts = [start for start, _ in carried_out(Plan("every", every), arrivals, seconds)]
     assert all(later - earlier >= every for earlier, later in pairwise(starts))
     assert starts[0] == arrivals[0] + every
 
 
 @given(ARRIVALS, st.integers(1, 5000), st.integers(0, 500), st.integers(0, 500))
-def test_a_deadline_is_never_missed_where_the_prediction_is_right_and_two_runs_fit(arrivals, deadline, margin, seconds):
-    assume(deadline - margin >= 2 * seconds)  # a request may come right after a run has started, and needs the next
+def test_a_deadline_is_met_if_the_prediction_is_right_and_two_runs_fit(arrivals, deadline, margin, seconds):
+    assume(deadline - margin >= 2 * seconds)  # a request may arrive right after a run has started, and needs the next one
     plan = Plan("deadline", deadline, margin, safety=1)
     for start, requests in carried_out(plan, arrivals, seconds):
         assert start + seconds - requests[0] <= deadline - margin
 
 
 @given(ARRIVALS, st.integers(1, 5000), st.integers(0, 500))
-def test_no_plan_with_a_deadline_runs_more_often_than_at_once(arrivals, deadline, seconds):
+def test_a_deadline_plan_never_runs_more_often_than_an_immediate_one(arrivals, deadline, seconds):
     assume(deadline >= 2 * seconds)
     late, at_once = (carried_out(plan, arrivals, seconds) for plan in (Plan("deadline", deadline), Plan("immediate")))
     assert len(late) <= len(at_once)
     assert sum(len(requests) for _, requests in late) == len(arrivals)
 
 
-def test_overdue_counts_those_past_the_deadline_and_not_those_at_it():
+def test_overdue_counts_requests_past_the_deadline_and_not_at_it():
     waiting = [Waiting(0), Waiting(10), Waiting(11, priority=3)]
     assert overdue(waiting, 90, now=100) == 1
     assert overdue(waiting, 90, now=90) == 0
     assert overdue([], 90, now=1e9) == 0
 
 
-def test_the_oldest_pending_is_the_one_that_came_first():
+def test_the_oldest_pending_request_is_the_first_received():
     assert oldest_pending_seconds([Waiting(30), Waiting(10)], now=100) == 90
     assert oldest_pending_seconds([], now=100) == 0
 
@@ -176,12 +176,12 @@ def test_before_the_first_run_the_guess_is_long():
     assert CostModel().predict([1_000_000], 1).seconds == pytest.approx(5 + 200 + 60)
 
 
-def test_one_shard_alone_says_what_an_interaction_takes():
+def test_one_shard_gives_the_time_of_an_interaction():
     assert observed((1000, 2.0)).costs() == Costs(0, 0.002, 1.0)
     assert observed((1000, 2.0), (1000, 4.0)).costs() == Costs(0, 0.003, 1.0)
 
 
-def test_a_shard_without_interactions_says_what_is_fixed():
+def test_a_shard_without_interactions_gives_the_fixed_time():
     assert observed((0, 2.0)).costs() == Costs(2.0, 0, 1.0)
 
 
@@ -190,17 +190,17 @@ def test_the_line_through_shards_of_several_sizes_is_found():
     assert (costs.shard_seconds, costs.seconds_per_interaction) == pytest.approx((1, 0.02))
 
 
-def test_larger_shards_that_were_faster_are_taken_for_chance():
+def test_faster_larger_shards_are_treated_as_noise():
     assert observed((100, 3.0), (200, 1.0)).costs() == Costs(2.0, 0, 1.0)
 
 
-def test_a_line_that_would_begin_below_zero_goes_through_zero():
+def test_a_line_with_a_negative_intercept_goes_through_zero():
     costs = observed((100, 0.0), (200, 2.0)).costs()
     assert (costs.shard_seconds, costs.seconds_per_interaction) == pytest.approx((0, 400 / 50_000))
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 10**6)), min_size=1, max_size=12))
-def test_no_coefficient_is_negative_and_none_fits_better_nearby(shards):
+def test_coefficients_are_not_negative_and_locally_optimal(shards):
     costs = observed(*shards).costs()
     assert costs.shard_seconds >= 0
     assert costs.seconds_per_interaction >= 0
@@ -215,7 +215,7 @@ def test_no_coefficient_is_negative_and_none_fits_better_nearby(shards):
             assert best <= error(fixed, rate) * (1 + 1e-6) + 1e-6
 
 
-def test_what_is_old_is_forgotten():
+def test_old_measurements_are_forgotten():
     model = CostModel()
     for _ in range(max(KEPT_SHARDS, KEPT_RUNS)):
         model = model.observe(Run((ShardRun(1000, 1000.0),), 1000.0))
@@ -234,7 +234,7 @@ def test_sizes_that_differ_by_little_are_remembered_alike():
     remembered = [ShardRun.of(interactions, 1.0).interactions for interactions in range(1000, 2001)]
     assert remembered == sorted(remembered)
     assert len(set(remembered)) == 9
-    assert ShardRun.of(10**6, 2.5) == ShardRun.of(10**6 - 200, 2.5)  # but for what one user had
+    assert ShardRun.of(10**6, 2.5) == ShardRun.of(10**6 - 200, 2.5)  # except for the pairs of one user
     assert ShardRun.of(0, 2.5) == ShardRun(0, 2.5)
 
 
@@ -255,11 +255,11 @@ def test_a_model_kept_as_json_is_the_same_again(shards, aggregations):
 # ---- settings --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_deployment_carries_out_at_once_unless_told_otherwise():
+def test_the_default_plan_is_immediate():
     assert plan_of(UnlearningConfig()) == Plan("immediate")
 
 
-def test_a_deadline_plan_takes_the_margin_of_the_settings():
+def test_a_deadline_plan_uses_the_margin_of_the_settings():
     assert plan_of(UnlearningConfig(plan="deadline=30d")) == Plan("deadline", 30 * DAY, DAY)
     assert plan_of(UnlearningConfig(plan="deadline=12h", margin_days=0.25)) == Plan("deadline", DAY / 2, DAY / 4)
 
@@ -277,8 +277,8 @@ def test_plans_can_be_set_on_the_command_line_and_survive_toml(tmp_path):
     ("changes", "key", "way_out"),
     [
         (["unlearning.plan=sometimes"], "unlearning.plan", "every=6h"),
-        (["unlearning.plan=deadline=31d"], "unlearning.plan", "plan shorter"),
-        (["unlearning.plan=every=2d", "unlearning.deadline_days=1"], "unlearning.plan", "plan shorter"),
+        (["unlearning.plan=deadline=31d"], "unlearning.plan", "shorter plan"),
+        (["unlearning.plan=every=2d", "unlearning.deadline_days=1"], "unlearning.plan", "shorter plan"),
         (["unlearning.plan=deadline=12h"], "unlearning.margin_days", "at most 0.5"),
         (["unlearning.deadline_days=0"], "unlearning.deadline_days", "greater than 0"),
         (["unlearning.margin_days=-1"], "unlearning.margin_days", "greater than or equal to 0"),

@@ -8,7 +8,7 @@ from ray_eraser.kernels.products import Rows, add_at, along, deflate, descend, f
 
 N_COLUMNS = 60
 DEGREES = [0, 60, 1, 2, 9, 9, 10, 8, 30, 33, 59, 0, 1, 60, 12, 5, 5, 7, 44, 0]
-"""Rows without a column at both ends and in between, of all remainders by four, and of all columns."""
+"""Row lengths: rows without a column at both ends and in between, all remainders by four, and a row of all columns."""
 
 
 def pattern(degrees=DEGREES, n_columns=N_COLUMNS, seed=1) -> sparse.csr_matrix:
@@ -35,7 +35,7 @@ def test_sums_of_whole_numbers_are_exact(width):
 
 
 @pytest.mark.parametrize("width", [2, 5, 31, 32, 64])
-def test_a_column_of_vectors_has_the_same_sums_alone_and_beside_others(width):
+def test_a_column_has_the_same_sums_alone_and_with_others(width):
     rows, others = rows_of(pattern()), vectors(N_COLUMNS, width)
     together = rows.sums(others)
     for b in range(width):
@@ -60,7 +60,7 @@ def test_the_transpose_has_the_rows_of_every_column(n_columns):
     assert turned.columns.dtype == np.int32
 
 
-def test_spread_is_the_product_of_the_transpose_with_a_vector_that_is_zero_elsewhere():
+def test_spread_is_the_product_of_the_transpose_with_a_vector_that_is_zero_outside_the_asked_rows():
     matrix = pattern()
     weights = np.random.default_rng(3).integers(1, 9, len(DEGREES)).astype(np.float32)
     asked = [[1], [], [0, 1, 8, 13], list(range(len(DEGREES)))]
@@ -82,8 +82,8 @@ def test_a_part_is_some_of_the_rows():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_a_matrix_without_pairs_is_that_of_the_others(share):
-    degrees = [degree for degree in DEGREES if degree]  # its rows without a column would go as well
+def test_a_matrix_without_some_pairs_equals_one_made_from_the_rest(share):
+    degrees = [degree for degree in DEGREES if degree]  # its rows without a column would be removed as well
     matrix = pattern(degrees).toarray().astype(bool)
     gone = matrix & (np.random.default_rng(2).random(matrix.shape) < share)
     gone[[3, 7]] = matrix[[3, 7]]
@@ -98,11 +98,11 @@ def test_a_matrix_without_pairs_is_that_of_the_others(share):
 
 
 @pytest.mark.parametrize("absent", [(0, 1), (0, 9), (2, 0), (2, 9)])
-def test_a_pair_that_is_not_there_cannot_be_left_out(absent):
+def test_a_pair_that_is_not_in_the_matrix_cannot_be_removed(absent):
     matrix, gone = np.zeros((3, 10), bool), np.zeros((3, 10), bool)
     matrix[0, [0, 4]] = matrix[1, 3] = matrix[2, [1, 8]] = True
     gone[absent] = True
-    with pytest.raises(ValueError, match="a pair to leave out is not among the rows"):
+    with pytest.raises(ValueError, match="a pair to remove is not in the matrix"):
         rows_of(sparse.csr_matrix(matrix)).without(rows_of(sparse.csr_matrix(gone)), np.ones(10, bool))
 
 
@@ -114,7 +114,7 @@ def test_patterns_without_rows_columns_or_pairs_have_sums_of_zero(width):
         assert rows.transposed(n_columns).degrees().tolist() == [0] * n_columns
 
 
-def test_read_only_arrays_of_any_integers_will_do():
+def test_read_only_arrays_of_any_integers_are_accepted():
     matrix = pattern()
     arrays = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int64)
     for array in arrays:
@@ -124,7 +124,7 @@ def test_read_only_arrays_of_any_integers_will_do():
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_rows_are_added_to_those_at_their_places(width):
+def test_rows_are_added_at_their_places(width):
     totals, parts = vectors(9, width), vectors(3, width, 3)
     expected = totals.copy()
     expected[[1, 4, 8]] += parts
@@ -132,7 +132,7 @@ def test_rows_are_added_to_those_at_their_places(width):
     assert totals.tobytes() == expected.tobytes()
 
 
-def test_weighing_gives_the_squares_of_what_is_weighed_once_and_leaves_what_is_weighed_twice():
+def test_weigh_returns_the_squares_of_numbers_weighted_once_and_leaves_them_weighted_twice():
     numbers, weights = vectors(50, 3), np.random.default_rng(4).uniform(0.5, 2, 50).astype(np.float32)
     expected = (weights[:, None].astype(np.float64) * numbers) ** 2
     twice = weights[:, None] ** 2 * numbers

@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from contracts.ledger_contract import receipt_of
 
 from ray_eraser.ids import Generation, ShardId
 from ray_eraser.store import FileRef, ShardRecord
+from ray_eraser.testing.ledger_contract import receipt_of
 from ray_eraser.unlearning.receipt import (
     START,
     Head,

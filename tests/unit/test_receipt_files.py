@@ -7,10 +7,10 @@ import stat
 from dataclasses import replace
 
 import pytest
-from contracts.ledger_contract import receipt_of
 
 from ray_eraser.errors import InputError
 from ray_eraser.ids import RequestId
+from ray_eraser.testing.ledger_contract import receipt_of
 from ray_eraser.unlearning.evidence import ReceiptFile
 from ray_eraser.unlearning.receipt_files import Accepted, accepted_in, check_free, complete, make
 
@@ -52,7 +52,7 @@ def test_no_other_file_is_written_over(tmp_path, receipt, text):
     file = tmp_path / "a.json"
     file.write_text(text)
     for attempt in (lambda: check_free(file), lambda: make(file, "x"), lambda: complete(file, receipt)):
-        with pytest.raises(InputError, match="never written over"):
+        with pytest.raises(InputError, match="never overwritten"):
             attempt()
     assert file.read_text() == text
 
@@ -60,15 +60,15 @@ def test_no_other_file_is_written_over(tmp_path, receipt, text):
 def test_another_requests_file_is_not_completed(tmp_path, receipt):
     file = tmp_path / "a.json"
     make(file, replace(ACCEPTED, request_id=RequestId("b")).to_json())
-    with pytest.raises(InputError, match="it is about request b"):
+    with pytest.raises(InputError, match="it holds request b"):
         complete(file, receipt)
-    with pytest.raises(InputError, match=r"request b, which receipt.py --receipt .*a.json puts there"):
+    with pytest.raises(InputError, match=r"request b; to fetch it: ray-eraser receipt --receipt .*a.json"):
         check_free(file)
 
 
 def test_a_link_that_leads_nowhere_counts_as_a_file(tmp_path):
     (tmp_path / "a.json").symlink_to(tmp_path / "none")
-    with pytest.raises(InputError, match="never written over"):
+    with pytest.raises(InputError, match="never overwritten"):
         check_free(tmp_path / "a.json")
 
 

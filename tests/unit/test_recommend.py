@@ -191,3 +191,63 @@ def test_the_vectors_of_everybody_are_those_that_are_solved_one_by_one_to_the_la
 def test_fewer_than_one_item_cannot_be_asked_for(n):
     with pytest.raises(InputError, match="at least one item"):
         snapshot().recommend("ann", n)
+
+
+# ---- with scores, for many, and for an item
+
+
+def test_the_scores_are_the_models():
+    assert snapshot().recommend_scored("bob", 3) == [(10, 5.0), (13, 0.0), (15, -1.0)]
+    assert [item for item, _ in snapshot().recommend_scored("ann", 10)] == snapshot().recommend("ann", 10)
+
+
+def test_the_scores_of_a_user_whom_the_model_does_not_know_are_how_many_others_have_the_item():
+    assert snapshot().recommend_scored("di", 1) == [(12, 3.0)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 256])
+def test_many_are_given_what_each_is_given_alone(monkeypatch: pytest.MonkeyPatch, batch: int):
+    monkeypatch.setattr("ray_eraser.recommend._BATCH_USERS", batch)
+    asked, shop = ["bob", "di", "nobody", "ann", "bob", "cy"], snapshot()
+    wanted = [None if user == "nobody" else shop.recommend_scored(user, 3) for user in asked]
+    assert shop.recommend_many(asked, 3) == wanted
+    assert shop.recommend_many([], 3) == []
+
+
+FOLDED = FoldIn(np.arange(3, dtype=np.int32), np.array([[1, 0], [0.9, 0.1], [0, 1]], np.float32), 0.1, 0.01)
+"""Three items, of which the first two are alike."""
+
+
+def alike() -> Snapshot:
+    keys = sorted(ITEMS.key(raw) for raw in (10, 11, 12))
+    model = KeyedEmbeddings(np.empty(0, np.uint64), np.empty((0, 2), np.float32), np.array(keys, np.uint64), FOLDED.items)
+    return snapshot(model=model, folding=FOLDED)
+
+
+def test_items_that_a_user_of_the_item_alone_would_be_given_are_similar():
+    first, second, third = ITEMS.raw_of(alike().served.item_keys)
+    assert [item for item, _ in alike().similar_items(first, 5)] == [second, third]
+    assert [item for item, _ in alike().similar_items(second, 1)] == [first]
+
+
+def test_an_item_without_a_score_has_no_similar_items_and_an_unknown_one_is_refused():
+    assert alike().similar_items(13, 5) == []
+    with pytest.raises(UnknownIdError, match="no item '99'"):
+        alike().similar_items(99, 5)
+
+
+@pytest.mark.parametrize("n", [True, 5.0, "5", None])
+def test_only_a_whole_number_of_items_can_be_asked_for(n):
+    shop = snapshot()
+    for ask in (shop.recommend, shop.recommend_scored, shop.similar_items):
+        with pytest.raises(InputError, match=r"give a whole number"):
+            ask("ann" if ask != shop.similar_items else 10, n)
+    assert shop.recommend("ann", np.int64(2)) == TIED
+
+
+@pytest.mark.parametrize("raw", [True, np.True_, 5.0, np.float64(5), None, 5 + 0j])
+def test_neither_a_bool_nor_a_float_is_an_id(raw):
+    shop = snapshot()
+    for ask in (shop.recommend, shop.recommend_scored, shop.similar_items, lambda raw, n: shop.recommend_many([raw], n)):
+        with pytest.raises(InvalidIdError):
+            ask(raw, 3)

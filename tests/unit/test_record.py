@@ -5,11 +5,11 @@ import io
 from dataclasses import replace
 
 import pytest
-from contracts.ledger_contract import receipt_of, receive
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_eraser.ids import RequestId
+from ray_eraser.testing.ledger_contract import receipt_of, receive
 from ray_eraser.unlearning.ledger import Ledger
 from ray_eraser.unlearning.receipt import START, chained
 from ray_eraser.unlearning.record import RecordRow, to_csv

@@ -1,4 +1,4 @@
-"""Models that quality is compared with, against naive formulas."""
+"""The reference models against naive formulas."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def scores_of(model, present=tuple(item for item in range(N_ITEMS) if item != 5)
     return scores
 
 
-def test_ease_is_the_regression_of_every_item_on_all_others(pairs):
-    """Column j of B: ridge regression of column j of R on the other columns, one by one."""
+def test_ease_regresses_every_item_on_all_others(pairs):
+    """Column j of B is the ridge regression of column j of R on the other columns."""
     R, ridge = dense(pairs)[:, [i for i in range(N_ITEMS) if i != 5]], 3.0
     expected = np.zeros((8, 8))
     for item in range(8):
@@ -59,7 +59,7 @@ def test_ease_of_a_large_catalogue_is_refused_with_a_way_out():
 
 
 @pytest.mark.parametrize("n_vectors", [1, 3, 256])
-def test_gf_cf_is_a_linear_and_an_ideal_low_pass_filter(pairs, n_vectors):
+def test_gf_cf_is_a_linear_filter_plus_an_ideal_low_pass_filter(pairs, n_vectors):
     R = np.delete(dense(pairs), 5, axis=1)
     d_u, d_i = R.sum(1), R.sum(0)
     scaled = np.where(d_u > 0, 1 / np.sqrt(np.maximum(d_u, 1)), 0)[:, None] * R / np.sqrt(d_i)

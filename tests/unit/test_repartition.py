@@ -1,4 +1,4 @@
-"""Everything from scratch: a re-partition is a fresh fit on what remains, and nothing waits for it."""
+"""A re-partition is a fresh fit on the remaining data, and no read or request waits for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = ("received", "excised", "routed", "retrained", "aggregated", "written", 
 
 
 class Killed(BaseException):
-    """Not an Exception: nothing in the way may catch it."""
+    """A kill. It is not an `Exception`, so that no code in between catches it."""
 
 
 def at(step: str, act: Callable[[], None]) -> Callable[[str], None]:
@@ -96,13 +96,13 @@ def repartitioned(coordinator: Coordinator, *changes: str) -> None:
     assert carried_out(coordinator, *changes) == []
 
 
-# ---- what comes out
+# ---- the result
 
 
 @pytest.mark.parametrize("kind", ["hashed", "random", "user_based", "item_based", "transport", "label_propagation"])
-def test_it_is_a_fresh_fit_on_what_remains(deployments: Deployments, kind: str) -> None:
+def test_a_re_partition_equals_a_fresh_fit_on_the_remaining_data(deployments: Deployments, kind: str) -> None:
     config = configured(kind)
-    assert not config.is_settled  # alpha0 is chosen anew, too
+    assert not config.is_settled  # alpha0 is chosen again as well
     coordinator, plain = with_a_history(deployments, "shop", config)
     files = set(coordinator._store.files())
     submitted = coordinator.repartition()
@@ -113,7 +113,7 @@ def test_it_is_a_fresh_fit_on_what_remains(deployments: Deployments, kind: str) 
     assert Plain(coordinator).pairs == plain.pairs
     now = coordinator._store.files()
     assert now == files_of(coordinator._store, digest_of(coordinator))
-    # Who is there has not changed; where nobody's place depends on others, nothing has.
+    # The users and items have not changed. In a partition that is not learned, no pair has moved.
     assert {path for path in files if path.startswith("vocabulary")} == {path for path in now if path.startswith("vocabulary")}
     if kind in ("hashed", "random"):
         assert {path for path in files if "interactions" in path} == {path for path in now if "interactions" in path}
@@ -121,9 +121,7 @@ def test_it_is_a_fresh_fit_on_what_remains(deployments: Deployments, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["hashed", "random"])
-def test_where_nothing_is_chosen_and_nobodys_place_depends_on_others_it_changes_no_file(
-    deployments: Deployments, kind: str
-) -> None:
+def test_an_exact_deployment_is_not_changed_by_a_re_partition(deployments: Deployments, kind: str) -> None:
     coordinator, _ = with_a_history(deployments, "shop", configured(kind, alpha0=0.3))
     digest, files = digest_of(coordinator), coordinator._store.files()
     repartitioned(coordinator)
@@ -131,7 +129,7 @@ def test_where_nothing_is_chosen_and_nobodys_place_depends_on_others_it_changes_
     assert coordinator.describe().guarantee == "exact"
 
 
-def test_with_nothing_before_it_the_generation_stays_what_it_was(deployments: Deployments) -> None:
+def test_without_earlier_requests_the_generation_stays_the_same(deployments: Deployments) -> None:
     config = configured("user_based")
     coordinator = deployments.fit("shop", config, generated(config))
     digest, files = digest_of(coordinator), coordinator._store.files()
@@ -140,7 +138,7 @@ def test_with_nothing_before_it_the_generation_stays_what_it_was(deployments: De
     assert coordinator.describe().generation == 2
 
 
-def test_erasures_after_it_are_exact_again(deployments: Deployments) -> None:
+def test_erasures_after_a_re_partition_are_exact(deployments: Deployments) -> None:
     coordinator, _ = with_a_history(deployments, "shop", configured("user_based"))
     repartitioned(coordinator)
     plain = Plain(coordinator)
@@ -154,7 +152,7 @@ def test_erasures_after_it_are_exact_again(deployments: Deployments) -> None:
 
 
 @pytest.mark.parametrize("changes", [(), ("partition.n_shards=2",), ("partition.n_shards=5",)])
-def test_what_waits_is_carried_out_with_it(deployments: Deployments, changes: Sequence[str]) -> None:
+def test_waiting_requests_are_carried_out_with_a_re_partition(deployments: Deployments, changes: Sequence[str]) -> None:
     config = configured("user_based")
     coordinator, plain = with_a_history(deployments, "shop", config)
     requests = [UnlearningRequest(user_id=plain.users[7]), UnlearningRequest(item_id=SOFA)]
@@ -180,7 +178,7 @@ def test_what_waits_is_carried_out_with_it(deployments: Deployments, changes: Se
 
 @pytest.mark.parametrize("step", ["routed", "retrained", "aggregated", "written", "published", "purged"])
 @pytest.mark.parametrize("changes", [(), ("model.width=3", "partition.n_shards=2")])
-def test_what_is_asked_while_it_runs_takes_effect_at_once_and_is_carried_out_after_it(
+def test_requests_during_a_re_partition_take_effect_at_once_and_are_carried_out_after_it(
     deployments: Deployments, step: str, changes: Sequence[str]
 ) -> None:
     config = configured("user_based", alpha0=0.3)
@@ -225,7 +223,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("which", CHANGES)
-def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployments, which: str) -> None:
+def test_a_re_partition_may_change_settings_permanently(deployments: Deployments, which: str) -> None:
     config = configured("user_based", alpha0=0.3)
     changes = CHANGES[which]
     coordinator, plain = with_a_history(deployments, "shop", config)
@@ -236,7 +234,7 @@ def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployment
     assert coordinator.describe().guarantee == wanted.guarantee
     assert coordinator.describe().chosen == (() if wanted.is_settled else ("aggregation.foldin_alpha0",))
 
-    # What follows is done with them: in this process, and in the next.
+    # Later requests use them, in this process and in the next.
     for open_it in (lambda: coordinator, lambda: deployments.open("shop")):
         opened = open_it()
         after = Plain(opened)
@@ -253,20 +251,20 @@ def test_settings_may_change_on_the_way_and_stay_changed(deployments: Deployment
     digest = digest_of(opened)
     assert digest_of(deployments.open("shop", wanted)) == digest
 
-    # A second one begins at them, not at those of the first fit.
+    # A second re-partition starts from them, not from those of the first fit.
     opened = deployments.open("shop")
     repartitioned(opened, "model.width=3")
     assert digest_of(opened) == fresh(deployments, "fresh again", plain, changed(wanted, ["model.width=3"]))
 
 
 def levels(coordinator: Coordinator) -> tuple[str, tuple[str, ...]]:
-    """What a deployment claims, and the settings that were chosen from its log: said alike of it and by its receipts."""
+    """The guarantee of a deployment and its settings chosen from the log. Its description and receipts must agree."""
     status, manifest = coordinator.describe(), coordinator._serving.loaded.manifest
     assert (status.guarantee, status.chosen) == (manifest.guarantee, manifest.chosen)
     return status.guarantee, status.chosen
 
 
-def test_receipts_name_the_settings_that_were_chosen_from_the_log(deployments: Deployments) -> None:
+def test_receipts_name_the_settings_chosen_from_the_log(deployments: Deployments) -> None:
     for name, kind, model, claimed in (
         ("auto", "hashed", {}, ("exact-given-settings", ("model.alpha0",))),
         ("given", "hashed", {"alpha0": 0.3}, ("exact", ())),
@@ -280,7 +278,7 @@ def test_receipts_name_the_settings_that_were_chosen_from_the_log(deployments: D
         assert levels(coordinator) == (receipt.guarantee, receipt.chosen) == claimed
 
 
-def test_what_was_left_to_be_chosen_is_chosen_anew_however_often(deployments: Deployments) -> None:
+def test_open_settings_are_chosen_again_at_every_re_partition(deployments: Deployments) -> None:
     config = configured("hashed")
     coordinator, plain = with_a_history(deployments, "shop", config)
     repartitioned(coordinator, "partition.n_shards=2")
@@ -297,7 +295,7 @@ def test_what_was_left_to_be_chosen_is_chosen_anew_however_often(deployments: De
     assert digest_of(coordinator) == fresh(deployments, "fresh", plain, changed(config, ["partition.n_shards=2"]))
 
 
-def test_several_that_wait_are_one_with_all_their_changes(deployments: Deployments) -> None:
+def test_several_waiting_re_partitions_are_merged_with_all_their_changes(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     coordinator, plain = with_a_history(deployments, "shop", config)
     coordinator.repartition(["model.kind=bpr"])
@@ -328,7 +326,7 @@ def test_a_change_that_cannot_be_made_is_refused_and_changes_nothing(deployments
     assert coordinator.process_pending() == []
 
 
-def test_a_change_must_fit_to_those_that_wait(deployments: Deployments) -> None:
+def test_a_change_must_be_compatible_with_waiting_changes(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     coordinator = deployments.fit("shop", config, generated(config))
     coordinator.repartition(["model.kind=bpr"])
@@ -338,14 +336,14 @@ def test_a_change_must_fit_to_those_that_wait(deployments: Deployments) -> None:
     assert coordinator.config.model.kind == "bpr"
 
 
-def test_before_the_first_fit_there_is_nothing_to_divide(deployments: Deployments) -> None:
+def test_a_re_partition_before_the_first_fit_is_refused(deployments: Deployments) -> None:
     coordinator = deployments.open("shop", configured())
     with pytest.raises(DeploymentError, match="call fit first"):
         coordinator.repartition()
     assert not coordinator.has_pending()
 
 
-def test_it_counts_among_what_may_wait(deployments: Deployments) -> None:
+def test_a_re_partition_counts_as_a_waiting_request(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     few = config.unlearning.model_copy(update={"max_pending": 1})
     coordinator = deployments.fit("shop", config.model_copy(update={"unlearning": few}), generated(config))
@@ -355,7 +353,7 @@ def test_it_counts_among_what_may_wait(deployments: Deployments) -> None:
     coordinator.process_pending()
 
 
-def test_a_key_is_the_same_request_also_after_the_seed_was_changed(deployments: Deployments) -> None:
+def test_an_idempotency_key_is_recognised_after_the_seed_was_changed(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     coordinator = deployments.fit("shop", config, generated(config))
     user = coordinator._serving.loaded.users.ids[3]
@@ -378,7 +376,7 @@ def test_the_ledger_holds_no_password_of_the_settings(deployments: Deployments) 
     assert "hunter2" not in coordinator._ledger.noted("settings", "") + coordinator._ledger.noted("unlearning", "")
 
 
-def test_settings_that_say_where_things_run_stay_those_of_the_process(deployments: Deployments) -> None:
+def test_settings_of_where_computations_run_stay_those_of_the_process(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     deployments.fit("shop", config, generated(config)).close()
     runtime = config.runtime.model_copy(update={"slots": 7, "timeout_seconds": 9.0, "device": "cpu"})
@@ -395,7 +393,7 @@ def test_settings_that_say_where_things_run_stay_those_of_the_process(deployment
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_kill_after_any_step_changes_nothing_of_what_comes_out(deployments: Deployments, step: str) -> None:
+def test_a_kill_after_any_step_does_not_change_the_result(deployments: Deployments, step: str) -> None:
     config, changes = configured("user_based"), ["partition.n_shards=2", "model.width=3"]
     coordinator, plain = with_a_history(deployments, "shop", config)
     request = UnlearningRequest(user_id=plain.users[7])
@@ -413,13 +411,13 @@ def test_a_kill_after_any_step_changes_nothing_of_what_comes_out(deployments: De
     assert opened._ledger.counts()["done"] == 2
     assert len(opened._ledger.receipts()) == 4
     assert verify_chain(opened._ledger.receipts()) == []
-    # The settings are those of what was published, before and after the kill.
+    # The settings are those of the published generation, before and after the kill.
     repartitioned(opened, "model.width=5")
     wanted = changed(config, ["partition.n_shards=2", "model.width=5"])
     assert digest_of(opened) == fresh(deployments, "fresh again", plain, wanted)
 
 
-def test_one_that_was_never_published_changes_no_settings(deployments: Deployments) -> None:
+def test_an_unpublished_re_partition_changes_no_settings(deployments: Deployments) -> None:
     config = configured(alpha0=0.3)
     coordinator, plain = with_a_history(deployments, "shop", config)
     closed: list[object] = []
@@ -435,11 +433,11 @@ def test_one_that_was_never_published_changes_no_settings(deployments: Deploymen
     coordinator.repartition(["model.width=3"])
     with pytest.raises(PoolError):
         coordinator.process_pending()
-    assert len(closed) == 1  # the processes of what did not come to be
+    assert len(closed) == 1  # the processes of the unpublished generation
     assert coordinator._store.files() == files_of(coordinator._store, digest_of(coordinator))
     assert coordinator.config.model.width == 4
     user = plain.users[7]
-    coordinator.submit(UnlearningRequest(user_id=user))  # goes first, with the settings as they are
+    coordinator.submit(UnlearningRequest(user_id=user))  # runs first, with the current settings
     (receipt,) = coordinator.process_pending()
     assert receipt.pairs_erased > 0
     assert coordinator.config.model.width == 4

@@ -1,4 +1,4 @@
-"""What a shard keeps on its device between requests, and what is left there of what an erasure supersedes: nothing."""
+"""The data that a shard keeps on its device between requests. Nothing remains there of data that an erasure supersedes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def erasing(file, *users: int) -> ShardOrder:
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("model", MODELS, ids=KINDS)
-def test_an_erasure_starts_from_the_resident_slice_and_gives_the_bits_of_a_fresh_process(store, monkeypatch, model, device):
+def test_an_erasure_uses_the_resident_data_and_gives_the_bits_of_a_fresh_process(store, monkeypatch, model, device):
     first = store.write_shard_data(ShardId(0), slice_data())
     config = config_on(device, model)
     shard = Shard(ShardId(0), store.uri, config)
@@ -67,7 +67,7 @@ def test_an_erasure_starts_from_the_resident_slice_and_gives_the_bits_of_a_fresh
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("model", MODELS, ids=KINDS)
-def test_what_an_erasure_supersedes_is_overwritten_when_the_shard_has_trained(store, model, device):
+def test_data_superseded_by_an_erasure_is_overwritten_after_the_training(store, model, device):
     shard = Shard(ShardId(0), store.uri, config_on(device, model))
     first = store.write_shard_data(ShardId(0), slice_data())
     trained = shard.train(ShardOrder(Epoch(1), first))
@@ -81,21 +81,21 @@ def test_what_an_erasure_supersedes_is_overwritten_when_the_shard_has_trained(st
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
 @pytest.mark.parametrize("model", MODELS, ids=KINDS)
-def test_the_submodel_on_the_device_is_the_one_in_the_store(store, model, device):
+def test_the_submodel_on_the_device_equals_the_one_in_the_store(store, model, device):
     shard = Shard(ShardId(0), store.uri, config_on(device, model))
     assert shard.embeddings() is None
     record = shard.train(ShardOrder(Epoch(1), store.write_shard_data(ShardId(0), slice_data()))).record
     assert shard.embeddings().same_bits(store.read_embeddings(record.submodel))
 
 
-def test_on_a_cpu_nothing_is_kept(store):
+def test_no_data_is_kept_on_a_cpu(store):
     shard = Shard(ShardId(0), store.uri, config_on("cpu", MODELS[0]))
     shard.train(ShardOrder(Epoch(1), store.write_shard_data(ShardId(0), slice_data())))
     assert shard._resident is None
     assert shard.embeddings() is None
 
 
-def test_a_file_that_is_not_the_resident_one_is_read_from_the_store(store):
+def test_a_file_that_is_not_resident_is_read_from_the_store(store):
     shard = Shard(ShardId(0), store.uri, config_on("torch-cpu", MODELS[0]))
     first = store.write_shard_data(ShardId(0), slice_data())
     shard.train(erasing(first, 4))  # of a generation that is never published
@@ -115,7 +115,7 @@ def test_a_shard_that_loses_its_last_pair_keeps_nothing(store):
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
-def test_a_slice_is_uploaded_once_and_goes_with_its_interactions(device):
+def test_a_slice_is_uploaded_once_and_freed_with_its_interactions(device):
     where = torch_device(device)
     pairs = Interactions.of(*np.array(PAIRS, np.int32).T)
     held = slice_of(pairs, where)
@@ -127,7 +127,7 @@ def test_a_slice_is_uploaded_once_and_goes_with_its_interactions(device):
     assert [ref() for ref in gone] == [None, None]
 
 
-def test_released_interactions_are_overwritten_and_uploaded_again_when_they_are_asked_for():
+def test_released_interactions_are_overwritten_and_uploaded_again_on_request():
     pairs = Interactions.of(*np.array(PAIRS, np.int32).T)
     held = slice_of(pairs, torch.device("cpu"))
     columns = [held.by_user.columns, held.by_item.columns]
@@ -135,16 +135,16 @@ def test_released_interactions_are_overwritten_and_uploaded_again_when_they_are_
     release(pairs)
     assert not any(column.any() for column in columns)
     assert slice_of(pairs, torch.device("cpu")).by_user.columns.any()
-    release(Interactions.none())  # of which nothing was uploaded
+    release(Interactions.none())  # none of this was uploaded
 
 
-def test_every_tensor_in_a_value_is_overwritten_however_deep_it_is():
+def test_every_tensor_in_a_value_is_overwritten_at_any_depth():
     tensors = [torch.ones(2) for _ in range(4)]
     overwrite({"a": tensors[0], "b": [tensors[1], (tensors[2], 3)], "c": slice_of, "d": None})
     assert [bool(tensor.any()) for tensor in tensors] == [False, False, False, True]
 
 
-def test_what_belongs_to_no_file_of_the_generation_is_dropped(store):
+def test_resident_data_of_no_file_of_the_generation_is_dropped(store):
     shard = Shard(ShardId(0), store.uri, config_on("torch-cpu", MODELS[0]))
     first = store.write_shard_data(ShardId(0), slice_data())
     trained = shard.train(erasing(first, 4)).record  # of a batch that fails before it is published
@@ -157,7 +157,7 @@ def test_what_belongs_to_no_file_of_the_generation_is_dropped(store):
     assert [len(keys) for keys in shard._resident._keys] == [0, 0]
 
 
-def test_a_process_that_is_many_shards_keeps_none(store):
+def test_a_process_that_serves_many_shards_keeps_no_data(store):
     slot = SlotProcess(store.uri, config_on("torch-cpu", MODELS[0]))
     first = store.write_shard_data(ShardId(0), slice_data())
     before = len(resident._slices)

@@ -734,3 +734,21 @@ def test_a_pair_in_a_table_is_found_in_one_row_alone(empty, logs):
     pq.write_table(pa.table({"user_id": ["ann", "ann", "bob"], "item_id": [7, 8, 9]}), logs / "log.parquet")
     report = scan(empty, [], [logs], Erased(pairs=(("ann", 8), ("ann", 9))))
     assert [one[1:] for one in places(report)] == [("pair", 0, "row 1", 1)]
+
+
+# Ids that are not here.
+
+
+def test_an_id_of_which_another_spelling_is_here_is_not_clean(deployments, tiny_config):
+    log = Dataset.of_pairs("orders", [(f"2000{u}.0", f"0{i}") for u in range(8) for i in range(10, 16)], tiny_config.seed)
+    coordinator = deployments.fit("floats", tiny_config, log)
+    report = scan(coordinator._store, [], [], Erased(user_ids=("anna", 20007), pairs=((20003, "10"),)))
+    assert (report.findings, report.not_here) == ((), 3)
+    assert [(entry.kind, entry.position, entry.here) for entry in report.spelled_otherwise] == [
+        ("user", 1, ("20007.0",)),
+        ("pair", 0, ("20003.0", "010")),
+    ]
+    assert not report.clean
+    assert "20007" not in str(report.to_dict())
+    known = scan(coordinator._store, [], [], Erased(user_ids=("anna",)))
+    assert (known.clean, known.not_here, known.spelled_otherwise) == (True, 1, ())

@@ -39,27 +39,27 @@ def shards_of(placed):
 
 
 @given(placed=PLACED, wanted=PAIRS)
-def test_pairs_go_to_the_shards_that_have_them_and_to_no_other(placed, wanted):
+def test_pairs_are_routed_only_to_the_shards_that_have_them(placed, wanted):
     owned = owned_by_shard(Target(None, None, keyed(wanted)), shards_of(placed))
     expected = {k: {pair for pair in wanted if pair in placed and placed[pair][0] == k} for k in range(3)}
     assert {shard: as_set(pairs) for shard, pairs in owned.items()} == {k: pairs for k, pairs in expected.items() if pairs}
 
 
 @given(placed=PLACED, user=st.integers(0, 5))
-def test_a_users_pairs_are_taken_from_every_shard_held_out_ones_too(placed, user):
+def test_a_users_pairs_are_taken_from_every_shard_including_held_out_ones(placed, user):
     owned = owned_by_shard(Target(USER_KEYS[user], None, KeyedPairs.none()), shards_of(placed))
     assert set().union(*map(as_set, owned.values())) == {pair for pair in placed if pair[0] == user}
     assert set(owned) == {place[0] for pair, place in placed.items() if pair[0] == user}
 
 
 @given(placed=PLACED, item=st.integers(0, 5))
-def test_an_items_pairs_are_taken_from_every_shard_held_out_ones_too(placed, item):
+def test_an_items_pairs_are_taken_from_every_shard_including_held_out_ones(placed, item):
     owned = owned_by_shard(Target(None, ITEM_KEYS[item], KeyedPairs.none()), shards_of(placed))
     assert set().union(*map(as_set, owned.values())) == {pair for pair in placed if pair[1] == item}
 
 
 @given(placed=st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 5)), st.tuples(st.integers(0, 3), st.integers(0, 3))))
-def test_several_requests_together_are_the_union_by_shard_in_the_order_of_shards(placed):
+def test_several_requests_give_their_union_by_shard_in_order(placed):
     """No pair is in two of them."""
     erasures = [{k: {pair for pair, place in placed.items() if place == (number, k)} for k in range(4)} for number in range(4)]
     asked = [{ShardId(k): keyed(pairs) for k, pairs in erasure.items() if pairs} for erasure in erasures]
@@ -74,7 +74,7 @@ IDS = st.integers(0, 8).map(str)  # some of them nobody has
 
 
 @given(placed=PLACED, user=IDS, item=IDS, pairs=st.lists(st.tuples(IDS, IDS), min_size=1, max_size=5))
-def test_a_request_finds_by_its_ids_exactly_what_is_here(placed, user, item, pairs):
+def test_a_request_finds_exactly_its_stored_pairs(placed, user, item, pairs):
     shards = shards_of(placed)
     users, items = (ids.only(np.concatenate([getattr(data, side) for data in shards.values()])) for ids, side in SIDES)
     here = {(str(u), str(i)) for u, i in placed}

@@ -12,7 +12,7 @@ def keys_of(*values) -> np.ndarray:
     return np.array(values, np.uint64)
 
 
-def test_seeds_are_what_they_were_in_the_first_release():
+def test_seeds_are_the_same_as_in_the_first_release():
     # printf 0/shard/3/dropout | b2sum -l 256: the first eight bytes, little-endian, halved.
     assert derive(0, "shard", 3, "dropout") == int.from_bytes(bytes.fromhex("78ff7cba75332704"), "little") >> 1
     assert derive(7, "aggregation") == int.from_bytes(bytes.fromhex("0ea2ff2c22551d4a"), "little") >> 1
@@ -33,8 +33,8 @@ def test_secrets_are_32_bytes_and_differ_by_purpose():
     assert len({secret(0, "users"), secret(0, "items"), secret(1, "users")}) == 3
 
 
-def test_mix_is_the_generator_that_it_is_named_after():
-    # The first three numbers of splitmix64 with seed 0, as published with it.
+def test_mix_is_splitmix64():
+    # The first three numbers of splitmix64 with seed 0, as published by its authors.
     assert mix(keys_of(0, 0, 0), keys_of(0, 1, 2)).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
@@ -44,7 +44,7 @@ def test_mix_takes_keys_and_salts_of_any_size_without_a_warning():
     assert len(set(mixed.tolist())) == 3
 
 
-def test_keyed_hashes_depend_on_the_id_and_the_key_alone():
+def test_keyed_hashes_depend_only_on_the_id_and_the_key():
     hashed = hash_ids([b"ann", b"bob", b"ann"], b"key")
     assert hashed.dtype == np.uint64
     assert hashed[0] == hashed[2] != hashed[1]
@@ -80,7 +80,7 @@ def test_columns_and_neighbouring_rows_of_normal_rows_are_uncorrelated():
     assert abs(correlations).max() < 5 * 20_000**-0.5
 
 
-def test_a_row_depends_on_its_key_the_seed_and_the_column_alone():
+def test_a_row_depends_only_on_its_key_the_seed_and_the_column():
     keys = keys_of(5, 0, LARGEST, 12345)
     rows = normal_rows(keys, 9, 6)
     assert rows.dtype == np.float32
@@ -91,5 +91,5 @@ def test_a_row_depends_on_its_key_the_seed_and_the_column_alone():
 
 
 @pytest.mark.parametrize(("keys", "width"), [((), 4), ((1, 2), 0)])
-def test_there_may_be_no_rows_or_no_columns(keys, width):
+def test_tables_without_rows_or_columns_are_allowed(keys, width):
     assert normal_rows(keys_of(*keys), 0, width).shape == (len(keys), width)

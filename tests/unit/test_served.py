@@ -1,4 +1,4 @@
-"""What a served model is, whatever its kind; and deployments of the linear model, which is served without any training."""
+"""Served models of every kind, and deployments of the linear model, which is served without training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lists(coordinator: Coordinator) -> dict[object, list[object]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_users_scores_are_the_same_bits_alone_and_beside_others(deployments, kind):
+def test_a_users_scores_have_the_same_bits_alone_and_with_others(deployments, kind):
     served = fitted(deployments, "shop", config_of(kind)).served_model()
     keys = deployments.open("shop")._serving.snapshot.users.keys
     known, together = served.scores(keys)
@@ -59,7 +59,7 @@ def test_a_users_scores_are_the_same_bits_alone_and_beside_others(deployments, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_users_who_cannot_be_scored_are_said_and_the_others_keep_their_order(deployments, kind):
+def test_users_without_scores_are_marked_and_the_others_keep_their_order(deployments, kind):
     served = fitted(deployments, "shop", config_of(kind)).served_model()
     keys = deployments.open("shop")._serving.snapshot.users.keys
     known, scores = served.scores(np.array([keys[3], 1, keys[0]], np.uint64))
@@ -70,7 +70,7 @@ def test_users_who_cannot_be_scored_are_said_and_the_others_keep_their_order(dep
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_evaluated_is_what_is_recommended(deployments, kind):
+def test_evaluation_uses_the_scores_of_recommendations(deployments, kind):
     config = config_of(kind, data={"test_share": 0.2})
     dataset = deployments_log = log_of(PAIRS, config)
     coordinator = deployments.open("shop", config)
@@ -98,7 +98,7 @@ def test_only_models_with_vectors_have_vectors(deployments):
         linear.vectors()
 
 
-def test_two_served_models_are_the_same_where_every_score_is(deployments):
+def test_two_served_models_are_equal_if_every_score_is_equal(deployments):
     one, same = (fitted(deployments, name, config_of("linear")).served_model() for name in ("one", "same"))
     less = fitted(deployments, "less", config_of("linear"), PAIRS[1:]).served_model()
     other = fitted(deployments, "other", config_of("linear", model={"kind": "linear", "ridge": 7})).served_model()
@@ -111,7 +111,7 @@ def test_two_served_models_are_the_same_where_every_score_is(deployments):
 # ---- deployments of the linear model -----------------------------------------------------------------------------------------
 
 
-def test_no_setting_is_chosen_from_the_log_and_nothing_is_trained(deployments, monkeypatch):
+def test_the_linear_model_chooses_no_setting_and_trains_nothing(deployments, monkeypatch):
     monkeypatch.setattr("ray_eraser.prepare.choose_alpha0_among", lambda *_: pytest.fail("a setting was looked for"))
     monkeypatch.setattr("ray_eraser.training.submodel.make_model", lambda *_: pytest.fail("something was trained"))
     coordinator = fitted(deployments, "shop", config_of())
@@ -120,7 +120,7 @@ def test_no_setting_is_chosen_from_the_log_and_nothing_is_trained(deployments, m
 
 
 @pytest.mark.parametrize("partition", ["hashed", "random", "user_based", "item_based"])
-def test_however_the_pairs_are_divided_scores_are_the_same_to_the_last_bit(deployments, partition):
+def test_scores_have_the_same_bits_for_every_partition(deployments, partition):
     whole = fitted(deployments, "whole", config_of(partition={"n_shards": 1}))
     keys = whole._serving.snapshot.users.keys
     expected = whole.served_model().scores(keys)[1]
@@ -134,7 +134,7 @@ def test_however_the_pairs_are_divided_scores_are_the_same_to_the_last_bit(deplo
 @pytest.mark.parametrize(
     "request_", [{"user_id": 103}, {"item_id": 4}, {"pairs": (PAIRS[0], PAIRS[70])}], ids=["a user", "an item", "pairs"]
 )
-def test_once_accepted_an_erasure_is_served_as_it_will_be_served_for_ever(deployments, partition, request_):
+def test_an_accepted_erasure_is_served_in_its_final_form_at_once(deployments, partition, request_):
     config = config_of(partition={"kind": partition, "n_shards": 3})
     coordinator = fitted(deployments, "shop", config)
     request = UnlearningRequest(**request_)
@@ -142,7 +142,7 @@ def test_once_accepted_an_erasure_is_served_as_it_will_be_served_for_ever(deploy
     at_once, model = lists(coordinator), coordinator.served_model()
     (receipt,) = coordinator.process_pending()
     assert receipt.guarantee == "exact"
-    assert coordinator.served_model() is model  # nothing was computed twice
+    assert coordinator.served_model() is model  # no result was computed twice
     user_gone, item_gone = str(request.user_id), str(request.item_id)
     left = [
         (user, item)
@@ -155,7 +155,7 @@ def test_once_accepted_an_erasure_is_served_as_it_will_be_served_for_ever(deploy
     assert audited(coordinator).exact
 
 
-def test_no_process_is_asked_for_an_excision(deployments, monkeypatch):
+def test_a_linear_model_needs_no_excision(deployments, monkeypatch):
     coordinator = fitted(deployments, "shop", config_of())
     for name in ("excise", "prepare_excision", "forget"):
         monkeypatch.setattr(type(coordinator.pool), name, lambda *_: pytest.fail("it was asked"))
@@ -163,7 +163,7 @@ def test_no_process_is_asked_for_an_excision(deployments, monkeypatch):
     coordinator.process_pending()
 
 
-def test_what_comes_is_learned_and_forgotten_like_the_rest(deployments):
+def test_learned_pairs_are_served_and_erased_like_the_rest(deployments):
     coordinator = fitted(deployments, "shop", config_of())
     coordinator.learn([("new", 3), ("new", 5), (100, "lamp")])
     coordinator.process_pending()
@@ -177,7 +177,7 @@ def test_what_comes_is_learned_and_forgotten_like_the_rest(deployments):
     assert coordinator.describe().digest == fitted(deployments, "before", config_of()).describe().digest
 
 
-def test_a_re_partition_changes_the_model_either_way(deployments):
+def test_a_re_partition_changes_the_model_in_both_directions(deployments):
     coordinator = fitted(deployments, "shop", config_of("folded"))
     coordinator.repartition(["model.kind=linear"])
     coordinator.process_pending()
@@ -189,7 +189,7 @@ def test_a_re_partition_changes_the_model_either_way(deployments):
     assert coordinator.served_model().vectors().width == 6
 
 
-def test_somebody_with_nothing_but_held_out_pairs_is_given_what_most_have(deployments):
+def test_a_user_with_only_held_out_pairs_gets_the_most_popular_items(deployments):
     config = config_of()
     dataset = Dataset.of_pairs("log", PAIRS, config.seed, [("held", 3)])
     coordinator = deployments.fit("shop", config, dataset)
@@ -197,7 +197,7 @@ def test_somebody_with_nothing_but_held_out_pairs_is_given_what_most_have(deploy
     assert "3" not in map(str, coordinator.recommend("held", 23))
 
 
-def test_a_read_during_an_erasure_is_one_of_before_or_after(deployments, monkeypatch):
+def test_a_read_during_an_erasure_gives_the_result_before_or_after_it(deployments, monkeypatch):
     coordinator = fitted(deployments, "shop", config_of())
     before = coordinator.recommend(101, 5)
     seen = []
@@ -213,7 +213,7 @@ def test_a_read_during_an_erasure_is_one_of_before_or_after(deployments, monkeyp
 
 
 def shards_of(pairs: set[tuple[int, int]], n_shards: int, *, split_users: bool, held: int = 9) -> list[ShardData]:
-    """Keys that say nothing of their order, and every `held`-th pair for validation only."""
+    """Shards with randomly ordered keys, and every `held`-th pair for validation only."""
     shards = []
     for shard in range(n_shards):
         own = [(u, i) for u, i in sorted(pairs) if (u + i if split_users else u) % n_shards == shard]
@@ -232,7 +232,7 @@ def arrays_of(served: ServedLinear) -> list[tuple[str, list[float]]]:
 
 @pytest.mark.parametrize("split_users", [False, True])
 @given(st.lists(st.sampled_from(["user", "item", "pairs", "nothing", "learn"]), max_size=5), st.randoms(use_true_random=False))
-def test_a_model_made_from_the_one_before_has_the_arrays_of_one_made_from_scratch(split_users, steps, random):
+def test_a_model_made_from_the_previous_one_has_the_arrays_of_a_new_one(split_users, steps, random):
     everything = {(u, i) for u in range(12) for i in range(9) if (u * 5 + i * 3) % 7 < 4}
     pairs, settings = set(everything), LinearConfig()
     served = ServedLinear.of(shards_of(pairs, 3, split_users=split_users), settings)
@@ -249,14 +249,14 @@ def test_a_model_made_from_the_one_before_has_the_arrays_of_one_made_from_scratc
         assert arrays_of(served) == arrays_of(ServedLinear.of(shards, settings))
 
 
-def test_an_erasure_does_not_make_the_whole_model_again(deployments, monkeypatch):
+def test_an_erasure_does_not_rebuild_the_whole_model(deployments, monkeypatch):
     coordinator = fitted(deployments, "shop", config_of())
     monkeypatch.setattr(Slice, "of", lambda *_: pytest.fail("a slice was made from all pairs"))
     coordinator.submit(UnlearningRequest(user_id=103))
     coordinator.process_pending()
 
 
-def test_pairs_of_files_are_compared_as_pairs_of_memory_are():
+def test_pairs_from_files_are_compared_like_pairs_in_memory():
     before = shards_of(set(PAIRS), 2, split_users=False)
     after = [data.without(data.keyed(data.train.take(np.array([0])))) for data in before]
     expected = arrays_of(ServedLinear.of(after, LinearConfig()))
@@ -266,7 +266,7 @@ def test_pairs_of_files_are_compared_as_pairs_of_memory_are():
     assert arrays_of(ServedLinear.of(after, LinearConfig(), ServedLinear.of(before, LinearConfig()))) == expected
 
 
-def test_settings_that_mean_nothing_to_it_are_refused():
+def test_settings_without_meaning_for_the_linear_model_are_refused():
     for settings, problem in (
         ({"model": {"kind": "linear"}, "training": {"slices": 2}}, "training.slices"),
         ({"model": {"kind": "linear", "epochs": 5}}, "model.epochs"),

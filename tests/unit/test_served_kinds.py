@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from contracts.served_contract import PAIRS, Sections, ServedContract
 
 from ray_eraser.config import config_from
 from ray_eraser.data.interactions import Interactions
@@ -17,6 +16,7 @@ from ray_eraser.models.base import UNTRAINED, Start
 from ray_eraser.models.untrained import Untrained
 from ray_eraser.seeds import normal_rows
 from ray_eraser.store import embeddings_bytes
+from ray_eraser.testing.served_contract import PAIRS, Sections, ServedContract
 from ray_eraser.training.submodel import train_submodel
 
 
@@ -39,6 +39,7 @@ class TestStored(ServedContract):
     """Users have vectors of their own."""
 
     sections: ClassVar[Sections] = {"model": {"kind": "bpr", "width": 6, "epochs": 2}, "aggregation": {"foldin": False}}
+    users_are_trained = True
 
 
 class TestLinear(ServedContract):

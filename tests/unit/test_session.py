@@ -82,7 +82,7 @@ def test_a_head_that_accepts_and_does_not_answer_is_named_and_then_refused(liste
     address = f"127.0.0.1:{listening.getsockname()[1]}"
     with pytest.raises(InputError, match=r"no answer within 0\.5 seconds"):
         session.ensure_ray(address)
-    assert f"waits for Ray at {address}, up to 1 seconds" in caplog.text
+    assert f"waiting for Ray at {address}, up to 1 seconds" in caplog.text
     assert tried == []
 
 
@@ -118,7 +118,7 @@ def test_what_a_crashed_head_left_behind_gives_way_to_a_ray_of_ones_own(nobody, 
 
 
 def test_who_asks_for_a_cluster_by_auto_gets_no_ray_of_their_own(nobody, tried, tmp_path):
-    with pytest.raises(InputError, match=r"no Ray answers at 'auto' \(none runs on this machine\)"):
+    with pytest.raises(InputError, match=r"no Ray answers at 'auto' \(no Ray is running on this machine\)"):
         session.ensure_ray("auto")
     left_behind(tmp_path, f"127.0.0.1:{nobody}")
     with pytest.raises(InputError, match=f"no Ray answers at 'auto', which is .*:{nobody} "):

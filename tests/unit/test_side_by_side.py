@@ -19,7 +19,7 @@ from ray_eraser.unlearning.request import Refusal, Submission, UnlearningRequest
 
 
 class _Held(LocalShardPool):
-    """Its first excision waits until it is let go."""
+    """A pool whose first excision waits until the test releases it."""
 
     excisions = 0
 
@@ -48,7 +48,9 @@ def _waiting(coordinator, n: int) -> None:
         time.sleep(0.001)
 
 
-def test_those_who_came_during_an_excision_are_excised_together(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
+def test_requests_received_during_an_excision_are_excised_together(
+    deployments: Deployments, trained: Path, tiny: Dataset
+) -> None:
     coordinator = deployments.copy(trained, "a")
     pool = coordinator._serving.pool = _Held(coordinator.storage_path, coordinator.config)
     first, *others = tiny.users.ids[:6]
@@ -74,7 +76,7 @@ def test_those_who_came_during_an_excision_are_excised_together(deployments: Dep
     assert alone.describe().digest == coordinator.describe().digest
 
 
-def test_one_that_is_refused_keeps_nobody_waiting(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
+def test_a_refused_request_delays_no_other(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
     coordinator = deployments.copy(trained, "a")
     for _ in range(3):
         with pytest.raises(UnknownIdError):
@@ -85,7 +87,7 @@ def test_one_that_is_refused_keeps_nobody_waiting(deployments: Deployments, trai
     assert time.monotonic() - started < 0.9
 
 
-def test_of_two_with_one_key_the_second_is_at_fault(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
+def test_the_second_of_two_requests_with_one_key_is_refused(deployments: Deployments, trained: Path, tiny: Dataset) -> None:
     coordinator = deployments.copy(trained, "a")
     one, other = (UnlearningRequest(user_id=user) for user in tiny.users.ids[:2])
     two = [Submission(one, "k"), Submission(other, "k"), Submission(one, "k"), Submission(other, "l")]

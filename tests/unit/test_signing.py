@@ -91,7 +91,7 @@ def test_only_the_key_in_force_may_sign_on(pair, tmp_path):
     refuse_other_key(None, signer)
     refuse_other_key(None, None)
     for wrong, named in ((other, f"names key {other.key_id}"), (None, "names none")):
-        with pytest.raises(InputError, match=f"signed with key {signer.key_id} until now.* {named}: .*--rotate"):
+        with pytest.raises(InputError, match=f"key {signer.key_id} signs the receipts so far, .* {named}: .*--rotate"):
             refuse_other_key(signer.key_id, wrong)
 
 
@@ -103,7 +103,7 @@ def test_only_the_owner_can_read_a_new_private_key(pair):
 @pytest.mark.parametrize("there", ["shop.pem", "shop.pub.pem"])
 def test_a_key_is_never_overwritten_and_no_half_of_a_pair_is_left(tmp_path, there):
     (tmp_path / there).write_text("precious")
-    with pytest.raises(InputError, match=rf"{there} exists: a key is never overwritten"):
+    with pytest.raises(InputError, match=rf"{there} exists and a key is never overwritten"):
         make_key_pair(tmp_path / "shop")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(there, "precious")]
 
@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
 def test_a_private_key_that_others_can_reach_is_refused(pair, mode):
     pair[0].chmod(mode)
-    with pytest.raises(InputError, match="can be read by others: chmod 600"):
+    with pytest.raises(InputError, match="others can read signing key .*: run chmod 600"):
         load_signing_key(pair[0])
 
 
@@ -131,18 +131,18 @@ def test_what_is_no_key_is_refused(tmp_path, content):
     path = tmp_path / "key.pem"
     path.touch(0o600)
     path.write_bytes(content)
-    with pytest.raises(InputError, match="no PEM private key"):
+    with pytest.raises(InputError, match="not a PEM private key"):
         load_signing_key(path)
-    with pytest.raises(InputError, match="no PEM public key"):
+    with pytest.raises(InputError, match="not a PEM public key"):
         load_public_key(path)
 
 
 def test_the_halves_of_a_pair_are_not_taken_for_each_other(pair):
     private, public, _ = pair
     public.chmod(0o600)
-    with pytest.raises(InputError, match="no PEM private key"):
+    with pytest.raises(InputError, match="not a PEM private key"):
         load_signing_key(public)
-    with pytest.raises(InputError, match="no PEM public key"):
+    with pytest.raises(InputError, match="not a PEM public key"):
         load_public_key(private)
 
 
@@ -166,7 +166,7 @@ def test_an_encrypted_key_is_refused(tmp_path):
 def test_without_the_package_one_is_told_what_to_install(monkeypatch, pair, tmp_path):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
     for call in (lambda: load_signing_key(pair[0]), lambda: load_public_key(pair[1]), lambda: make_key_pair(tmp_path / "new")):
-        with pytest.raises(InputError, match=r"pip install ray_eraser\[sign\]"):
+        with pytest.raises(InputError, match=r"pip install 'ray-eraser\[sign\]'"):
             call()
 
 

@@ -1,4 +1,4 @@
-"""Slices inside a shard: what each stage is a function of, and where an erasure may begin again."""
+"""Slices inside a shard: the inputs of each stage, and the stage from which an erasure retrains."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def some_log(seed: int = 1) -> tuple[Interactions, Interactions]:
 
 
 def keys_in(slices_U: np.ndarray, config: EraserConfig) -> np.ndarray:
-    """(U,) uint64, ascending: keys of users who are in these slices."""
+    """(U,) uint64, ascending: keys of users in these slices."""
     candidates = np.arange(1, 2000, dtype=np.uint64) << np.uint64(48)
     slices, keys, after = slices_of_keys(candidates, config), [], 0
     for wanted in slices_U:
@@ -75,7 +75,7 @@ def keys_in(slices_U: np.ndarray, config: EraserConfig) -> np.ndarray:
 
 @dataclass
 class Trained:
-    """One training, and what it kept. Interactions are in rows of `N_USERS` and `N_ITEMS`, all else has keys."""
+    """One training and its checkpoints. Interactions are in rows of `N_USERS` and `N_ITEMS`; everything else has keys."""
 
     train: Interactions
     valid: Interactions
@@ -108,7 +108,7 @@ SLICINGS = {
 }
 
 
-def test_a_users_slice_depends_on_the_raw_id_and_on_nobody_else():
+def test_a_users_slice_depends_only_on_the_raw_id():
     ids = [f"user{number}" for number in range(200)]
     config, other_seed = configured(5), configured(5, seed=6)
     users, fewer = (Vocabulary.of("user", some, config.seed) for some in (ids, ids[50:]))
@@ -119,14 +119,14 @@ def test_a_users_slice_depends_on_the_raw_id_and_on_nobody_else():
     assert (slices_of_keys(users.keys, other_seed) != slices).any()
 
 
-def test_a_users_slice_has_nothing_to_do_with_the_users_shard():
+def test_a_users_slice_is_independent_of_the_users_shard():
     config = configured(4, partition={"n_shards": 4})
     keys = Vocabulary.of("user", range(2000), config.seed).keys
     together = np.histogram2d(shard_of_keys(keys, 4), slices_of_keys(keys, config), bins=4)[0]
     assert (together > 85).all()  # 125 in the mean
 
 
-def test_the_first_stage_that_changes_is_that_of_the_first_slice_with_a_changed_pair():
+def test_the_first_changed_stage_is_that_of_the_first_slice_with_a_changed_pair():
     config = configured(4)
     keys = keys_in(np.array([2, 0, 3, 1]), config)
     assert [first_affected(keys[[user]], config) for user in range(4)] == [2, 0, 3, 1]
@@ -143,12 +143,12 @@ def test_each_stage_sees_the_slices_up_to_its_own_and_the_last_sees_all():
 @pytest.mark.parametrize(
     ("slices", "epochs", "expected"), [(1, 17, 17), (2, 9, 6), (5, 30, 10), (5, 400, 133), (9, 2, 1), (5, 8, 3)]
 )
-def test_all_stages_together_are_as_much_work_as_training_without_slices(slices, epochs, expected):
+def test_all_stages_together_take_as_much_work_as_training_without_slices(slices, epochs, expected):
     config = EraserConfig(model=WmfAlsConfig(epochs=epochs), training=TrainingConfig(slices=slices))
     assert stage_epochs(config) == expected
 
 
-def test_every_stage_draws_from_a_seed_of_its_own_and_one_stage_from_that_of_training_without():
+def test_every_stage_has_its_own_seed_and_a_single_stage_has_that_of_training_without_slices():
     config = configured(4)
     drawn = [stage_seed(config, ShardId(2), stage) for stage in range(4)]
     assert len(set(drawn)) == 4
@@ -157,7 +157,7 @@ def test_every_stage_draws_from_a_seed_of_its_own_and_one_stage_from_that_of_tra
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("slicing", SLICINGS)
-def test_from_every_checkpoint_training_ends_in_the_same_bits(model, slicing):
+def test_training_from_every_checkpoint_gives_the_same_bits(model, slicing):
     train, valid = some_log()
     whole = Trained(train, valid, SLICINGS[slicing], configured(4, model))
     assert len(whole.checkpoints) == 3
@@ -170,12 +170,12 @@ def test_from_every_checkpoint_training_ends_in_the_same_bits(model, slicing):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_checkpoint_depends_on_no_later_slice_not_even_on_its_held_out_pairs(model):
+def test_a_checkpoint_does_not_depend_on_later_slices_or_their_held_out_pairs(model):
     train, valid = some_log()
     slices_U, config = SLICINGS["three users each"], configured(4, model)
     whole = Trained(train, valid, slices_U, config).bytes()
     for first in range(4):
-        # Nothing of a user of slice `first` is left.
+        # No pair of a user in slice `first` is left.
         user = int(np.flatnonzero(slices_U == first)[1])
         rest = [part.take(part.users != user) for part in (train, valid)]
         without = Trained(*rest, slices_U, config).bytes()
@@ -184,7 +184,7 @@ def test_a_checkpoint_depends_on_no_later_slice_not_even_on_its_held_out_pairs(m
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_checkpoint_has_keys_of_the_slices_up_to_its_own_alone(model):
+def test_a_checkpoint_has_only_keys_of_the_slices_up_to_its_own(model):
     train, valid = some_log()
     slices_U = SLICINGS["three users each"]
     whole = Trained(train, valid, slices_U, configured(4, model))
@@ -196,8 +196,8 @@ def test_a_checkpoint_has_keys_of_the_slices_up_to_its_own_alone(model):
         assert all(len(column) == len(table.rows) for table in (state.users, state.items) for column in table.columns.values())
 
 
-def test_early_stopping_looks_at_the_held_out_pairs_of_the_slices_seen_alone():
-    """With pairs held out in the last slice only, the stages before it train for all epochs."""
+def test_early_stopping_uses_only_held_out_pairs_of_the_slices_seen():
+    """If only the last slice has held-out pairs, the earlier stages train for all epochs."""
     train, valid = some_log()
     slices_U, config = SLICINGS["three users each"], configured(4, "adagrad, stopping early")
     of_last = valid.take(slices_U[valid.users] == 3)
@@ -208,7 +208,7 @@ def test_early_stopping_looks_at_the_held_out_pairs_of_the_slices_seen_alone():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_without_interactions_there_are_checkpoints_of_nobody(model):
+def test_without_interactions_checkpoints_are_empty(model):
     trained = Trained(Interactions.none(), Interactions.none(), SLICINGS["all in the first"], configured(4, model))
     assert trained.submodel.same_bits(KeyedEmbeddings.empty(4))
     assert [(state.stages, len(state.items.rows)) for state in trained.checkpoints] == [(1, 0), (2, 0), (3, 0)]
@@ -216,7 +216,7 @@ def test_without_interactions_there_are_checkpoints_of_nobody(model):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("slice_of_the_user", [0, 2, 6])
-def test_one_user_alone_in_more_slices_than_users(model, slice_of_the_user):
+def test_a_single_user_can_be_trained_with_more_slices_than_users(model, slice_of_the_user):
     train = Interactions.of(np.zeros(4, int), np.array([1, 3, 4, 8]))
     slices_U = np.full(N_USERS, slice_of_the_user)
     whole = Trained(train, Interactions.none(), slices_U, configured(7, model))
@@ -233,7 +233,7 @@ def test_one_user_alone_in_more_slices_than_users(model, slice_of_the_user):
     erased=st.sets(st.integers(0, 29), max_size=5),
     model=st.sampled_from(sorted(MODELS)),
 )
-def test_whatever_is_erased_or_added_the_last_valid_checkpoint_leads_where_scratch_does(rows, slices, erased, model):
+def test_training_from_the_last_valid_checkpoint_equals_training_from_scratch(rows, slices, erased, model):
     everything = Interactions.of(*np.array(sorted(rows), int).reshape(-1, 2).T)
     gone = everything.take(np.array(sorted(number for number in erased if number < len(everything)), int))
     slices_U, config, none = np.array(slices), configured(3, model), Interactions.none()
@@ -254,7 +254,7 @@ def some_state() -> TrainingState:
 
 
 @pytest.mark.parametrize("state", [some_state(), UNTRAINED.renamed(ITEM_KEYS, ITEM_KEYS)], ids=["some", "nobody"])
-def test_a_checkpoint_comes_back_to_the_last_bit_and_has_the_same_name_again(tmp_path, state):
+def test_a_checkpoint_is_read_back_bit_for_bit_under_the_same_name(tmp_path, state):
     store = Store(str(tmp_path))
     ref = store.write_checkpoint(ShardId(3), state)
     assert ref.path == f"shards/3/checkpoint-{ref.digest}.safetensors"
@@ -267,7 +267,7 @@ def test_a_checkpoint_comes_back_to_the_last_bit_and_has_the_same_name_again(tmp
     assert store.files() == [ref.path]
 
 
-def test_another_file_in_the_place_of_a_checkpoint_is_refused_by_name(tmp_path):
+def test_a_file_that_replaces_a_checkpoint_is_refused_by_name(tmp_path):
     store = Store(str(tmp_path))
     ref = store.write_submodel(ShardId(0), KeyedEmbeddings.empty(3))
     with pytest.raises(StoreError, match="is not a checkpoint"):
@@ -282,7 +282,7 @@ def generated(config: EraserConfig) -> Dataset:
 
 
 def users_by_place(coordinator: Coordinator) -> dict[tuple[int, int], list[RawId]]:
-    """Users that are learned from, by (shard, slice)."""
+    """Users with training pairs, by (shard, slice)."""
     places: dict[tuple[int, int], list[RawId]] = {}
     for shard, data in coordinator.shard_data().items():
         keys = data.user_keys[data.train.user_rows()]
@@ -299,7 +299,7 @@ def manifest_of(coordinator: Coordinator) -> Manifest:
 
 @pytest.fixture
 def stages(monkeypatch) -> list[int]:
-    """How many pairs each stage that was trained had."""
+    """The number of pairs in each stage that was trained."""
     seen: list[int] = []
     kind = type(make_model(configured(1).model))
     train = kind.train
@@ -362,7 +362,7 @@ def test_after_an_erasure_no_file_has_a_key_of_the_user(deployments: Deployments
 
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
-def test_an_erasure_does_not_fail_for_a_damaged_checkpoint_and_mends_it(deployments: Deployments, stages, damage: str):
+def test_an_erasure_repairs_a_damaged_checkpoint(deployments: Deployments, stages, damage: str):
     config = configured(3)
     coordinator = deployments.fit("shop", config, generated(config))
     user = users_by_place(coordinator)[0, 2][0]
@@ -395,8 +395,8 @@ def test_a_deployment_with_other_slices_is_another_deployment():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_shard_that_users_leave_and_join_is_that_of_training_from_scratch(tmp_path, model: str):
-    """Who leaves and who joins is in the middle, so that the rows of the others move."""
+def test_a_shard_that_users_leave_and_join_equals_training_from_scratch(tmp_path, model: str):
+    """Users in the middle leave and join, so that the rows of other users move."""
     config, some, nothing = configured(3, model), some_log()[0], KeyedPairs.none()
     store = Store(str(tmp_path))
     keys = np.sort(seeds.mix(np.arange(N_USERS + 1, dtype=np.uint64), 4))
@@ -421,5 +421,5 @@ def test_a_shard_that_users_leave_and_join_is_that_of_training_from_scratch(tmp_
         assert Shard(ShardId(1), store.uri, config).train(ShardOrder(Epoch(1), rest)).record == trained
         n_kept = min(slices_of_keys(order.changed_users, config))
         assert trained.checkpoints[:n_kept] == here[:n_kept]
-        if len(erased) or len(learned):  # who is held out alone changes a training that stops early, and no other
+        if len(erased) or len(learned):  # a user with only held-out pairs changes a training only if it stops early
             assert not set(trained.checkpoints[n_kept:]) & set(here)

@@ -27,14 +27,14 @@ def submodel(seed, user_rows, item_rows, width=3, decay=1.0):
 
 
 def some_submodels(n=4, width=3, decay=1.0):
-    """Each knows a random part of the users and items; some rows are known to nobody."""
+    """Submodels that each know a random part of the users and items. Some rows are in none of them."""
     rng = np.random.default_rng(n)
     rows = [(np.flatnonzero(rng.random(U) < 0.4), np.flatnonzero(rng.random(I) < 0.5)) for _ in range(n)]
     return [submodel(k, *rows_k, width, decay) for k, rows_k in enumerate(rows)]
 
 
 def dense(model, factor=1.0):
-    """(U, I) float64 scores, zero where the model lacks the user or the item."""
+    """(U, I) float64 scores; zero if the model lacks the user or the item."""
     scores = np.zeros((U, I))
     scores[np.ix_(model.user_rows, model.item_rows)] = factor * model.users.astype(np.float64) @ model.items.T
     return scores
@@ -49,13 +49,13 @@ def rows_known(submodels, side):
     return sorted(set().union(*(getattr(one, side).tolist() for one in submodels)))
 
 
-def test_a_rank_as_high_as_the_stack_reproduces_the_sum_of_the_scores():
+def test_the_full_rank_reproduces_the_summed_scores():
     submodels = some_submodels()
     np.testing.assert_allclose(dense(spectral(submodels, 12, 0)), sum(map(dense, submodels)), atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 11])
-def test_a_lower_rank_gives_the_best_approximation_there_is(rank):
+def test_a_lower_rank_gives_the_best_approximation(rank):
     submodels = some_submodels()
     summed = sum(map(dense, submodels))
     best, singular = truncated(summed, rank)
@@ -71,7 +71,7 @@ def test_a_lower_rank_gives_the_best_approximation_there_is(rank):
     shards=st.lists(st.tuples(st.sets(st.integers(0, 7)), st.sets(st.integers(0, 6))), min_size=1, max_size=4),
     rank=st.integers(1, 9),
 )
-def test_no_pattern_of_absent_rows_keeps_it_from_the_best_approximation(shards, rank):
+def test_every_pattern_of_absent_rows_gives_the_best_approximation(shards, rank):
     submodels = [submodel(k, sorted(users), sorted(items), 2) for k, (users, items) in enumerate(shards)]
     summed = sum(map(dense, submodels))
     model = spectral(submodels, rank, 0)
@@ -95,14 +95,14 @@ def test_a_rank_above_that_of_the_stack_gives_zero_columns():
     assert not model.items[:, 4:].any()
 
 
-def test_submodels_that_say_the_same_have_the_rank_of_one():
+def test_identical_submodels_have_the_rank_of_one():
     only = submodel(1, range(9), range(8), 2)
     model = spectral([only, only, only], 5, 0)
     np.testing.assert_allclose(dense(model), 3 * dense(only), atol=1e-5)
     assert not model.users[:, 2:].any()
 
 
-def test_equal_singular_values_and_orthogonal_shards_do_no_harm():
+def test_equal_singular_values_and_orthogonal_shards_are_handled():
     # Four shards without a common row, each scoring one pair 1: the singular values are 1, 1, 1, 1.
     rows = [np.array([k], np.int32) for k in range(4)]
     shards = [Embeddings(row, np.ones((1, 1), np.float32), row, np.ones((1, 1), np.float32)) for row in rows]
@@ -134,7 +134,7 @@ def test_empty_submodels_change_no_score(rank):
     )
 
 
-def test_without_a_submodel_that_knows_anybody_nobody_is_known():
+def test_without_a_submodel_with_rows_the_result_is_empty():
     assert spectral([], 3, 0).same_bits(Embeddings.empty(3))
     assert spectral([Embeddings.empty(2), Embeddings.empty(2)], 3, 0).same_bits(Embeddings.empty(3))
 
@@ -174,11 +174,11 @@ def test_the_order_of_the_submodels_changes_no_score():
 
 
 @pytest.mark.parametrize("exact_up_to", [1024, 0])
-def test_the_same_arguments_give_the_same_bits_and_leave_the_submodels_as_they_were(monkeypatch, exact_up_to):
+def test_the_same_arguments_give_the_same_bits_and_do_not_change_the_submodels(monkeypatch, exact_up_to):
     monkeypatch.setattr(module, "_EXACT_UP_TO", exact_up_to)
     submodels = some_submodels()
     first = spectral(submodels, 4, 1)
-    np.random.seed(5)  # noqa: NPY002 - the state that it must not look at
+    np.random.seed(5)  # noqa: NPY002 - the global state, which must not matter
     assert spectral(submodels, 4, 1).same_bits(first)
     assert all(now.same_bits(then) for now, then in zip(submodels, some_submodels(), strict=True))
 
@@ -201,8 +201,8 @@ def test_vectors_are_contiguous_float32():
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shares_users", [True, False])
-def test_a_krylov_space_finds_nearly_the_scores_of_the_eigensolver(seed, shares_users):
-    # 600 columns, of which the space has 256; the 64 best directions leave out a thirtieth of the squared scores or more.
+def test_a_krylov_space_gives_nearly_the_scores_of_the_eigensolver(seed, shares_users):
+    # The space has 256 of 600 columns. The 64 best directions leave out a thirtieth of the squared scores or more.
     rng = np.random.default_rng(8)
     taste = rng.standard_normal((300, 150)) * 0.97 ** np.arange(150)
     tables = []
@@ -223,7 +223,7 @@ def test_a_krylov_space_finds_nearly_the_scores_of_the_eigensolver(seed, shares_
     assert 0.03 < left_out[0] < left_out[1] < left_out[0] + 0.003
 
 
-def test_where_no_two_submodels_share_a_user_blocks_multiply_as_the_whole_matrix_does():
+def test_without_shared_users_blocks_multiply_like_the_full_matrix():
     tables = [
         Embeddings(one.user_rows + 100 * k, one.users, one.item_rows, one.items) for k, one in enumerate(some_submodels(3, 4))
     ]
@@ -236,7 +236,7 @@ def test_where_no_two_submodels_share_a_user_blocks_multiply_as_the_whole_matrix
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
-def test_a_krylov_space_finds_the_same_scores_where_no_two_submodels_share_a_user(monkeypatch, weights):
+def test_a_krylov_space_gives_the_same_scores_without_shared_users(monkeypatch, weights):
     tables = [
         Embeddings(one.user_rows % 10 + 10 * k, one.users, one.item_rows, one.items)
         for k, one in enumerate(submodel(k, range(10), range(I), 20, 0.8) for k in range(3))
@@ -246,7 +246,7 @@ def test_a_krylov_space_finds_the_same_scores_where_no_two_submodels_share_a_use
     np.testing.assert_allclose(dense(spectral(tables, 4, 0, weights)), dense(expected), atol=1e-5)
 
 
-def test_a_krylov_space_takes_over_above_the_width_that_the_eigensolver_is_given(monkeypatch):
+def test_a_krylov_space_is_used_above_the_width_limit_of_the_eigensolver(monkeypatch):
     tables, asked = some_submodels(4, 20, decay=0.8), []
     for name in ("exact", "_iterated"):
         solve = getattr(module, name)
@@ -273,7 +273,7 @@ def test_gram_equals_that_of_the_tables_side_by_side_with_zeros_for_absent_rows(
     np.testing.assert_allclose(Grams().of(tables)[0], stacked.T @ stacked, atol=1e-12)
 
 
-def test_grams_that_are_kept_are_those_made_anew_and_live_no_longer_than_their_submodels():
+def test_kept_blocks_equal_new_ones_and_are_dropped_with_their_submodels():
     one, two, three, four = some_submodels(4, 2)
     grams = Grams()
     grams.of([one, two, three])
@@ -285,7 +285,7 @@ def test_grams_that_are_kept_are_those_made_anew_and_live_no_longer_than_their_s
     assert {key[:2] for key in grams._blocks} == {(name, name) for name in (_name(one), _name(four))}
 
 
-def test_grams_stay_where_the_rows_of_all_submodels_are_numbered_anew():
+def test_blocks_stay_valid_when_all_rows_are_renumbered():
     tables, grams = some_submodels(3, 2), Grams()
     first = grams.sides(tables)
     held = dict(grams._blocks)
@@ -297,7 +297,7 @@ def test_grams_stay_where_the_rows_of_all_submodels_are_numbered_anew():
 
 
 @pytest.mark.parametrize("shares_users", [True, False])
-def test_grams_that_were_given_are_those_made_here(shares_users):
+def test_blocks_taken_over_equal_blocks_computed_here(shares_users):
     tables = [
         Embeddings(one.user_rows + (0 if shares_users else 100 * k), one.users, one.item_rows, one.items)
         for k, one in enumerate(some_submodels(4, 3))
@@ -315,7 +315,7 @@ def test_grams_that_were_given_are_those_made_here(shares_users):
 
 @pytest.mark.parametrize("share", [0.2, 0.9])
 def test_gram_of_either_precision_equals_that_of_the_tables_side_by_side(share):
-    # With a fifth of the rows few are common, with nine tenths most.
+    # With a fifth of the rows, few rows are common; with nine tenths, most are.
     rng = np.random.default_rng(4)
     rows = [np.flatnonzero(rng.random(400) < share) for _ in range(3)]
     tables = [submodel(k, rows_k, rows_k[: 20 + 9 * k], 5) for k, rows_k in enumerate(rows)]
@@ -328,12 +328,12 @@ def test_gram_of_either_precision_equals_that_of_the_tables_side_by_side(share):
         np.testing.assert_allclose(users, stacked.T @ stacked, atol=tolerance)
 
 
-def test_items_alone_are_the_same_as_beside_users():
+def test_items_are_the_same_with_and_without_users():
     both, alone = spectral(some_submodels(), 4, 0), spectral(some_submodels(), 4, 0, with_users=False)
     assert alone.same_bits(Embeddings(both.user_rows[:0], both.users[:0], both.item_rows, both.items))
 
 
-def test_a_submodels_vectors_times_its_basis_are_its_part_of_the_sum():
+def test_the_result_is_the_sum_of_each_submodels_vectors_times_its_basis():
     submodels = some_submodels()
     users_basis, items_basis = bases(submodels, 4, 0)
     model = spectral(submodels, 4, 0)

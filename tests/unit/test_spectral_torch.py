@@ -24,7 +24,7 @@ def device(request):
 
 
 def some_submodels(n=4, width=3, *, shares_users=True):
-    """Each knows a random part of the users and items, whose vectors hold the same few tastes."""
+    """Submodels that each know a random part of the users and items, with vectors of the same few tastes."""
     rng = np.random.default_rng(n)
     tastes = [rng.standard_normal((count, 8)) for count in (U, I)]
     submodels = []
@@ -44,7 +44,7 @@ def louder(submodel):
 
 
 def agrees(there, here, tolerance):
-    """Scores within a part of the greatest: signs and rotations of the vectors are free."""
+    """Compare scores relative to the largest one, because signs and rotations of the vectors are arbitrary."""
     assert there.user_rows.tolist() == here.user_rows.tolist()
     assert there.item_rows.tolist() == here.item_rows.tolist()
     for vectors in (there.users, there.items):
@@ -55,7 +55,7 @@ def agrees(there, here, tolerance):
 
 
 def counted(monkeypatch):
-    """How many blocks are multiplied, users' and items' alike."""
+    """Count the blocks that are multiplied, of users and of items."""
     calls, product = [], module._product
     monkeypatch.setattr(module, "_product", lambda *args: calls.append(args) or product(*args))
     return calls
@@ -104,7 +104,7 @@ def test_a_stack_of_lower_rank_and_one_of_zeros_leave_zero_columns(monkeypatch, 
     assert not model.items.any()
 
 
-def test_without_a_submodel_nobody_is_known_and_items_alone_are_the_same_as_beside_users(device):
+def test_without_a_submodel_the_result_is_empty_and_items_do_not_depend_on_users(device):
     assert spectral_torch([], 3, 0, GramsTorch(device)).same_bits(Embeddings.empty(3))
     both = spectral_torch(some_submodels(), 4, 0, GramsTorch(device))
     alone = spectral_torch(some_submodels(), 4, 0, GramsTorch(device), with_users=False)
@@ -130,7 +130,7 @@ def test_tables_that_are_multiplied_and_summed_in_parts_give_the_same_scores(dev
 
 
 @pytest.mark.parametrize("width", [3, 70])
-def test_a_changed_submodel_has_its_blocks_alone_made_again_with_the_bits_of_new_ones(device, monkeypatch, width):
+def test_only_the_blocks_of_a_changed_submodel_are_computed_again(device, monkeypatch, width):
     submodels, grams = some_submodels(4, width), GramsTorch(device)
     spectral_torch(submodels, 5, 1, grams)
     calls = counted(monkeypatch)
@@ -156,12 +156,12 @@ def test_superseded_tables_and_blocks_are_overwritten_and_others_stay(device):
     assert not any(tensor.any() for tensor in [*uploaded, *blocks])
     assert id(gone.users) not in grams._uploaded
     assert grams.uploaded(stays.items).cpu().numpy().tolist() == stays.items.tolist()
-    # A copy was overwritten, and not the submodel itself.
+    # Only the copy was overwritten, not the submodel itself.
     for one, arrays in zip(submodels, before, strict=True):
         assert all((array == arrays[name]).all() for name, array in one.arrays().items())
 
 
-def test_tables_stay_on_the_device_where_all_rows_are_numbered_again(device, monkeypatch):
+def test_tables_stay_on_the_device_when_all_rows_are_renumbered(device, monkeypatch):
     submodels, grams = some_submodels(3), GramsTorch(device)
     first = spectral_torch(submodels, 4, 1, grams)
     calls, tables = counted(monkeypatch), [grams.uploaded(one.items) for one in submodels]
@@ -175,7 +175,7 @@ def test_tables_stay_on_the_device_where_all_rows_are_numbered_again(device, mon
 
 @pytest.mark.parametrize("shares_users", [True, False])
 @pytest.mark.parametrize("precision", [np.float32, np.float64])
-def test_grams_that_were_given_are_those_made_here(device, monkeypatch, shares_users, precision):
+def test_blocks_taken_over_equal_blocks_computed_here(device, monkeypatch, shares_users, precision):
     submodels = [*some_submodels(shares_users=shares_users), Embeddings.empty(3)]
     here, given = GramsTorch(device), GramsTorch(device)
     given.give(submodels, here.on_host(here.sides(submodels, precision)))

@@ -18,7 +18,7 @@ def submodel(seed, user_rows, item_rows, width=3):
 
 
 def taste(n_users=20, n_items=12):
-    """Even users like even items and odd users odd ones: the pairs, and a submodel that scores them 1 and all others 0."""
+    """Pairs in which even users like even items and odd users odd ones, and a submodel that scores them 1 and others 0."""
     pairs = Interactions.of(*np.array([(u, i) for u in range(n_users) for i in range(n_items) if (u + i) % 2 == 0]).T)
     users, items = (np.eye(3, dtype=np.float32)[np.arange(n) % 2] for n in (n_users, n_items))
     return pairs, Embeddings(np.arange(n_users, dtype=np.int32), users, np.arange(n_items, dtype=np.int32), items)
@@ -30,7 +30,7 @@ def score(model, user, item):
     return float(model.users[list(model.user_rows).index(user)] @ model.items[list(model.item_rows).index(item)])
 
 
-def test_the_loss_equals_that_of_a_loop_over_all_pairs():
+def test_the_loss_equals_a_loop_over_all_pairs():
     submodels = [submodel(1, [0, 2, 3], [1, 2]), submodel(2, [1, 2], [0, 1, 3]), submodel(3, [0, 1, 2, 3], [0, 1, 2, 3])]
     pairs = Interactions.of(np.array([0, 1, 2, 3, 3]), np.array([1, 3, 0, 2, 3]))
     observed = set(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True))
@@ -50,7 +50,7 @@ def test_no_other_proportion_of_weights_has_a_lower_loss():
     loss_KK, gain_K = static_loss(submodels, pairs, 0.2)
 
     def best_loss_along(direction):
-        """Over the scale, which moves no rank."""
+        """The best loss over all scales, which do not change the ranking."""
         gain = max(0.0, gain_K @ direction)
         return -(gain**2) / (direction @ loss_KK @ direction)
 
@@ -86,7 +86,7 @@ def test_an_empty_submodel_gets_no_weight_and_no_columns():
     assert static([empty, good], pairs, CONFIG, 0).same_bits(static([good], pairs, CONFIG, 0))
 
 
-def test_scores_are_the_weighted_sum_of_the_submodels_scores_and_absent_ones_count_nothing():
+def test_scores_are_the_weighted_sum_of_the_submodels_scores_and_absent_scores_count_zero():
     pairs, good = taste()
     submodels = [good, submodel(5, [0, 3, 25], [1, 2, 14])]
     weights = static_weights(submodels, pairs, CONFIG.w0)
@@ -97,12 +97,12 @@ def test_scores_are_the_weighted_sum_of_the_submodels_scores_and_absent_ones_cou
         assert score(model, user, item) == pytest.approx(expected, abs=1e-6)
 
 
-def test_where_no_pair_remains_all_submodels_weigh_the_same():
+def test_without_a_remaining_pair_all_submodels_weigh_the_same():
     submodels = [submodel(1, range(4), range(4)), Embeddings.empty(3), submodel(2, range(4), range(4))]
     assert static_weights(submodels, Interactions.none(), 0.2).tolist() == [0.5, 0, 0.5]
 
 
-def test_without_a_submodel_nobody_is_known():
+def test_without_a_submodel_the_result_is_empty():
     assert len(static([Embeddings.empty(3)], Interactions.none(), CONFIG, 0).user_rows) == 0
 
 

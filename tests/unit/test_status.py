@@ -18,7 +18,7 @@ def read(place: str, now: float = 1000.0):
     store = Store(place)
     ledger = Ledger(default_ledger(store, "a", must_exist=True))
     try:
-        return stored_status("a", store, ledger, now), pending(ledger, 10), ledger.newest_epoch()
+        return stored_status("a", store, ledger, now), pending(ledger, 10), ledger.open_epochs()[-1].epoch
     finally:
         ledger.close()
 

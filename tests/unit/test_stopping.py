@@ -15,7 +15,7 @@ def test_the_weights_of_the_best_check_are_kept():
     assert after(9, [0.1, 0.3, 0.2]).best_score == 0.3
 
 
-def test_of_equal_checks_the_earliest_counts():
+def test_the_earliest_of_equal_checks_counts():
     assert after(9, [0.3, 0.3]).best == "weights 0"
 
 
@@ -23,16 +23,16 @@ def test_the_first_check_counts_even_with_a_score_of_zero():
     assert after(9, [0.0]).best == "weights 0"
 
 
-def test_training_is_exhausted_once_patience_checks_brought_nothing_better():
+def test_training_is_exhausted_after_patience_checks_without_improvement():
     assert not after(2, [0.3, 0.1]).exhausted
     assert after(2, [0.3, 0.1, 0.3]).exhausted
 
 
-def test_a_better_check_starts_the_waiting_anew():
+def test_a_better_check_restarts_the_count():
     assert not after(2, [0.3, 0.1, 0.4, 0.1]).exhausted
 
 
-def test_a_check_leaves_the_value_before_it_as_it_was():
+def test_a_check_does_not_change_the_previous_value():
     before = after(2, [0.3])
     before.after(0.9, "weights 1")
     assert (before.best, before.best_score, before.waited) == ("weights 0", 0.3, 0)

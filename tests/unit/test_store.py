@@ -244,7 +244,7 @@ def test_content_of_another_kind_is_refused_by_name_even_under_its_right_digest(
         store.read_shard_data(FileRef("shards/0/x", digest))
     with pytest.raises(StoreError, match=r"shards/0/x: is not a checkpoint"):
         store.read_checkpoint(FileRef("shards/0/x", digest))
-    with pytest.raises(StoreError, match=r"vocabulary/users-00-x: is not the Parquet"):
+    with pytest.raises(StoreError, match=r"vocabulary/users-00-x: is not the expected Parquet file"):
         store.read_vocabulary([FileRef("vocabulary/users-00-x", digest)], "user", manifest_of())
 
 
@@ -261,7 +261,7 @@ def altered_manifest(store, change):
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_manifest_of_another_format_is_refused_with_the_way_out(store, number):
     digest = altered_manifest(store, lambda fields: fields.update(format=number))
-    problem = f"{digest}.*format {number}, this version reads 2: train again, with another storage path"
+    problem = f"{digest}.*format {number}, this version reads 2: train again with another storage path"
     with pytest.raises(StoreError, match=problem):
         store.read_manifest(digest)
 
@@ -271,9 +271,9 @@ def test_a_storage_path_of_format_1_is_refused_with_the_way_out_and_nothing_of_i
     (folder / "vocabulary").mkdir(parents=True)
     (folder / "deployment.json").write_text('{"ledger": "an older one"}')
     (folder / "vocabulary" / f"users-{'0' * 64}.parquet").write_bytes(b"of format 1")
-    with pytest.raises(StoreError, match=r"deployment\.json: this storage path is of format 1, this version reads format 2"):
+    with pytest.raises(StoreError, match=r"deployment\.json: this storage path has format 1, and this version reads format 2"):
         deployments.store("old").owner()
-    with pytest.raises(StoreError, match="train again from the log, with another storage path, and delete this one"):
+    with pytest.raises(StoreError, match="train again from the log with another storage path, and delete this one"):
         deployments.open("old", tiny_config)
     assert (folder / "vocabulary" / f"users-{'0' * 64}.parquet").exists()
     assert (folder / "deployment.json").exists()
@@ -467,9 +467,9 @@ def test_nothing_but_a_deployments_own_files_can_be_deleted_or_restored(store, p
     for place in ("victim.txt", "store/ledger.db", "store/notes.txt"):
         (store.local_folder.parent / place).write_text("mine")
     before = sorted(store.local_folder.parent.rglob("*"))
-    with pytest.raises(StoreError, match="is no file of a deployment and was not deleted: the ledger was altered"):
+    with pytest.raises(StoreError, match="is not a file of a deployment and was not deleted: the ledger was altered"):
         store.delete(path)
-    with pytest.raises(StoreError, match="is no file of a deployment and was not written"):
+    with pytest.raises(StoreError, match="is not a file of a deployment and was not written"):
         store.restore(FileRef(path, hashlib.sha256(b"x").hexdigest()), b"x")
     assert sorted(store.local_folder.parent.rglob("*")) == before
 

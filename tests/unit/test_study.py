@@ -1,4 +1,4 @@
-"""Cells, protocols and tables: the comparison measures what deployments do."""
+"""Cells, protocols and tables: the study measures real deployments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ray_eraser.training.weights import CANDIDATES
 from ray_eraser.unlearning.request import UnlearningRequest
 
 OF_ONE_MODEL = {"bpr-large-batches"}
-"""Presets that name a model, and so go with no other."""
+"""Presets that name a model, and so cannot be combined with another one."""
 
 SMALL = (
     "data.synthetic_users=60",
@@ -88,7 +88,7 @@ def test_table_three_has_every_method_once_for_each_model() -> None:
     assert sorted((cell.model, cell.method) for cell in cells) == sorted((m, k) for m in ("wmf", "bpr") for k in METHODS)
 
 
-def test_table_three_has_a_model_that_is_not_trained_once() -> None:
+def test_table_three_has_one_row_for_a_model_that_is_not_trained() -> None:
     cells = PLANS["table3"]("synthetic", ["wmf", "linear"], [])
     assert [cell.method for cell in cells if cell.model == "linear"] == ["ours"]
 
@@ -100,7 +100,7 @@ def test_every_cell_names_its_model(what: str) -> None:
         assert own.config().model.kind == own.model.removesuffix("-als")
 
 
-def test_the_papers_methods_are_what_their_presets_say() -> None:
+def test_the_presets_of_the_papers_methods_have_their_settings() -> None:
     sisa, receraser = load_config(presets=["sisa"]), load_config(presets=["receraser"])
     assert (sisa.partition.kind, sisa.aggregation.kind, sisa.aggregation.foldin) == ("random", "mean", False)
     assert (receraser.partition.kind, receraser.aggregation.kind) == ("interaction_based", "attention")
@@ -108,12 +108,12 @@ def test_the_papers_methods_are_what_their_presets_say() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*preset_names()} - OF_ONE_MODEL))
-def test_a_method_is_of_models_that_are_trained_unless_another_is_named(name: str) -> None:
+def test_a_method_uses_trained_models_unless_another_is_named(name: str) -> None:
     assert load_config(presets=[name]).model == WmfAlsConfig()
     assert load_config(changes=["model.kind=bpr"], presets=[name]).model == BprConfig()
 
 
-def test_active_users_are_those_with_most_interactions() -> None:
+def test_active_users_are_the_users_with_most_interactions() -> None:
     activity = {"ann": 5, "bob": 1, "cy": 3, "dan": 2}
     dataset = Dataset.of_pairs("four", [(user, item) for user, n in activity.items() for item in range(n)])
 
@@ -135,13 +135,13 @@ def test_a_protocol_erases_its_users_and_reports_on_the_others(batches: int) -> 
 
 
 @pytest.mark.parametrize("measured", [Cell, lambda *cell: Protocol(Cell(*cell), "random")])
-def test_without_a_test_set_nothing_is_measured_and_the_way_out_is_said(measured: Callable[..., Cell | Protocol]) -> None:
+def test_without_a_test_set_the_error_names_the_way_out(measured: Callable[..., Cell | Protocol]) -> None:
     wanted = measured("synthetic", "wmf-als", "ours", (*THREE, "data.test_share=0"))
     with pytest.raises(DataFileError, match=r"no test set: set data\.test_share=0\.2"):
         wanted.row()
 
 
-def test_results_are_kept_and_tables_name_the_papers_figure(tmp_path: Path) -> None:
+def test_results_are_kept_and_tables_show_the_papers_figure(tmp_path: Path) -> None:
     row = measure(Cell("synthetic", "wmf", "sisa", (*SMALL, "partition.n_shards=3"))).to_row() | {"data": "ml-1m"}
     write_results(tmp_path / "r.parquet", [row])
     assert read_results(tmp_path / "r.parquet") == [row]
@@ -164,7 +164,7 @@ def two_kinds_of_users(n_users: int, n_items: int, per_user: int) -> Dataset:
     return Dataset.of_pairs("two kinds", zip(np.repeat(np.arange(n_users), per_user), items.ravel(), strict=True))
 
 
-def test_alpha0_is_chosen_alike_twice_and_from_the_candidates() -> None:
+def test_the_choice_of_alpha0_is_reproducible_and_one_of_the_candidates() -> None:
     log = two_kinds_of_users(60, 40, 8)
     config = load_config(changes=["model.width=6"])
     chosen = chosen_alpha0(log, config)
@@ -172,13 +172,13 @@ def test_alpha0_is_chosen_alike_twice_and_from_the_candidates() -> None:
     assert chosen_alpha0(log, config) == chosen
 
 
-def test_where_nothing_is_left_to_choose_from_the_usual_value_is_taken() -> None:
+def test_without_pairs_to_choose_by_the_default_value_is_used() -> None:
     log = two_kinds_of_users(60, 40, 8)
     for nothing in (replace(log, train=Interactions.none()), Dataset.of_pairs("nobody", [])):
         assert chosen_alpha0(nothing, load_config(changes=["model.width=6"])) == 0.3
 
 
-def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> None:
+def test_a_chosen_setting_is_recorded_and_kept_by_an_erasure(tmp_path: Path) -> None:
     config = load_config(changes=[*SMALL, "partition.n_shards=2"])
     dataset = read_dataset("synthetic", config.data, config.seed)
     coordinator = Coordinator("auto", str(tmp_path), partial(LocalShardPool, str(tmp_path)), config)
@@ -188,7 +188,7 @@ def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> 
     coordinator.submit(UnlearningRequest(user_id=dataset.users.ids[0]))
     coordinator.process_pending()
     coordinator.close()
-    # The settings that left it open still open what was trained with them.
+    # The settings with the open value still open the deployment that was trained with them.
     again = Coordinator("auto", str(tmp_path), partial(LocalShardPool, str(tmp_path)), config)
     assert again.config.model.alpha0 == report.alpha0
     again.close()
@@ -197,7 +197,7 @@ def test_what_was_chosen_is_recorded_and_an_erasure_keeps_it(tmp_path: Path) -> 
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "best"), [("ml-1m", 0.3), ("yelp2018", 0.02)])
-def test_the_weight_of_the_unobserved_is_found_on_both_of_the_papers_logs(data_folder: Path, name: str, best: float) -> None:
+def test_the_weight_of_unobserved_pairs_is_found_on_both_logs_of_the_paper(data_folder: Path, name: str, best: float) -> None:
     config = load_config(changes=["model.kind=wmf"])
     dataset = read_dataset(str(data_folder / name), config.data, config.seed)
     assert chosen_alpha0(keyed(dataset, config), config) == best

@@ -360,7 +360,7 @@ def test_a_list_whose_secret_was_lost_is_not_used_in_silence(
     (secret,) = keys.iterdir()
     kept = secret.read_bytes()
     secret.unlink()
-    with pytest.raises(ConfigError, match="another secret"):
+    with pytest.raises(ConfigError, match="does not have the secret of the suppression list"):
         deployments.open("shop", clock=clock)
     secret.write_bytes(kept)
     deployments.open("shop", clock=clock)

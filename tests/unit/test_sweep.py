@@ -1,4 +1,4 @@
-"""What is tried, how it is measured, and what is chosen: without Ray."""
+"""The trials of a sweep, their measurement and the choice, without Ray."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ def test_a_dimension_is_a_list_or_a_range() -> None:
         ("seed=1,2", "must be the same for all trials"),
         ("data.min_rating=1,2", "must be the same for all trials"),
         ("runtime.threads=1,2", "must be the same for all trials"),
-        ("partition.n_shards=5,,10", "no list of different values"),
-        ("partition.n_shards=5,5", "no list of different values"),
-        ("model.reg=gauss(1,2)", "no list of different values"),
-        ("model.reg=log(0,1)", "is no range"),
-        ("model.reg=log(0.1,0.01)", "is no range"),
-        ("model.reg=log(a,b)", "is no range"),
-        ("model.reg=uniform(0,inf)", "is no range"),
-        ("partition.n_shards=int(2,2.5)", "is no range"),
+        ("partition.n_shards=5,,10", "not a list of distinct values"),
+        ("partition.n_shards=5,5", "not a list of distinct values"),
+        ("model.reg=gauss(1,2)", "not a list of distinct values"),
+        ("model.reg=log(0,1)", "is not a range"),
+        ("model.reg=log(0.1,0.01)", "is not a range"),
+        ("model.reg=log(a,b)", "is not a range"),
+        ("model.reg=uniform(0,inf)", "is not a range"),
+        ("partition.n_shards=int(2,2.5)", "is not a range"),
     ],
 )
-def test_what_is_no_dimension_is_refused(text: str, said: str) -> None:
+def test_a_text_that_is_not_a_dimension_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_axis(text)
 
@@ -120,12 +120,12 @@ def test_a_point_is_the_base_with_its_settings() -> None:
     assert len(plan.corners()) == 2 * 2 * 2
 
 
-def test_another_model_begins_at_its_own_defaults() -> None:
+def test_another_model_starts_at_its_own_defaults() -> None:
     plan = sweep(load_config(None, ["model.reg=0.05"]), "model.kind=wmf,bpr")
     assert plan.config_of({"model.kind": "bpr"}).model.reg == EraserConfig.model_validate({"model": {"kind": "bpr"}}).model.reg
 
 
-def test_a_model_that_is_left_open_follows_from_the_trials_log_and_settings() -> None:
+def test_an_open_model_is_chosen_by_the_trials_log_and_settings() -> None:
     plan = sweep(EraserConfig(), "partition.n_shards=2,3")
     assert plan.config_of({"partition.n_shards": "2"}).model.kind == "linear"
     assert replace(plan, n_pairs=LINEAR_UP_TO + 1).config_of({"partition.n_shards": "2"}).model.kind == "wmf"
@@ -139,7 +139,7 @@ def test_whole_numbers_are_drawn_as_whole_numbers() -> None:
     assert plan.n_trials == 4
 
 
-def test_the_usual_space_has_twenty_four_trials() -> None:
+def test_the_default_space_has_twenty_four_trials() -> None:
     assert sweep(EraserConfig(), *DEFAULT_OVER).n_trials == 24
 
 
@@ -164,7 +164,7 @@ def test_trials_see_no_test_set(tiny: Dataset) -> None:
         for_sweeping(replace(tiny, valid=Interactions.none()))
 
 
-def test_every_kind_is_asked_for_and_counts_by_its_share(tiny: Dataset) -> None:
+def test_every_kind_of_request_is_drawn_and_counts_by_its_share(tiny: Dataset) -> None:
     drawn = draw_requests(tiny, MIX, 3, seed=0)
     assert [each.request.kind for each in drawn] == ["user", "user", "item", "pairs"]  # 2.4, .15 and .45 of 3
     shares = {kind: sum(each.weight for each in drawn if each.request.kind == kind) for kind in MIX}
@@ -177,17 +177,17 @@ def test_requests_can_all_be_made_one_after_the_other(tiny: Dataset, tiny_config
     coordinator = Coordinator("all", str(tmp_path), partial(LocalShardPool, str(tmp_path)), tiny_config)
     coordinator.fit(tiny)
     for each in draw_requests(tiny, {"user": 1, "item": 1, "pairs": 1}, 24, seed=3):
-        coordinator.submit(each.request)  # none names what is gone
+        coordinator.submit(each.request)  # no request names erased data
     assert len(coordinator.process_pending()) == 24
     coordinator.close()
 
 
-def test_more_requests_than_there_is_data_are_refused(tiny: Dataset) -> None:
+def test_more_requests_than_the_data_allows_are_refused(tiny: Dataset) -> None:
     with pytest.raises(InputError, match="--requests"):
         draw_requests(tiny, {"user": 1}, 1000, seed=0)
 
 
-def test_shards_touched_are_counted_over_everybody() -> None:
+def test_touched_shards_are_counted_over_all_users_items_and_pairs() -> None:
     # Shard 0 knows users 0, 1 and item 0; shard 1 users 1, 2 and items 0, 1; a held-out pair counts like any other.
     keys = np.arange(3, dtype=np.uint64)
     held = Interactions.of(np.array([1]), np.array([0]))
@@ -202,7 +202,7 @@ def test_shards_touched_are_counted_over_everybody() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hashed", "user_based", "interaction_based", "label_propagation"])
-def test_what_trials_share_is_what_a_deployment_makes_for_itself(
+def test_shared_results_equal_those_that_a_deployment_makes_itself(
     kind: str, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:
     config = changed(tiny_config, [f"partition.kind={kind}", "model.alpha0=auto"])
@@ -220,7 +220,7 @@ def test_what_trials_share_is_what_a_deployment_makes_for_itself(
     assert replace(got, chosen=expected.chosen) == expected
 
 
-def test_a_partition_is_shared_by_those_whose_settings_make_the_same(tiny_config: EraserConfig) -> None:
+def test_trials_share_a_partition_if_their_settings_make_the_same_one(tiny_config: EraserConfig) -> None:
     learned = changed(tiny_config, ["partition.kind=user_based"])
     for same in ("aggregation.kind=mean", "aggregation.foldin=false", "model.epochs=9", "training.slices=2"):
         assert partition_key(changed(learned, [same])) == partition_key(learned)
@@ -241,7 +241,7 @@ def test_a_trial_is_a_deployment_measured_on_the_validation_set(
 ) -> None:
     dataset = for_sweeping(tiny)
     drawn = draw_requests(dataset, MIX, 3, tiny_config.seed)
-    # Whose ledger and signing key these are is no trial's business.
+    # A trial must not use the configured ledger and signing key.
     given = changed(tiny_config, ['unlearning.ledger="sqlite:////nowhere/at/all.db"', "unlearning.signing_key=nowhere.pem"])
     (row,) = measured(given, dataset, None, drawn, MIX, [3], local, str(tmp_path / "trial"))
     alone = Coordinator("alone", str(tmp_path / "alone"), partial(LocalShardPool, str(tmp_path / "alone")), tiny_config)
@@ -271,7 +271,7 @@ def test_a_trial_that_may_be_stopped_trains_for_a_part_of_its_epochs_first(
     rows = list(measured(config, dataset, None, drawn, {"pairs": 1}, budgets, local, str(tmp_path / "early")))
     assert [(row["state"], row["epochs"]) for row in rows] == [("running", 2), ("running", 5), ("finished", 20)]
     assert [row["cost"] for row in rows] == [len(tiny.train) * epochs for epochs in (2, 7, 27)]
-    # The last is the same deployment whether there were others before it.
+    # The last deployment is the same with and without earlier ones.
     (alone,) = measured(config, dataset, None, drawn, {"pairs": 1}, [20], local, str(tmp_path / "alone"))
     assert alone["ndcg@10"] == rows[-1]["ndcg@10"]
 
@@ -295,16 +295,16 @@ ROWS = [
 ]
 
 
-def test_the_front_is_those_that_no_other_beats() -> None:
+def test_the_front_holds_the_trials_that_no_other_beats() -> None:
     assert [row["key"] for row in pareto_front(ROWS)] == ["best", "good", "quick", "narrow"]
 
 
-def test_equals_do_not_beat_each_other() -> None:
+def test_equal_trials_do_not_beat_each_other() -> None:
     twins = [row("one", 0.3, 1.0, 1.0), row("two", 0.3, 1.0, 1.0)]
     assert len(pareto_front(twins)) == 2
 
 
-def test_a_choice_is_the_best_the_quickest_or_the_best_compromise() -> None:
+def test_the_choice_is_the_best_the_fastest_or_the_best_compromise() -> None:
     assert choose(ROWS, "quality")["key"] == "best"
     assert choose(ROWS, "fastest")["key"] == "quick"
     assert choose(ROWS, "knee")["key"] == "good"
@@ -314,14 +314,14 @@ def test_a_choice_is_the_best_the_quickest_or_the_best_compromise() -> None:
 
 
 @pytest.mark.parametrize("how", ["quality", "knee", "fastest"])
-def test_of_equals_the_one_of_the_strongest_guarantee_is_chosen(how: Any) -> None:
+def test_in_a_tie_the_strongest_guarantee_is_chosen(how: Any) -> None:
     levels = {"a": "exact-given-partition", "b": "exact-given-settings", "c": "exact"}
     equals = [row(key, 0.3, 1.0, 1.0, level=level) for key, level in levels.items()]
     assert choose(equals, how)["key"] == "c"
     assert choose(equals[:2], how)["key"] == "b"
 
 
-def test_a_level_that_is_asked_for_is_had_or_exceeded() -> None:
+def test_a_requested_level_is_met_or_exceeded() -> None:
     levels = ("exact-given-partition", "exact-given-settings", "exact")
     rows = [row(level, 0.3, 1.0, 1.0, level=level) for level in levels]
     assert [row["key"] for row in at_least(rows, "exact-given-settings")] == ["exact-given-settings", "exact"]
@@ -337,7 +337,7 @@ def test_the_chosen_settings_are_read_back_as_they_were() -> None:
     assert text.startswith("# Chosen by knee of the sweep first: validation NDCG@10 0.3000, restored in 1.00 s")
 
 
-def test_what_was_left_open_is_open_in_the_chosen_settings_and_counts_in_the_level() -> None:
+def test_open_settings_stay_open_in_the_chosen_settings_and_count_in_the_level() -> None:
     config = load_config(None, ["model.kind=wmf"])
     given = empty_row("x", "t", config)
     assert given["level"] == "exact-given-settings"
@@ -346,7 +346,7 @@ def test_what_was_left_open_is_open_in_the_chosen_settings_and_counts_in_the_lev
 
 
 def test_the_chosen_settings_say_that_they_hold_out_a_part_of_the_log(tiny_config: EraserConfig) -> None:
-    said = "To learn from the whole log, set both shares of [data] to 0."
+    said = "To learn from the whole log, set both shares in [data] to 0."
     chosen = row("x", 0.3, 1.0, 1.0, settings=tiny_config.model_dump_json())
     assert said in chosen_toml(chosen, "knee", "first")
     assert said not in chosen_toml(ROWS[0], "knee", "first")
@@ -372,7 +372,7 @@ def test_the_document_names_the_choice() -> None:
     assert "Chosen by `knee`: model.width=good (`chosen.toml`)." in text
 
 
-def test_a_figure_is_drawn_whatever_was_varied(tmp_path: Path) -> None:
+def test_a_figure_is_drawn_for_every_kind_of_dimension(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     many = [row(f"{n}", 0.1 + n / 100, 1.0 + n, 1.0 + n / 10, trial=f"model.reg=0.{n} model.kind=bpr") for n in range(1, 12)]
     for rows in (ROWS, many, ROWS[:1]):

@@ -1,4 +1,4 @@
-"""One device gives the same bits in every process, also with another process beside it on the same device."""
+"""A device gives the same bits in every process, even if another process uses the device at the same time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AGGREGATIONS = ("spectral", "attention")
 
 
 def digests(device: str) -> list[str]:
-    """Of a submodel of every model, and of an aggregate of every kind, on a log with long and short rows."""
+    """Digests of a submodel of every model and of an aggregate of every kind, on a log with long and short rows."""
     generator = np.random.default_rng(0)
     pairs = {(u, i) for u in range(150) for i in generator.zipf(1.4, 30).tolist() if i < 400} | {(999, i) for i in range(400)}
     shards = [

@@ -1,4 +1,4 @@
-"""UltraRE's partition: what the theory of optimal transport says of the plan, and what becomes of whole users."""
+"""UltraRE's partition: the plan against the theory of optimal transport, and the assignment of whole users."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ def vectors_with_ties() -> Embeddings:
 
 @st.composite
 def problems(draw):
-    """Costs, and marginals that are not all the same."""
+    """Costs and unequal marginals."""
     n_rows, n_columns = draw(st.integers(1, 8)), draw(st.integers(1, 4))
     row = st.lists(st.integers(0, 9), min_size=n_columns, max_size=n_columns)
     costs = np.array(draw(st.lists(row, min_size=n_rows, max_size=n_rows)), np.float64)
@@ -61,10 +61,10 @@ def test_the_marginals_hold(problem, eps):
 
 
 @given(problem=problems())
-def test_the_plan_comes_to_the_linear_programs_as_eps_vanishes(problem):
-    """The plan's cost is at least the optimum, and above it by eps times the difference of two entropies at most: eps log nK.
+def test_the_plan_approaches_the_linear_programs_as_eps_vanishes(problem):
+    """The plan's cost exceeds the optimum by at most eps times the difference of two entropies, which is at most eps log nK.
 
-    Of what is in the wrong columns, 1e-5 of all, each part costs 9 more or less at most.
+    At most 1e-5 of the mass is in wrong columns, which changes the cost by at most 9 per unit of mass.
     """
     costs, rows, columns = problem
     optimum = cheapest(costs, rows, columns)
@@ -74,9 +74,9 @@ def test_the_plan_comes_to_the_linear_programs_as_eps_vanishes(problem):
 
 
 def test_a_plan_by_hand():
-    """Two rows, two columns, all of mass 1/2; cost 0 on the diagonal, 1 off it.
+    """Two rows and two columns of mass 1/2; the cost is 0 on the diagonal and 1 off it.
 
-    By symmetry both prices are equal, and each row is divided as 1 : exp(-1 / eps).
+    By symmetry, both prices are equal, and each row is divided in the ratio 1 : exp(-1 / eps).
     """
     costs, half = 1 - np.eye(2), np.full(2, 0.5)
     for eps in (0.3, 2.0):
@@ -85,8 +85,8 @@ def test_a_plan_by_hand():
         assert plan == pytest.approx(np.array([[stays, 0.5 - stays], [0.5 - stays, stays]]), abs=1e-6)
 
 
-def test_prices_move_rows_off_a_column_that_all_prefer():
-    """Four rows at costs (0, d), d = 1, 2, 3, 4: those who lose least leave. The price difference lies between 2 and 3."""
+def test_prices_move_rows_away_from_a_column_that_all_prefer():
+    """Four rows have costs (0, d) with d = 1, 2, 3, 4. The rows that lose least leave, so the prices differ by 2 to 3."""
     costs = np.array([[0, 1], [0, 2], [0, 3], [0, 4]], np.float64)
     prices = sinkhorn(costs, np.full(4, 0.25), np.full(2, 0.5), 0.01)
     assert 2 < prices[1] - prices[0] < 3
@@ -95,13 +95,13 @@ def test_prices_move_rows_off_a_column_that_all_prefer():
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-3])
 def test_no_eps_is_too_small(eps):
-    """exp(-1 / 1e-6) is zero in floating point; the plan is what it must be all the same."""
+    """exp(-1 / 1e-6) is zero in floating point, but the plan is still correct."""
     costs, half = 1 - np.eye(2), np.full(2, 0.5)
     plan = np.exp(log_plan(costs, half, sinkhorn(costs, half, half, eps), eps))
     assert plan == pytest.approx(np.eye(2) / 2, abs=1e-9)
 
 
-def test_where_all_costs_are_nothing_every_row_is_divided_evenly():
+def test_with_zero_costs_every_row_is_divided_evenly():
     costs, rows = np.zeros((3, 2)), np.array([0.5, 0.3, 0.2])
     prices = sinkhorn(costs, rows, np.full(2, 0.5), 1.0)
     assert np.exp(log_plan(costs, rows, prices, 1.0)) == pytest.approx(np.repeat(rows[:, None] / 2, 2, axis=1))
@@ -110,15 +110,15 @@ def test_where_all_costs_are_nothing_every_row_is_divided_evenly():
 # Whole users.
 
 
-def test_those_who_are_nearly_indifferent_give_way():
-    """All three are nearest to shard 0, by 3, 1 and 2, which has room for two: the second goes to its next, shard 2."""
+def test_nearly_indifferent_users_give_way():
+    """All three users are nearest to shard 0, by 3, 1 and 2. It has room for two, so the second user goes to shard 2."""
     net_costs = np.array([[0, 9, 3], [0, 9, 1], [0, 2, 9]], np.float64)
     assert rounded(net_costs, np.ones(3, np.int64), 2).tolist() == [0, 2, 0]
 
 
 @given(problem=problems(), weights=st.lists(st.integers(1, 4), min_size=8, max_size=8), spare=st.integers(0, 9))
-def test_rounding_takes_the_best_where_that_fits_and_keeps_to_the_capacity(problem, weights, spare):
-    """With units of weight 1, and with others as long as none is left that fits nowhere."""
+def test_rounding_takes_the_best_shard_with_room_and_keeps_to_the_capacity(problem, weights, spare):
+    """With units of weight 1, and with other weights if every unit fits somewhere."""
     net_costs = problem[0]
     for loads in (np.ones(len(net_costs), np.int64), np.array(weights[: len(net_costs)])):
         n_shards = net_costs.shape[1]
@@ -137,7 +137,7 @@ def test_rounding_takes_the_best_where_that_fits_and_keeps_to_the_capacity(probl
 @pytest.mark.parametrize("balance", ["interactions", "units"])
 @pytest.mark.parametrize("seed", range(6))
 def test_planted_clouds_are_found(seed, balance):
-    """Two clouds of six on a line; whichever users the anchors begin at, half of the load goes to either side."""
+    """Two clouds of six users on a line. From all initial anchors, half of the load goes to each side."""
     log = log_of([(user, item) for user in range(12) for item in range(2)])
     partition = transport(
         log,
@@ -150,10 +150,11 @@ def test_planted_clouds_are_found(seed, balance):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_is_interactions_that_are_balanced_by_default(seed):
-    """Users at 0 .. 9, of whom the first has 16 interactions, the second 8 and the others one each.
+def test_interactions_are_balanced_by_default(seed):
+    """Users at 0 .. 9. The first has 16 interactions, the second 8, and the others one each.
 
-    Two shards of 16: the first user alone, against all the others. By units: the first five against the last five, 27 to 5.
+    Two shards of 16 hold the first user alone and all others. Balanced by units, they hold the first five users and the last
+    five, with 27 and 5 interactions.
     """
     log = log_of([(0, item) for item in range(16)] + [(1, item) for item in range(8)] + [(user, 0) for user in range(2, 10)])
     sizes = {}
@@ -164,7 +165,7 @@ def test_it_is_interactions_that_are_balanced_by_default(seed):
 
 
 def test_shards_are_nearly_equal_long_before_the_capacity():
-    """400 users with 1 to 9 interactions: columns are equal and few users are divided, so within 5 % of the mean, not 20 %."""
+    """400 users have 1 to 9 interactions. Columns are equal and few users are divided, so sizes are within 5 % of the mean."""
     generator = np.random.default_rng(2)
     log = log_of({(user, item) for user in range(400) for item in range(generator.integers(1, 10))})
     rows, items = np.arange(400, dtype=np.int32), np.zeros(1, np.int32)
@@ -179,7 +180,7 @@ def test_shards_are_nearly_equal_long_before_the_capacity():
     balance=st.sampled_from(["interactions", "units"]),
     seed=st.integers(0, 3),
 )
-def test_whole_users_within_the_capacity_and_twice_the_same(pairs, n_shards, slack, balance, seed):
+def test_whole_users_are_within_the_capacity_and_the_result_is_reproducible(pairs, n_shards, slack, balance, seed):
     log, vectors = log_of(pairs), vectors_with_ties()
     config = PartitionConfig(kind="transport", n_shards=n_shards, slack=slack, balance=balance, entropy=0.1, max_iterations=3)
     partition = transport(log, vectors, config, seed)
@@ -194,7 +195,7 @@ def test_whole_users_within_the_capacity_and_twice_the_same(pairs, n_shards, sla
     assert np.array_equal(transport(log, vectors, config, seed).owners, partition.owners)
 
 
-def test_one_shard_few_users_and_none():
+def test_one_shard_few_users_and_an_empty_log_are_handled():
     log = log_of([(2, 3), (5, 1), (5, 3)])
     config = {k: PartitionConfig(kind="transport", n_shards=k) for k in (1, 3, 4)}
     assert transport(log, on_a_line(range(6)), config[1], 0).owners.tolist() == [0, 0, 0]
@@ -204,7 +205,7 @@ def test_one_shard_few_users_and_none():
     assert nothing.sizes().tolist() == [0, 0, 0]
 
 
-def test_users_who_are_all_alike_are_divided_all_the_same():
+def test_identical_users_are_still_divided():
     log = log_of([(user, 0) for user in range(12)])
     config = PartitionConfig(kind="transport", n_shards=3, slack=1)
     assert transport(log, on_a_line([7] * 12), config, 0).sizes().tolist() == [4, 4, 4]
@@ -218,7 +219,7 @@ def test_users_without_interactions_do_not_move_a_partition():
     assert np.array_equal(transport(log, everyone, config, 3).owners, transport(log, fewer, config, 3).owners)
 
 
-def test_the_log_says_how_many_rounds_it_took(caplog):
+def test_the_log_records_the_number_of_rounds(caplog):
     with caplog.at_level(logging.INFO, "ray_eraser"):
         transport(log_of([(2, 3), (5, 1)]), on_a_line(range(6)), PartitionConfig(kind="transport", n_shards=1), 0)
     (record,) = caplog.records

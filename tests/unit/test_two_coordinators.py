@@ -48,6 +48,7 @@ class World:
         log: what was trained on.
         acknowledged: the requests that somebody accepted.
         forgotten: users whose erasure was acknowledged, and who were not learned again since.
+        brought_back: users who were learned again, in the order of the acknowledgements.
     """
 
     def __init__(self, folder: Path, template: Path, log: Dataset) -> None:
@@ -55,6 +56,7 @@ class World:
         self.path, self.now, self.log = str(folder), 0.0, log
         self.acknowledged: set[RequestId] = set()
         self.forgotten: set[str] = set()
+        self.brought_back: list[str] = []
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -135,10 +137,13 @@ Act = Callable[[Machine], None]
 
 
 def erases(machine: Machine, request: UnlearningRequest) -> None:
+    world = machine.world
+    brought_back = len(world.brought_back)
     submitted = machine.coordinator.submit(request)
-    machine.world.acknowledged.add(submitted.request_id)
-    if request.user_id is not None:
-        machine.world.forgotten.add(str(request.user_id))
+    world.acknowledged.add(submitted.request_id)
+    # An erasure that was recorded, but not yet answered, when the user was learned again came first.
+    if request.user_id is not None and str(request.user_id) not in world.brought_back[brought_back:]:
+        world.forgotten.add(str(request.user_id))
 
 
 def erases_user(number: int) -> Act:
@@ -160,6 +165,7 @@ def learns(machine: Machine, pairs: Sequence[tuple[str, str]]) -> None:
         return  # all of it is here already
     machine.world.acknowledged.add(submitted.request_id)
     machine.world.forgotten -= {user for user, _ in pairs}
+    machine.world.brought_back += sorted({user for user, _ in pairs})
 
 
 def learns_somebody_new(machine: Machine) -> None:

@@ -14,7 +14,7 @@ from ray_eraser.vectors import Vectors
 
 
 def some() -> Vectors:
-    """Of bob there is no vector, and of item 30 no id."""
+    """User bob has no vector, and item 30 has no id."""
     users, all_items = Vocabulary.of("user", ["ann", "bob", "eve"]), Vocabulary.of("item", [10, 30, 40])
     vectors = {"ann": [1, 2], "eve": [3, 4], 10: [0, 1], 30: [2, 3], 40: [4, 5]}
     user_keys = np.sort(np.array([users.key(raw) for raw in ("ann", "eve")], np.uint64))
@@ -32,13 +32,13 @@ def by_id(ids, vectors) -> dict:
     return dict(zip(ids, np.asarray(vectors).tolist(), strict=True))
 
 
-def test_vectors_stand_with_their_ids_and_what_has_no_id_any_more_is_left_out():
+def test_vectors_have_their_ids_and_vectors_without_an_id_are_left_out():
     vectors = some()
     assert by_id(vectors.user_ids, vectors.users) == {"ann": [1, 2], "eve": [3, 4]}
     assert by_id(vectors.item_ids, vectors.items) == {10: [0, 1], 40: [4, 5]}
 
 
-def test_what_is_written_is_read_by_numpy_and_parquet(tmp_path):
+def test_written_files_can_be_read_with_numpy_and_parquet(tmp_path):
     some().write(tmp_path / "deep" / "down")
     folder = tmp_path / "deep" / "down"
     users, items = (pq.read_table(folder / f"{kind}.parquet")["id"].to_pylist() for kind in ("users", "items"))
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
         some().write(tmp_path / "file" / "below")
 
 
-def test_a_deployment_hands_out_what_it_recommends_from_and_nobody_who_was_erased(deployments, tiny, tiny_config):
+def test_a_deployment_exports_the_served_vectors_without_erased_users(deployments, tiny, tiny_config):
     coordinator = deployments.fit("a", tiny_config, tiny)
     user, other = tiny.users.ids[3], tiny.users.ids[4]
     before = coordinator.vectors()

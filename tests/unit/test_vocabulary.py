@@ -257,3 +257,39 @@ def test_a_pickled_vocabulary_is_about_as_large_as_its_ids_and_keys():
     vocabulary = Vocabulary.of("user", MANY * 10 + [f"member-{number}" for number in range(20_000)])
     content = sum(part.ids.nbytes + part.keys.nbytes for part in vocabulary.parts)
     assert len(pickle.dumps(vocabulary)) < 1.5 * content
+
+
+# ---- other spellings of an id
+
+HERE = Vocabulary.of("user", ["20007.0", "\ufeff5", "Anna", " bob ", "007", "caf\u00e9", "a b\n(c).*", "-3", "12x", "1.5"])
+SPELLED = {
+    "a whole number written as a float": ("20007", "20007.0"),
+    "an integer": (20007, "20007.0"),
+    "leading zeros": ("7", "007"),
+    "both": ("7.00", "007"),
+    "a sign": ("-3.0", "-3"),
+    "a byte order mark": ("5", "\ufeff5"),
+    "blanks around": ("bob", " bob "),
+    "case": ("ANNA", "Anna"),
+    "case and blanks": ("\u00a0anna\t", "Anna"),
+    "an accent of its own": ("cafe\u0301", "caf\u00e9"),
+    "characters that a pattern has": ("A B\n(C).*", "a b\n(c).*"),
+}
+
+
+@pytest.mark.parametrize(("asked", "here"), SPELLED.values(), ids=SPELLED)
+def test_another_spelling_that_is_here_is_found(asked, here):
+    assert HERE.spelled_otherwise(asked) == [here]
+    assert HERE.unknown(asked).similar == (here,)
+
+
+@pytest.mark.parametrize("asked", ["20007.0", "3", "012X", "ann", "15", "1.50", "a b", True, 5.0, None, "", "x" * 1001])
+def test_what_is_here_as_it_is_or_means_another_has_no_other_spelling(asked):
+    assert HERE.spelled_otherwise(asked) == []
+
+
+def test_many_are_looked_up_at_once_and_none_may_be_here():
+    assert HERE.other_spellings(["7", "nobody", "anna", 7, True]) == {"7": ["007"], "anna": ["Anna"]}
+    assert Vocabulary.empty("user").spelled_otherwise("7") == []
+    both = Vocabulary.of("user", ["7", "07", "7.0"])
+    assert sorted(both.spelled_otherwise("7")) == ["07", "7.0"]

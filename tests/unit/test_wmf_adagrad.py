@@ -31,7 +31,7 @@ def fit(interactions, valid=None, seed=0, **settings):
 
 
 def checkerboard(n_users=24, n_items=16, left_out=2):
-    """Even users like even items, odd users odd ones; `left_out` of them are held out from every user."""
+    """A log in which even users like even items and odd users odd ones. `left_out` pairs of every user are held out."""
     pairs = [(user, item) for user in range(n_users) for item in range(n_items) if (user + item) % 2 == 0]
     held_out = [(user, (user + 2 * j) % n_items) for user in range(n_users) for j in range(left_out)]
     everything, hidden = (Interactions.of(*np.array(rows).T) for rows in (pairs, held_out))
@@ -39,7 +39,7 @@ def checkerboard(n_users=24, n_items=16, left_out=2):
 
 
 def naive_loss(users, items, observed):
-    """Weight 1 and target 1 on observed pairs, weight w0 and target 0 on the others, less the constant 1 a pair."""
+    """Weight 1 and target 1 on observed pairs, weight w0 and target 0 on the others, less the constant 1 per observed pair."""
     loss = torch.zeros((), dtype=torch.float64)
     for user in range(len(users)):
         for item in range(len(items)):
@@ -48,7 +48,7 @@ def naive_loss(users, items, observed):
     return loss
 
 
-def test_loss_and_gradients_equal_those_of_a_loop_over_all_pairs():
+def test_loss_and_gradients_equal_a_loop_over_all_pairs():
     generator = torch.Generator().manual_seed(3)
     users, items = (torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True) for n in (5, 4))
     observed = set(zip(PAIRS.users.tolist(), PAIRS.items.tolist(), strict=True))
@@ -72,7 +72,7 @@ def test_the_losses_of_user_batches_add_up_to_the_loss_of_all_users():
     torch.testing.assert_close(sum(part[2] for part in parts), slope)
 
 
-def test_the_first_adagrad_step_of_a_coordinate_is_a_whole_learning_rate():
+def test_the_first_adagrad_step_of_a_coordinate_has_the_length_of_the_learning_rate():
     weights, slope = torch.zeros(2), torch.tensor([3.0, -0.5])
     squares = torch.full((2,), 1e-8)
     adagrad_step(weights, slope, squares, lr=0.05)
@@ -89,7 +89,7 @@ def test_dropout_keeps_the_mean():
 
 def test_users_of_the_last_short_batch_are_trained():
     interactions, _ = checkerboard()
-    # 24 users in batches of 23: without its batch the one left over would stay at its start, whose length is about .02.
+    # 24 users in batches of 23: without the last batch, one user would keep its initial vector, whose length is about .02.
     users = fit(interactions, batch=23, epochs=1, keep=1).users
     assert (np.linalg.norm(users, axis=1) > 0.07).all()
 
@@ -109,7 +109,7 @@ def test_held_out_pairs_of_a_checkerboard_score_above_all_other_pairs():
         assert scores[user, item] > scores[user, (user + 1) % 2 :: 2].max()
 
 
-def test_only_users_and_items_of_the_shard_are_covered_and_others_take_no_part():
+def test_only_users_and_items_of_the_shard_are_covered():
     interactions, _ = checkerboard()
     shifted = Interactions.of(interactions.users * 1000, interactions.items * 7 + 100)
     here = WmfAdagrad(WmfAdagradConfig(width=4, epochs=3)).fit(interactions, Interactions.none(), start_of(interactions, 4))
@@ -126,7 +126,7 @@ def test_the_same_arguments_give_the_same_bits_and_another_seed_others():
     assert not fit(interactions, batch=7).same_bits(fit(interactions, batch=7, seed=1))
 
 
-def test_no_interactions_give_a_model_that_knows_nobody():
+def test_no_interactions_give_an_empty_model():
     model = fit(Interactions.none())
     assert model.users.shape == (0, 4)
     assert model.items.shape == (0, 4)
@@ -135,7 +135,7 @@ def test_no_interactions_give_a_model_that_knows_nobody():
 def test_with_patience_the_weights_of_an_earlier_check_come_back():
     interactions, hidden = checkerboard()
     stopped = fit(interactions, hidden, epochs=1000, patience=3, check_every=2)
-    # Training is a sequence: the weights after so many epochs are those of a run of so many epochs.
+    # The weights after an epoch of a long run equal those of a run that ends with this epoch.
     assert any(stopped.same_bits(fit(interactions, epochs=epochs)) for epochs in range(2, 60, 2))
 
 

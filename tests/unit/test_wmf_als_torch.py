@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import ModelContract, checkerboard, log_of
 from scipy import sparse
 from torch_devices import TORCH_DEVICES, on_gpu
 
@@ -22,6 +21,7 @@ from ray_eraser.models.base import UNTRAINED, Start
 from ray_eraser.models.wmf_als import WmfAls, half_sweep
 from ray_eraser.models.wmf_als_torch import Side, WmfAlsTorch, half_sweep_torch
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import ModelContract, checkerboard, log_of
 from ray_eraser.training.submodel import train_submodel
 
 ALPHA0, REG = 0.3, 0.01
@@ -56,7 +56,7 @@ def device(request):
 
 
 def skewed_log(n_users=300, n_items=150, n=6000) -> Interactions:
-    """Popular items have hundreds of users and some have one."""
+    """A log in which popular items have hundreds of users and some items have one."""
     generator = np.random.default_rng(1)
     items = (n_items * generator.random(n) ** 3).astype(np.int32)
     return Interactions.of(generator.integers(0, n_users, n, np.int32), items)
@@ -90,14 +90,14 @@ def test_the_device_chooses_the_class():
 
 
 @pytest.mark.parametrize("width", [3, 16, 70])
-def test_after_all_epochs_vectors_are_those_of_the_compiled_loops_but_for_rounding(device, width):
+def test_after_all_epochs_vectors_equal_those_of_the_compiled_loops_up_to_rounding(device, width):
     interactions = skewed_log()
     config = WmfAlsConfig(width=width, epochs=8, alpha0=ALPHA0)
     assert_models_agree(fit(make_model(config, device), interactions), fit(WmfAls(config), interactions))
 
 
 @pytest.mark.parametrize("width", [3, 64])
-def test_a_half_sweep_is_that_of_the_compiled_loops_but_for_rounding(device, width):
+def test_a_half_sweep_equals_that_of_the_compiled_loops_up_to_rounding(device, width):
     generator, where = np.random.default_rng(2), torch_device(device)
     matrix = sparse.csr_matrix((generator.random((90, 70)) < generator.random((90, 1)) ** 2).astype(np.float32))
     items = generator.normal(0, 0.5, (70, width)).astype(np.float32)
@@ -106,7 +106,7 @@ def test_a_half_sweep_is_that_of_the_compiled_loops_but_for_rounding(device, wid
     assert_rows_agree(users, half_sweep(matrix, items, ALPHA0, REG), within=1e-5)
 
 
-def test_long_rows_in_pieces_end_at_nearly_the_same_vectors_and_always_at_the_same_bits(device, monkeypatch):
+def test_long_rows_in_pieces_give_nearly_the_same_vectors_and_reproducible_bits(device, monkeypatch):
     interactions, model = skewed_log(), make_model(WmfAlsConfig(width=8, epochs=4, alpha0=ALPHA0), device)
     whole = fit(model, interactions)
     for name, value in (("_PIECE", 32), ("_BAG", 16), ("_WORKSPACE", {"cpu": 1 << 12, "cuda": 1 << 12})):
@@ -116,7 +116,7 @@ def test_long_rows_in_pieces_end_at_nearly_the_same_vectors_and_always_at_the_sa
     assert fit(model, interactions).same_bits(pieces)
 
 
-def test_a_checkpoint_of_either_class_is_gone_on_from_by_the_other(device):
+def test_each_class_continues_from_a_checkpoint_of_the_other(device):
     interactions, config = skewed_log(), WmfAlsConfig(width=8, epochs=3, alpha0=ALPHA0)
     on_torch, compiled = make_model(config, device), WmfAls(config)
     start, none = start_of(interactions, 8), Interactions.none()
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_either_class_is_gone_on_from_by_the_other(device):
     assert_models_agree(*ends)
 
 
-def test_it_looks_neither_at_the_seed_nor_at_held_out_pairs(device):
+def test_training_depends_neither_on_the_seed_nor_on_held_out_pairs(device):
     interactions, withheld = checkerboard()
     model = make_model(WmfAlsConfig(width=4, epochs=2, alpha0=ALPHA0), device)
     items = start_of(interactions, 4).items
@@ -135,7 +135,7 @@ def test_it_looks_neither_at_the_seed_nor_at_held_out_pairs(device):
     assert model.fit(interactions, log_of(withheld.items()), Start(1, items)).same_bits(plain)
 
 
-def test_a_ridge_that_is_too_small_for_single_precision_is_said_to_be_as_on_the_cpu(device):
+def test_a_ridge_too_small_for_single_precision_is_the_same_error_as_on_the_cpu(device):
     generator = np.random.default_rng(0)
     train = Interactions.of(generator.integers(0, 50, 300), generator.integers(0, 40, 300))
     keys = np.arange(50, dtype=np.uint64)
@@ -157,10 +157,10 @@ class TestSweepsOfAnAggregate:
         return sweep(rows, items, interactions, ALPHA0, REG, sweeps, device=device)
 
     @pytest.mark.parametrize("sweeps", [1, 3])
-    def test_items_are_those_of_the_compiled_loops_but_for_rounding(self, device, sweeps):
+    def test_items_equal_those_of_the_compiled_loops_up_to_rounding(self, device, sweeps):
         assert_models_agree(self.swept(sweeps, device), self.swept(sweeps, "cpu"))
 
-    def test_the_same_arguments_give_the_same_bits_and_stay_as_they_were(self, device):
+    def test_the_same_arguments_give_the_same_bits_and_are_not_changed(self, device):
         items = normal_rows(np.arange(75, dtype=np.uint64), 7, 6)
         before = items.copy()
         first = self.swept(2, device, items=items)
@@ -168,7 +168,7 @@ class TestSweepsOfAnAggregate:
         assert np.array_equal(items, before)
         assert not np.shares_memory(first.items, items)
 
-    def test_without_sweeps_or_pairs_it_is_what_it_is_on_the_cpu(self, device):
+    def test_without_sweeps_or_pairs_the_result_is_that_of_the_cpu(self, device):
         assert self.swept(0, device).same_bits(self.swept(0, "cpu"))
         for interactions in (Interactions.none(), log_of([(3, 5), (4, 7)])):
             assert self.swept(1, device, interactions).same_bits(Embeddings.empty(6))

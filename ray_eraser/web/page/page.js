@@ -1,12 +1,17 @@
-"use strict";
+import { drawRequests, drawShards } from "./pictures.js";
 
 const REFRESH_MS = 2000;
-const LISTED = 50;
+const LISTED = 500; // erasures that the pictures know
+const SHOWN = 10; // rows of a table, until all are asked for
+const NAMED = 10; // pairs that the question names
 
-let key = null; // in this variable and nowhere else
+let key = null; // kept in this variable only
 let timer = null;
-let followed = null; // the erasure that was asked for last
-let submission = null; // {body, idempotencyKey}: sent again after a failure, it is the same request
+let followed = null; // the last erasure that was submitted
+let submission = null; // {body, idempotencyKey}; sending it again after a failure repeats the same request
+let lists = null; // {counts, pending, finished}; asked for again when the counts change
+let shown = null; // the status on the screen
+const unfolded = new Set(); // the tables that show all their rows
 
 const at = (id) => document.getElementById(id);
 
@@ -17,7 +22,7 @@ function element(name, text, classes = "") {
   return made;
 }
 
-// ---- asking ---------------------------------------------------------------------------------------------------------------
+// ---- asking the server ------------------------------------------------------------------------------------------------------
 
 class Refused extends Error {
   constructor(status, error) {
@@ -38,7 +43,7 @@ async function ask(path, options = {}) {
   return body;
 }
 
-let saidBy = null; // what was being done; a refresh that works takes back only what a refresh has said
+let saidBy = null; // a refresh that works withdraws only what a refresh has said
 
 function say(problem, by = "form") {
   saidBy = by;
@@ -46,7 +51,7 @@ function say(problem, by = "form") {
   at("problem").hidden = !problem;
 }
 
-// ---- words ----------------------------------------------------------------------------------------------------------------
+// ---- words ------------------------------------------------------------------------------------------------------------------
 
 const moment = (seconds) => (seconds == null ? "" : new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" }));
 
@@ -60,85 +65,160 @@ function lasting(seconds) {
 
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-function state(name) {
-  return element("span", name.replace("_", " "), `state ${name}`);
-}
+const STATES = { received: "received", excised: "out of service", routed: "training", erased: "erased", done: "done", set_aside: "set aside" };
+const state = (name) => element("span", STATES[name] ?? name, `state ${name}`);
 
-// ---- showing --------------------------------------------------------------------------------------------------------------
+// ---- showing ----------------------------------------------------------------------------------------------------------------
 
+/** Fills a table. An unchanged table stays as it is, so that a selection in it survives; a changed one keeps the focus. */
 function fill(table, rows) {
-  at(table).tBodies[0].replaceChildren(
-    ...rows.map((cells) => {
-      const row = element("tr");
-      for (const cell of cells) {
-        const td = element("td");
-        td.append(cell instanceof Node ? cell : document.createTextNode(cell));
-        row.append(td);
-      }
-      return row;
-    }),
-  );
+  const names = [...at(table).tHead.rows[0].cells];
+  const made = rows.map((cells) => {
+    const row = element("tr");
+    row.setAttribute("role", "row");
+    cells.forEach((cell, column) => {
+      const td = element("td", undefined, names[column].className);
+      td.setAttribute("role", "cell");
+      td.dataset.name = names[column].textContent;
+      td.append(cell);
+      row.append(td);
+    });
+    return row;
+  });
+  const body = at(table).tBodies[0];
+  if (body.innerHTML !== made.map((row) => row.outerHTML).join("")) {
+    const focused = body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+    body.replaceChildren(...made);
+    if (focused) body.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus();
+  }
   at(table).hidden = rows.length === 0;
 }
 
 function list(dl, entries) {
   at(dl).replaceChildren(...entries.flatMap(([name, value]) => {
     const dd = element("dd");
-    dd.append(value instanceof Node ? value : document.createTextNode(value));
+    dd.append(value);
     return [element("dt", name), dd];
   }));
 }
 
-function lookUpButton(id) {
-  const button = element("button", "receipt", "quiet");
-  button.type = "button";
-  button.addEventListener("click", () => {
-    at("erasure-id").value = id;
-    at("salt").value = "";
-    at("receipt-form").requestSubmit();
-    at("receipt-form").scrollIntoView({ behavior: "smooth", block: "center" });
-  });
-  return button;
+function button(text, id, label, act) {
+  const made = element("button", text, "quiet");
+  made.type = "button";
+  made.dataset.id = id;
+  made.setAttribute("aria-label", label);
+  made.addEventListener("click", () => act(id, made));
+  return made;
 }
 
-function show(status, pending, finished) {
-  const { requests, now } = status;
-  at("deployment").textContent = status.deployment;
-  at("pending-count").textContent = requests.received + requests.excised + requests.routed;
+function lookUp(id) {
+  at("erasure-id").value = id;
+  at("salt").value = "";
+  at("receipt-form").requestSubmit();
+  at("receipt-form").scrollIntoView({ behavior: "smooth", block: "center" });
+}
+
+function show(status) {
+  shown = status;
+  showFigures(status);
+  showCost(status);
+  showErasures(status);
+  showPictures(status);
+  showDeployment(status);
+}
+
+const waitingIn = (requests) => requests.received + requests.excised + requests.routed;
+
+function showFigures({ deployment, requests, overdue, generation, shards }) {
+  at("deployment").textContent = deployment;
+  at("pending-count").textContent = waitingIn(requests);
   at("finished-count").textContent = requests.erased;
-  at("overdue").textContent = status.overdue;
-  at("overdue-figure").classList.toggle("alarm", status.overdue > 0);
+  at("overdue").textContent = overdue;
+  at("overdue-figure").classList.toggle("alarm", overdue > 0);
   at("set-aside").textContent = requests.set_aside;
   at("aside-figure").classList.toggle("alarm", requests.set_aside > 0);
-  at("generation").textContent = status.generation;
-  at("serving").textContent = `${status.shards.filter((shard) => !shard.excised).length} of ${status.shards.length}`;
+  at("generation").textContent = generation;
+  at("serving").textContent = `${shards.filter((shard) => !shard.excised).length} of ${shards.length}`;
+}
 
-  const due = status.due_at == null ? "" : status.due_at <= now ? ", due now" : `, next run in ${lasting(status.due_at - now)}`;
-  at("plan").textContent = `plan ${status.plan}${due}`;
-  fill("pending", pending.map((row) => {
+function showCost(status) {
+  const { shards, requests, now, progress } = status;
+  const out = shards.filter((shard) => shard.excised).length;
+  at("left-out").textContent = `${out} of ${shards.length} (${Math.round(100 * out / shards.length)} %)`;
+  at("left-out-bar").firstChild.style.width = `${100 * out / shards.length}%`;
+  const waiting = waitingIn(requests);
+  at("waiting").textContent = waiting;
+  at("oldest").textContent = waiting ? `the oldest for ${lasting(status.oldest_pending_seconds)}` : "";
+  const runs = progress.stage !== "idle";
+  const planned = status.due_at == null ? "none" : status.due_at <= now ? "due now" : `in ${lasting(status.due_at - now)}`;
+  at("next-run").textContent = runs ? "running" : planned;
+  at("predicted").textContent = waiting ? `takes about ${lasting(status.predicted_seconds)}` : "";
+  at("run-now").disabled = waiting === 0;
+  if (waiting === 0) at("run-said").textContent = "";
+  fill("aside-rows", Object.entries(status.set_aside).map(([id, reason]) => [
+    element("code", id), reason, button("Retry", id, `Retry request ${id}`, retry),
+  ]));
+  at("aside").hidden = requests.set_aside === 0;
+}
+
+/** The rows of a table that are on the screen; sets its button to show all of them, or a few again. */
+function rowsOf(table, rows) {
+  const all = unfolded.has(table), more = at(`${table}-more`);
+  more.hidden = rows.length <= SHOWN;
+  more.textContent = all ? `Show ${SHOWN}` : `Show all ${rows.length}`;
+  more.setAttribute("aria-expanded", all);
+  return all ? rows : rows.slice(0, SHOWN);
+}
+
+function showErasures({ now, plan }) {
+  const { pending, finished } = lists;
+  at("plan").textContent = `plan ${plan}`;
+  fill("pending", rowsOf("pending", pending).map((row) => {
     const left = row.deadline_at - now;
     const deadline = element("span", left < 0 ? `overdue by ${lasting(left)}` : `in ${lasting(left)}`, left < 0 ? "late" : "");
     deadline.title = moment(row.deadline_at);
-    return [element("code", row.id), row.kind, state(row.state), moment(row.received_at), row.excised_at == null ? "not yet" : `after ${lasting(row.excised_at - row.received_at)}`, deadline];
+    const excised = row.excised_at == null ? "not yet" : `after ${lasting(row.excised_at - row.received_at)}`;
+    return [element("code", row.id), row.kind, state(row.state), moment(row.received_at), excised, deadline];
   }));
-  const reasons = Object.entries(status.set_aside).map(([id, reason]) => `${id} was set aside: ${reason}`);
-  const none = pending.length === 0 ? ["None."] : [];
-  const more = pending.length === LISTED ? [`The ${LISTED} oldest are shown.`] : [];
-  at("pending-note").textContent = [...none, ...more, ...reasons].join(" ");
-  fill("finished", finished.map((row) => [
-    element("code", row.id), row.kind, moment(row.received_at), moment(row.finished_at), lasting(row.finished_at - row.received_at), String(row.generation), lookUpButton(row.id),
+  const note = (rows, none, order) => (rows.length === 0 ? none : rows.length === LISTED ? `The list ends with the ${LISTED} ${order}.` : "");
+  at("pending-note").textContent = note(pending, "None.", "oldest");
+  fill("finished", rowsOf("finished", finished).map((row) => [
+    element("code", row.id), row.kind, moment(row.received_at), moment(row.finished_at), lasting(row.finished_at - row.received_at),
+    String(row.generation), button("receipt", row.id, `Receipt of erasure ${row.id}`, lookUp),
   ]));
-  at("finished-note").textContent = finished.length === 0 ? "None yet." : finished.length === LISTED ? `The ${LISTED} newest are shown.` : "";
+  at("finished-note").textContent = note(finished, "None yet.", "newest");
+}
 
+/** Distinct shards of the erasures of each generation, the oldest generation first. */
+function shardsByGeneration(finished) {
+  const generations = new Map();
+  // A list that was cut may hold only a part of its oldest generation.
+  const oldest = finished.length === LISTED ? finished.at(-1).generation : null;
+  for (const row of finished.filter((each) => each.shards && each.generation !== oldest)) {
+    generations.set(row.generation, new Set([...(generations.get(row.generation) ?? []), ...row.shards]));
+  }
+  return [...generations].sort(([a], [b]) => a - b).map(([generation, shards]) => [String(generation), shards.size]);
+}
+
+function showPictures({ now, shards }) {
+  const { pending, finished } = lists;
+  const rows = [...finished, ...pending];
+  drawRequests(at("requests-picture"), rows, Math.ceil(now / 10) * 10);
+  const cut = finished.length === LISTED || pending.length === LISTED ? ` The picture knows the newest ${LISTED} finished and the oldest ${LISTED} pending ones.` : "";
+  at("requests-note").textContent = (rows.length ? "“Out of service”: no recommendation depends on the data. “Restored”: the new generation serves." : "None yet.") + cut;
+  const out = shards.filter((shard) => shard.excised).length;
+  drawShards(at("shards-picture"), [...shardsByGeneration(finished), ["now", out]], shards.length);
+  at("shards-note").textContent = "How many shards stopped serving for the erasures of each generation, until it was published.";
+}
+
+function showDeployment(status) {
   const { stage, done, total } = status.progress;
   list("facts", [
     ["Guarantee", status.guarantee],
     ["Chosen from the log", status.chosen.join(", ") || "nothing"],
     ["Partition", `${status.partition}, ${status.shards.length} shards`],
     ["Data", `${status.n_interactions} interactions of ${status.n_users} users with ${status.n_items} items`],
-    ["Doing", stage === "idle" ? "nothing, waits for requests" : `${stage} ${done} of ${total}`],
-    ["Oldest pending", status.oldest_pending_seconds ? lasting(status.oldest_pending_seconds) : "none"],
-    ["Next run", status.due_at == null ? "nothing waits" : `${moment(status.due_at)}, takes about ${lasting(status.predicted_seconds)}`],
+    ["Work", stage === "idle" ? "none" : `${stage} ${done} of ${total}`],
     ...(status.last_error ? [["Last failure", element("span", status.last_error, "late")]] : []),
   ]);
   const largest = Math.max(1, ...status.shards.map((shard) => shard.interactions));
@@ -157,15 +237,17 @@ async function refresh() {
   clearTimeout(timer);
   const asked = key;
   try {
-    const answers = await Promise.all([
-      ask("status"), ask(`erasures?limit=${LISTED}`), ask(`erasures?finished=true&limit=${LISTED}`), followed ? ask(`erasures/${followed}`) : null,
-    ]);
+    const [status, mine] = await Promise.all([ask("status"), followed ? ask(`erasures/${followed}`) : null]);
+    const counts = JSON.stringify([status.requests, status.generation]);
+    if (lists?.counts !== counts) {
+      const [pending, finished] = await Promise.all([ask(`erasures?limit=${LISTED}`), ask(`erasures?finished=true&limit=${LISTED}`)]);
+      if (key === asked) lists = { counts, pending, finished };
+    }
     if (key !== asked) return;
-    const [status, pending, finished, mine] = answers;
-    show(status, pending, finished);
-    if (mine) at("accepted-state").replaceWith(Object.assign(state(mine.state), { id: "accepted-state" }));
     at("open").hidden = false;
     at("locked").hidden = true;
+    show(status);
+    if (mine) at("accepted-state").replaceWith(Object.assign(state(mine.state), { id: "accepted-state" }));
     if (saidBy === "refresh") say("");
   } catch (problem) {
     if (key !== asked) return;
@@ -179,33 +261,58 @@ async function refresh() {
   timer = setTimeout(refresh, REFRESH_MS);
 }
 
-// ---- doing ----------------------------------------------------------------------------------------------------------------
+new ResizeObserver(() => {
+  if (shown) showPictures(shown);
+}).observe(at("requests-picture"));
 
-function lock() {
-  key = null;
-  followed = null;
-  clearTimeout(timer);
-  for (const id of ["open", "accepted", "receipt"]) at(id).hidden = true;
-  at("locked").hidden = false;
-  at("key").hidden = at("key-label").hidden = false;
-  at("key-button").textContent = "Use key";
+for (const table of ["pending", "finished"]) {
+  at(`${table}-more`).addEventListener("click", () => {
+    if (!unfolded.delete(table)) unfolded.add(table);
+    showErasures(shown);
+  });
 }
 
-at("key-form").addEventListener("submit", (event) => {
+// ---- the key ----------------------------------------------------------------------------------------------------------------
+
+function lock() {
+  key = followed = lists = shown = null;
+  clearTimeout(timer);
+  at("confirm").close();
+  for (const id of ["open", "accepted", "receipt", "key-state"]) at(id).hidden = true;
+  for (const id of ["raw-id", "raw-pairs", "erasure-id", "salt"]) at(id).value = "";
+  at("locked").hidden = false;
+  at("deployment").textContent = "";
+  at("key").focus();
+}
+
+at("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (key !== null) {
-    lock();
-    at("key").focus();
-    return;
-  }
-  const given = at("key").value.trim();
-  if (!given) return;
-  key = given;
+  key = at("key").value;
   at("key").value = "";
-  at("key").hidden = at("key-label").hidden = true;
-  at("key-button").textContent = "Forget key";
-  refresh();
+  const asked = key;
+  at("key-button").disabled = true;
+  try {
+    const { role } = await ask("key");
+    at("role").textContent = role;
+    document.body.classList.toggle("reads", role !== "erase");
+    at("key-state").hidden = false;
+    say("");
+    await refresh();
+    if (key === asked && !at("open").hidden) at("open").focus();
+  } catch (problem) {
+    lock();
+    say(problem.status === 401 ? "This key is not known here." : problem.message);
+  } finally {
+    at("key-button").disabled = false;
+  }
 });
+
+at("forget-key").addEventListener("click", () => {
+  lock();
+  say("");
+});
+
+// ---- erasures ---------------------------------------------------------------------------------------------------------------
 
 for (const radio of document.querySelectorAll("input[name=what]")) {
   radio.addEventListener("change", () => {
@@ -214,33 +321,74 @@ for (const radio of document.querySelectorAll("input[name=what]")) {
   });
 }
 
+/** The fields of a line of a CSV file (RFC 4180); null if its quotes do not match. No field loses its blanks. */
+function fieldsOf(line) {
+  const field = /(?:"((?:[^"]|"")*)"|([^",]*))(,|$)/y;
+  const found = [];
+  for (;;) {
+    const match = field.exec(line);
+    if (match === null) return null;
+    found.push(match[1] === undefined ? match[2] : match[1].replaceAll('""', '"'));
+    if (match[3] === "") return found;
+  }
+}
+
+/** What the form asks to erase: the body of the request, the question, and lists of the ids in it. */
 function wanted() {
   const what = document.querySelector("input[name=what]:checked").value;
   if (what !== "pairs") {
-    const id = at("raw-id").value.trim();
-    if (!id) throw new Error("Give an id.");
-    return { [`${what}_id`]: id };
+    const id = at("raw-id").value;
+    if (id === "") throw new Error("Give an id.");
+    return { body: { [`${what}_id`]: id }, question: `Erase this ${what}?`, subject: `all interactions of this ${what}`, ids: [[id]] };
   }
-  const lines = at("raw-pairs").value.split("\n").map((line) => line.trim()).filter(Boolean);
-  const pairs = lines.map((line) => line.split(",").map((id) => id.trim()));
-  if (!pairs.length || pairs.some((pair) => pair.length !== 2 || !pair.every(Boolean))) throw new Error("Give one 'user id,item id' a line.");
-  return { pairs };
+  const lines = at("raw-pairs").value.split("\n").filter((line) => line !== "");
+  const pairs = lines.map(fieldsOf);
+  const wrong = pairs.findIndex((pair) => pair?.length !== 2 || pair.includes(""));
+  if (!pairs.length || wrong >= 0) throw new Error(`Line ${wrong + 1 || 1} is not 'user id,item id'. Quote an id with a comma or a quote as in a CSV file.`);
+  const question = pairs.length === 1 ? "Erase this interaction?" : `Erase these ${pairs.length} interactions?`;
+  return { body: { pairs }, question, subject: pairs.length === 1 ? "this interaction" : "these interactions", ids: pairs };
 }
 
-at("erase-form").addEventListener("submit", async (event) => {
+at("erase-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const button = event.target.querySelector("button");
-  button.disabled = true;
   try {
-    const body = JSON.stringify(wanted());
-    if (submission === null || submission.body !== body) submission = { body, idempotencyKey: newId() };
+    const asked = wanted();
+    const kind = at("erase-form").elements.what.value;
+    at("confirm-title").textContent = asked.question;
+    const lines = asked.ids.slice(0, NAMED).map((ids) => {
+      const line = element("li");
+      const names = ids.length === 2 ? ["user", "item"] : [kind];
+      ids.forEach((id, k) => line.append(k ? ", " : "", `${names[k]} `, element("code", id)));
+      return line;
+    });
+    if (asked.ids.length > NAMED) lines.push(element("li", `and ${asked.ids.length - NAMED} more`));
+    at("confirm-what").replaceChildren(...lines);
+    at("confirm-blanks").hidden = !asked.ids.flat().some((id) => /^\s|\s$/.test(id));
+    at("confirm-end").textContent = `The deployment forgets ${asked.subject}. This cannot be undone.`;
+    submission = submission?.body === JSON.stringify(asked.body) ? submission : { body: JSON.stringify(asked.body), idempotencyKey: newId() };
+    say("");
+    at("confirm").showModal();
+  } catch (problem) {
+    say(problem.message);
+  }
+});
+
+at("confirm-no").addEventListener("click", () => at("confirm").close());
+
+at("confirm-yes").addEventListener("click", async () => {
+  at("confirm").close();
+  const asking = at("erase-form").querySelector("button");
+  asking.disabled = true;
+  try {
     const headers = { "Content-Type": "application/json", "Idempotency-Key": submission.idempotencyKey };
-    const accepted = await ask("erasures", { method: "POST", headers, body });
+    const accepted = await ask("erasures", { method: "POST", headers, body: submission.body });
     submission = null;
     followed = accepted.id;
     at("accepted-id").textContent = accepted.id;
-    at("accepted-salt").textContent = accepted.salt ?? "given out when it was asked first";
+    at("accepted-salt").textContent = accepted.salt ?? "given with the first answer";
     at("accepted-state").replaceWith(Object.assign(state(accepted.state), { id: "accepted-state" }));
+    const absent = accepted.pairs_absent ?? 0;
+    at("accepted-absent").textContent = absent ? `${absent} of the interactions ${absent === 1 ? "was" : "were"} not here.` : "";
     at("accepted").hidden = false;
     at("raw-id").value = at("raw-pairs").value = "";
     at("erasure-id").value = accepted.id;
@@ -250,23 +398,46 @@ at("erase-form").addEventListener("submit", async (event) => {
   } catch (problem) {
     say(problem.message);
   } finally {
-    button.disabled = false;
+    asking.disabled = false;
   }
 });
 
+at("run-now").addEventListener("click", async () => {
+  try {
+    const { waiting } = await ask("run", { method: "POST" });
+    at("run-said").textContent = `Started for ${waiting} request${waiting === 1 ? "" : "s"}.`;
+    refresh();
+  } catch (problem) {
+    say(problem.message);
+  }
+});
+
+async function retry(id, pressed) {
+  pressed.disabled = true;
+  try {
+    await ask(`erasures/${encodeURIComponent(id)}/retry`, { method: "POST" });
+    refresh();
+  } catch (problem) {
+    say(problem.message);
+    pressed.disabled = false;
+  }
+}
+
+// ---- receipts ---------------------------------------------------------------------------------------------------------------
+
 at("receipt-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const id = at("erasure-id").value.trim();
+  const id = at("erasure-id").value;
   const link = at("receipt-file");
   link.hidden = true;
   try {
     const receipt = await ask(`erasures/${encodeURIComponent(id)}/receipt`);
-    receipt.salt = at("salt").value.trim() || null;
+    receipt.salt = at("salt").value || null;
     at("receipt-said").textContent = `About ${receipt.kind === "pairs" ? "interactions" : `one ${receipt.kind}`}: ${receipt.pairs_erased} interactions erased.`;
     list("receipt-fields", [
       ["Guarantee", receipt.guarantee],
       ["Received", moment(receipt.received_at)],
-      ["Not served", `after ${lasting(receipt.excised_at - receipt.received_at)}`],
+      ["Out of service", `after ${lasting(receipt.excised_at - receipt.received_at)}`],
       ["Restored", `after ${lasting(receipt.restored_at - receipt.received_at)}`],
       ["Files deleted", `after ${lasting(receipt.purged_at - receipt.received_at)}, ${receipt.purged.length} files`],
       ["Shards", receipt.shards_touched.join(", ") || "none"],

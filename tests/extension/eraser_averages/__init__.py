@@ -106,13 +106,11 @@ class ServedNeighbours(OfInteractions):
     def _usual(self) -> np.ndarray:
         return np.sqrt(np.asarray(self._by_user.sum(0)).ravel() + self.config.shrink)
 
-    def scores(self, user_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        own = [places_of_own(self.shards, int(key), self.item_keys) for key in user_keys]
-        known = np.array([len(places) > 0 for places in own], bool)
-        scores = np.empty((np.count_nonzero(known), len(self.item_keys)), np.float32)
-        for row, places in zip(scores, (places for places in own if len(places)), strict=True):
+    def scores_for(self, owned: Sequence[np.ndarray]) -> np.ndarray:
+        scores = np.empty((len(owned), len(self.item_keys)), np.float32)
+        for row, places in zip(scores, owned, strict=True):
             row[:] = self._row(places)
-        return known, scores
+        return scores
 
     def _row(self, places: np.ndarray) -> np.ndarray:
         asked = np.zeros(len(self.item_keys), np.int64)

@@ -1,6 +1,6 @@
-"""What every database that holds a ledger does. Its test inherits this and gives an `open_ledger` fixture.
+"""The contract of every database that holds a ledger. A test class inherits it and gives an `open_ledger` fixture.
 
-`open_ledger()` opens the ledger of one and the same database, each time anew.
+Each call of `open_ledger()` opens the ledger of the same database again.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ def generation(number: int, to_purge: tuple[str, ...] = ()) -> GenerationRow:
     return GenerationRow(Generation(number), f"{number:064d}", 100.0 + number, to_purge)
 
 
+def newest_epoch(ledger: Ledger) -> Epoch:
+    """The newest epoch that was not ended."""
+    return ledger.open_epochs()[-1].epoch
+
+
 def work_hash(key: str | None, work: Work) -> str | None:
     return None if key is None else hashlib.sha256(f"{key} {work.to_json()}".encode()).hexdigest()
 
@@ -95,7 +100,7 @@ def advance(ledger: Ledger, name: str, state: RequestState) -> None:
         ledger.failed([RequestId(name)], "diverged", 1)
 
 
-MOVES: dict[RequestState, Callable[[Ledger, str], None]] = {
+MOVES: dict[RequestState, Callable[[Ledger, str], object]] = {
     RequestState.EXCISED: lambda ledger, name: ledger.excised([RequestId(name)], 11.0),
     RequestState.ROUTED: lambda ledger, name: ledger.routed([RequestId(name)]),
     RequestState.ERASED: lambda ledger, name: ledger.finish([receipt_of(name)]),
@@ -157,7 +162,6 @@ READS = {
     "erasures_beyond",
     "key_in_force",
     "links",
-    "newest_epoch",
     "newest_time",
     "noted",
     "oldest_received",
@@ -186,14 +190,16 @@ WAY = (RequestState.EXCISED, RequestState.ROUTED, RequestState.ERASED)
 ILLEGAL = [(state, wanted) for state in RequestState for wanted in MOVES if (state, wanted) not in LEGAL]
 
 
-class LedgerContract:
+class _OfALedger:
     @pytest.fixture
     def ledger(self, open_ledger: OpenLedger) -> Ledger:
         ledger = open_ledger()
         ledger.begin_epoch(0.0)
         return ledger
 
-    # ---- requests
+
+class RequestsContract(_OfALedger):
+    """Requests and idempotency keys."""
 
     def test_a_request_goes_from_received_to_erased_one_state_at_a_time(self, ledger: Ledger) -> None:
         assert receive(ledger, "r").state is RequestState.RECEIVED
@@ -326,7 +332,9 @@ class LedgerContract:
         receive(ledger, "b")
         assert len(ledger.unfinished()) == 2
 
-    # ---- generations
+
+class PublishingContract(_OfALedger):
+    """Generations, and the chain of receipts."""
 
     def test_nothing_is_current_before_the_first_generation(self, ledger: Ledger) -> None:
         assert ledger.current() is None
@@ -443,7 +451,9 @@ class LedgerContract:
         assert "ann" not in repr(ledger.record(10.0, 10.5))
         assert ledger.record(10.5, 99.0) == ledger.record(0.0, 10.0) == []
 
-    # ---- who may write
+
+class WritersContract(_OfALedger):
+    """Who may write, notes, and the list of what must not be learned again."""
 
     def test_a_start_needs_a_time_alone_and_every_start_has_a_higher_epoch(self, open_ledger: OpenLedger) -> None:
         first, second = open_ledger(), open_ledger()
@@ -452,7 +462,7 @@ class LedgerContract:
         assert new is not None
         assert new > old
         assert (first.epoch, second.epoch) == (old, new)
-        assert first.newest_epoch() == new
+        assert newest_epoch(first) == new
         assert first.open_epochs() == [EpochRow(old, 1.0, "", 0.0, 0), EpochRow(new, 2.0, "", 0.0, 0)]
 
     def test_every_method_either_reads_or_is_refused_to_who_was_replaced(self) -> None:
@@ -486,7 +496,7 @@ class LedgerContract:
         ledger, other = open_ledger(), open_ledger()
         ledger.begin_epoch(1.0)
         other.begin_epoch(2.0)
-        assert ledger.begin_epoch(3.0) == ledger.epoch == other.newest_epoch()
+        assert ledger.begin_epoch(3.0) == ledger.epoch == newest_epoch(other)
         receive(ledger, "r")
         with pytest.raises(StaleEpochError):
             receive(other, "s")
@@ -539,7 +549,7 @@ class LedgerContract:
                 starting = threads.submit(other.begin_epoch, 2.0)
                 time.sleep(0.3)
                 assert not starting.done()
-            assert starting.result(30) == other.newest_epoch()
+            assert starting.result(30) == newest_epoch(other)
         with pytest.raises(StaleEpochError), ledger.in_force():
             pytest.fail("files would be deleted here")
 
@@ -606,7 +616,9 @@ class LedgerContract:
         ledger.drop_expired(60.0)
         assert everything(ledger)["suppressed"] == []
 
-    # ---- durability and concurrency
+
+class ConcurrencyContract(_OfALedger):
+    """Durability, and several programs at once."""
 
     def test_everything_is_there_after_reopening(self, open_ledger: OpenLedger) -> None:
         ledger = open_ledger()
@@ -647,7 +659,7 @@ class LedgerContract:
     def test_of_two_programs_at_once_each_has_recorded_what_it_was_told_and_no_more(self, open_ledger: OpenLedger) -> None:
         ledgers = [open_ledger(), open_ledger()]
 
-        def submit(k: int) -> list[str]:
+        def submit(k: int) -> list[RequestId]:
             given = []
             for n in range(25):
                 if n % 5 == 0:
@@ -697,7 +709,7 @@ class LedgerContract:
             list(threads.map(work, range(2)))
         recorded = [int(row.request_id) for row in ledgers[0].unfinished()]
         assert recorded == sorted(recorded)
-        assert ledgers[0].newest_epoch() in recorded
+        assert newest_epoch(ledgers[0]) in recorded
 
     def test_every_start_has_an_epoch_of_its_own(self, open_ledger: OpenLedger) -> None:
         ledgers = [open_ledger(), open_ledger()]
@@ -725,3 +737,7 @@ class LedgerContract:
 
         with ThreadPoolExecutor(2) as threads:
             assert sorted(threads.map(finish, range(2))) == ["IllegalTransitionError", "done"]
+
+
+class LedgerContract(RequestsContract, PublishingContract, WritersContract, ConcurrencyContract):
+    """The whole contract."""

@@ -1,4 +1,4 @@
-"""What every base model does. A model's test inherits this and says which `model` it is about."""
+"""The contract of every base model. A test class inherits it and gives the `model`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is on the tests' Ray, to see that nothing is left of what was run."""
+"""The actors and reservations on the tests' Ray, to check that a test leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,28 +1,50 @@
-"""What every pool of shards does. A pool's test inherits this and gives a `pool` fixture for the three shards of `order`."""
+"""The contract of every pool of shards. A test class inherits it and gives a `pool` fixture for three shards."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ray_eraser.aggregator import AggregationOrder, rebuild_aggregate
-from ray_eraser.config import EraserConfig
+from ray_eraser.config import EraserConfig, config_from
 from ray_eraser.data.dataset import Dataset
+from ray_eraser.data.files import read_dataset
 from ray_eraser.data.interactions import Interactions
 from ray_eraser.data.keyed import KeyedPairs, ShardData
 from ray_eraser.errors import StaleEpochError, StoreError
 from ray_eraser.ids import Epoch, ShardId
 from ray_eraser.partition import divide
 from ray_eraser.pool import ShardPool
-from ray_eraser.shard import ShardOrder, rebuild_shard
+from ray_eraser.shard import ShardOrder, Trained, rebuild_shard
 from ray_eraser.store import Store, embeddings_bytes
 
 
 class PoolContract:
+    """`pool` is a fixture: a pool for the storage path of `store` and the settings of `tiny_config`."""
+
+    @pytest.fixture
+    def tiny_config(self) -> EraserConfig:
+        """Three shards of a small generated log."""
+        sizes = {"synthetic_users": 60, "synthetic_items": 40, "synthetic_per_user": 8, "synthetic_communities": 3}
+        model = {"kind": "wmf", "width": 8, "epochs": 3, "alpha0": 0.3}
+        return config_from(
+            {
+                "data": {**sizes, "test_share": 0.2, "valid_share": 0.1},
+                "partition": {"n_shards": 3},
+                "model": model,
+                "runtime": {"timeout_seconds": 60},
+            }
+        )
+
+    @pytest.fixture
+    def tiny(self, tiny_config: EraserConfig) -> Dataset:
+        return read_dataset("synthetic", tiny_config.data, tiny_config.seed)
+
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
         return Store(str(tmp_path / "pool"))
@@ -38,7 +60,7 @@ class PoolContract:
     def test_every_shard_answers_once_with_files_that_hold_what_training_here_gives(
         self, pool: ShardPool, store: Store, orders: dict[ShardId, ShardOrder], tiny_config: EraserConfig
     ) -> None:
-        heard = []
+        heard: list[Trained] = []
         trained = pool.train(orders, heard.append)
         assert sorted(answer.record.shard for answer in heard) == [0, 1, 2]
         for shard, answer in trained.items():
@@ -69,7 +91,8 @@ class PoolContract:
         come, held = (KeyedPairs.of([pair]) for pair in ((5, 2**64 - 1), (7, 3)))
         wider = pool.train({ShardId(1): replace(order, learned=come, held=held)}, lambda _: None)[ShardId(1)].record
         data = store.read_shard_data(wider.interactions)
-        assert (data.has(come).all(), data.keyed(data.valid).same(held)) == (True, True)
+        assert data.has(come).all()
+        assert data.keyed(data.valid).same(held)
         assert (wider.n_train, wider.n_valid) == (before.n_train + 1, 1)
         assert {5, 7} & set(store.read_embeddings(wider.submodel).user_keys.tolist()) == {5}
         back = replace(order, interactions=wider.interactions, erased=KeyedPairs.union([come, held]))
@@ -90,7 +113,8 @@ class PoolContract:
         asked = orders | {ShardId(1): replace(orders[ShardId(1)], erased=gone["one of them"])}
         expected = {shard: answer.record for shard, answer in pool.train(asked, lambda _: None).items()}
         lost = replace(orders[ShardId(1)].interactions, path="shards/1/interactions-lost.safetensors")
-        wrong = {"another": {"erased": gone["another"]}, "one that fails": {"interactions": lost}}.get(begun, {})
+        ways: dict[str, dict[str, Any]] = {"another": {"erased": gone["another"]}, "one that fails": {"interactions": lost}}
+        wrong = ways.get(begun, {})
         pool.begin(asked if begun == "several" else {ShardId(1): replace(asked[ShardId(1)], **wrong)})
         heard: list[ShardId] = []
         answers = pool.train(asked, lambda answer: heard.append(answer.record.shard))

@@ -1,4 +1,4 @@
-"""What every kind of served model does. A kind's test inherits this and gives the settings that make it."""
+"""The contract of every served model. A test class inherits it and gives the settings that make the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_eraser.seeds import hash_ids, secret
 from ray_eraser.served import Served, served_by
 from ray_eraser.training.submodel import train_submodel
 
-Pair = tuple[object, object]
+Pair = tuple[int | str, int | str]
 Sections = Mapping[str, Mapping[str, object]]
 
 PAIRS: list[Pair] = [
@@ -47,6 +47,8 @@ class ServedContract:
     """`sections` are the settings, with a partition that is not learned: of another, erasing is not training from scratch."""
 
     sections: ClassVar[Sections]
+    users_are_trained: ClassVar[bool] = False
+    """Whether users have vectors of their own from training. Otherwise a user's scores follow from the user's items."""
 
     @property
     def config(self) -> EraserConfig:
@@ -76,6 +78,14 @@ class ServedContract:
         """Of users or items; by default of all users, in an order that is not theirs."""
         named = ids or tuple(dict.fromkeys(user for user, _ in PAIRS))
         return hash_ids([str(raw).encode() for raw in named], secret(self.config.seed, "ids"))
+
+    def users(self) -> list[tuple[int, object]]:
+        """(key, id) of every user."""
+        ids = list(dict.fromkeys(user for user, _ in PAIRS))
+        return list(zip(self.keys(*ids).tolist(), ids, strict=True))
+
+    def items_of(self, user: object) -> list[object]:
+        return [item for other, item in PAIRS if other == user]
 
     # ---- what is asked and answered
 
@@ -133,6 +143,22 @@ class ServedContract:
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(lambda key: fresh.scores(np.array([key]))[1], np.repeat(keys, 3)))
         assert np.concatenate(answers).tobytes() == np.repeat(self.served().scores(keys)[1], 3, axis=0).tobytes()
+
+    def test_the_scores_for_the_items_of_a_user_are_the_users_scores(self, model):
+        if self.users_are_trained:
+            return
+        places = {key: np.searchsorted(model.item_keys, np.sort(self.keys(*self.items_of(user)))) for key, user in self.users()}
+        _, scores = model.scores(np.array(list(places), np.uint64))
+        np.testing.assert_allclose(model.scores_for(list(places.values())), scores, rtol=1e-4, atol=1e-6)
+
+    def test_anybody_with_one_item_can_be_scored_with_the_same_bits_alone_and_beside_others(self, model):
+        each = [np.array([place]) for place in range(len(model.item_keys))]
+        together = model.scores_for(each)
+        assert (together.dtype, together.shape) == (np.float32, (len(each), len(each)))
+        assert np.isfinite(together).all()
+        for owned, scores in zip(each, together, strict=True):
+            assert model.scores_for([owned])[0].tobytes() == scores.tobytes()
+        assert model.scores_for([]).shape == (0, len(each))
 
     # ---- a function of what remains
 

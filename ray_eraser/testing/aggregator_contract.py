@@ -1,11 +1,10 @@
-"""What every way to combine submodels does. An aggregator's test inherits this and gives its `settings`."""
+"""The contract of every aggregator. A test class inherits it and gives the aggregator's `settings`."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from contracts.model_contract import checkerboard, log_of
 
 from ray_eraser.aggregation import aggregate, excise, folding, with_users
 from ray_eraser.config import AggregationConfig, EraserConfig, RuntimeConfig, WmfAlsConfig
@@ -15,6 +14,7 @@ from ray_eraser.devices import Device
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.ids import ShardId
 from ray_eraser.seeds import normal_rows
+from ray_eraser.testing.model_contract import checkerboard, log_of
 from ray_eraser.training.submodel import train_submodel
 
 WIDTH, N_SHARDS = 4, 3
@@ -132,7 +132,7 @@ class AggregatorContract:
         assert (model.user_rows.tolist(), model.item_rows.tolist()) == ([3], [8])
         assert (model.users @ model.items.T).item() > 0.3
 
-    def test_erasing_and_training_the_owner_anew_equals_never_having_had_the_pairs(self, config):
+    def test_erasing_and_training_the_owner_again_equals_never_having_had_the_pairs(self, config):
         interactions, _ = checkerboard()
         erased = interactions.of_users(np.array([5]))
         submodels = self.trained(by_user(interactions), config)

@@ -1,0 +1,6 @@
+"""`python -m ray_eraser` does what `ray-eraser` does."""
+
+from ray_eraser.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What options name: settings, and files with pairs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_eraser.cli.output import working
+from ray_eraser.errors import ConfigError, DataFileError
+from ray_eraser.ids import RawId
+
+if TYPE_CHECKING:
+    from ray_eraser.config import DataConfig, EraserConfig
+    from ray_eraser.data.dataset import Dataset
+
+
+def settings(config: Path | None, changes: list[str] | None, presets: list[str] | None = None) -> EraserConfig:
+    """The settings from --preset, --config and --set.
+
+    Paths of secrets become absolute: a deployment remembers them, and may be started from another folder next.
+    """
+    from ray_eraser.config import load_config
+
+    loaded = load_config(config, changes or [], presets or [])
+    given = {name: getattr(loaded.unlearning, name) for name in ("signing_key", "key_folder")}
+    places = {name: str(Path(path).expanduser().absolute()) for name, path in given.items() if path}
+    return loaded.model_copy(update={"unlearning": loaded.unlearning.model_copy(update=places)})
+
+
+def read_log(source: str, config: DataConfig, seed: int) -> Dataset:
+    """Read an interaction log, and say so meanwhile."""
+    with working(f"reading {source}"):
+        from ray_eraser.data.files import read_dataset
+
+        return read_dataset(source, config, seed)
+
+
+def check_known(option: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise `ConfigError` for a name that is not among the known ones."""
+    for name in given:
+        if name not in known:
+            raise ConfigError(option, f"{name!r} is not known: choose from {', '.join(known)}")
+
+
+def read_pairs(file: Path) -> tuple[tuple[RawId, RawId], ...]:
+    """(user id, item id) pairs from a CSV file without a header."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFileError(str(file), f"cannot be read ({error}): give a UTF-8 CSV file") from error
+    for line, row in enumerate(rows, 1):
+        if len(row) != 2 or not all(row):
+            raise DataFileError(str(file), f"expected 'user id,item id', got {','.join(row)!r}", line)
+    return tuple((user, item) for user, item in rows)

@@ -1,0 +1,54 @@
+"""How commands write values, and where titles come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ray_eraser.cli.output import durations, in_words, seconds
+from ray_eraser.cli.titles import read_titles
+from ray_eraser.errors import DataFileError
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "none"),
+        (True, "yes"),
+        (False, "no"),
+        (1234567, "1,234,567"),
+        (0.123456, "0.1235"),
+        ("1234567", "1234567"),
+        ((), "none"),
+        ({}, "none"),
+        (["a", 1000], "a, 1,000"),
+        ({"blank_ids": 3, "other": None}, "blank ids 3, other none"),
+    ],
+)
+def test_values_are_written_for_people(value, words: str) -> None:
+    assert in_words(value) == words
+
+
+def test_lengths_of_time_have_the_unit_that_fits() -> None:
+    assert [seconds(value) for value in (0.01234, 1.26, 119, 240, 7200, 3 * 86_400)] == [
+        "0.012 s", "1.3 s", "119.0 s", "4.0 min", "2.0 h", "3.0 days",
+    ]  # fmt: skip
+    assert durations({"to_forget": 0.5, "total": 3}) == "to forget 0.5 s, total 3.0 s"
+
+
+def test_titles_are_read_from_a_csv_file_and_from_those_of_movielens(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('\ufeffmovieId,title,genres\n1,"Toy Story, The",Comedy\n\nabc,x\n', "utf-8")
+    assert read_titles(tmp_path / "t.csv") == {"movieId": "title", "1": "Toy Story, The", "abc": "x"}
+    (tmp_path / "movies.dat").write_bytes(b"1::Toy Story (1995)::Comedy\r\n2::Am\xe9lie::Drama\r\n")
+    assert read_titles(tmp_path / "movies.dat") == {"1": "Toy Story (1995)", "2": "Amélie"}
+    (tmp_path / "u.item").write_bytes(b"7|Twelve|01-Jan-1995||http|0\n")
+    assert read_titles(tmp_path / "u.item") == {"7": "Twelve"}
+
+
+def test_a_file_without_titles_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("1,One\n2\n")
+    with pytest.raises(DataFileError, match=r"t\.csv, line 2: expected an item id and a title"):
+        read_titles(tmp_path / "t.csv")
+    with pytest.raises(DataFileError, match="cannot be read"):
+        read_titles(tmp_path / "none.csv")
