@@ -25,32 +25,32 @@ demo: install
 	@echo "== trained again from what remains, is every bit the same?"
 	$(BIN)/ray-eraser audit --storage-path $(DEMO) --user-id 1007 --ray-address local
 
-# Within ten minutes; two at a time where there is no Ray; Ray brings processes of its own.
+# Takes up to ten minutes. Two tests at a time, except on Ray, which has processes of its own.
 test: install lint
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "(not slow and not deep) or data" tests/test_*.py tests/unit
 	$(BIN)/pytest -q -m "not slow" $(QUICK_ON_RAY)
 
-# The others on Ray, and those that go through all steps of something, but what takes long: twenty minutes.
+# The other tests on Ray, and the deep ones, without the slow ones: twenty minutes.
 test-ray: install
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "deep and not slow" tests/unit
 	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs $(QUICK_ON_RAY:%=--ignore=%)
 	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
 
-# What takes long: kill -9 at every step, two coordinators stopped at every step, a small soak, sweeps, submitted jobs, several nodes.
+# The slow tests: kill -9 at every step, two coordinators stopped at every step, a small soak, sweeps, submitted jobs, several nodes.
 test-long: install
 	$(BIN)/pytest -q -n 2 -m "slow and not data" tests/test_*.py tests/unit
 	$(BIN)/pytest -q -m slow tests/ray tests/jobs
 	$(BIN)/pytest -q tests/cluster
 
-# What needs a GPU: four minutes. Without .venv by the python3 that is there, whose libraries may be others than the pinned ones
-# and warn of other things.
+# The tests that need a GPU: four minutes. Without .venv they use the system's python3, whose libraries may be other versions than
+# the pinned ones and warn of other things.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 GPU_PYTEST := $(GPU_PYTHON) -m pytest -q $(if $(wildcard $(BIN)/python),,-W default)
 test-gpu:
 	@$(GPU_PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: PyTorch sees no GPU here: run make test-gpu on a machine that has one, with a CUDA build of PyTorch")'
 	$(GPU_PYTEST) -m gpu $$(grep -rlE 'mark\.gpu|on_gpu|TORCH_DEVICES' --include='test_*.py' tests)
 
-# Property tests with examples drawn at random, while `make test` takes the same ones every time.
+# Property tests with random examples. `make test` uses the same examples every time.
 fuzz: install
 	RAY_ERASER_EXAMPLES=fuzz $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 

@@ -24,7 +24,7 @@ unset RAY_ADDRESS RAY_AUTH_TOKEN
 node() {
   local log=$folder/$1.log temporary=$folder/ray-$1
   shift
-  # A folder each: a node unpacks a job's working directory anew, over what the processes of another are running.
+  # A folder each: a node unpacks the working directory of a job over the files that processes of another node run.
   setsid ray start --block --temp-dir "$temporary" --num-cpus "$cpus" --num-gpus "$gpus" --object-store-memory 100000000 \
     --node-ip-address 127.0.0.1 "$@" >"$log" 2>&1 &
   echo $! >>"$pids"

@@ -1,10 +1,10 @@
-"""The coordinator: learns, serves, and carries out what it promised to forget.
+"""The coordinator: learns, serves, and carries out requests to forget.
 
-A plain class over a store, a ledger and a pool of shards; on Ray it is an actor (runtime/actors.py). It keeps nothing that it
-could not read again: killed at any point and started again, it goes on where the ledger says.
+It is a plain class over a store, a ledger and a pool of shards. On Ray it is an actor (runtime/actors.py). All of its state can
+be read again: killed at any point and restarted, it continues where the ledger says.
 
-The parts have modules of their own: `opening` (settings), `intake` (accepting requests), `backlog` (unfinished requests),
-`building` (making a generation), `serving` (the served model) and `reading` (questions). This module has the flows.
+Its parts are in other modules: `opening` (settings), `intake` (accepting requests), `backlog` (unfinished requests), `building`
+(making a generation), `serving` (the served model) and `reading` (questions). This module has the flows.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ __all__ = ["Coordinator", "FitReport", "MakePool", "Submitted"]
 log = logging.getLogger(__name__)
 
 _FEW = 8
-"""More requests than these are not looked at twice to give a shard a head start."""
+"""The largest batch that gets a head start: a larger one would be planned twice."""
 
 MakePool = Callable[[EraserConfig], ShardPool]
 
 _BUSY_SECONDS = 1.0
-"""Between two looks at whether something is still being trained."""
+"""The interval between two checks whether a training is still running."""
 
 _MACHINE = (StaleEpochError, StoreError, LedgerError, OSError)
 """Errors that are not caused by the requests of a batch."""
@@ -70,17 +70,17 @@ class Coordinator(Reading):
 
     Args:
         deployment: its name.
-        storage_path: where everything that it keeps is.
+        storage_path: the folder of its files.
         make_pool: gives the pool for a configuration.
-        config: for a new deployment; for one that exists None, or the same settings again.
-        ledger_url: where the ledger is; empty: `unlearning.ledger` of the config, or SQLite under a local storage path.
+        config: for a new deployment; for an existing one None, or the same settings again.
+        ledger_url: of the ledger's database; empty: `unlearning.ledger` of the config, or SQLite under a local storage path.
         clock: seconds since 1970.
-        on_step: hears the name of every durable step right after it was taken.
-        claim: what to do where another coordinator runs the deployment.
+        on_step: called with the name of every durable step, right after it.
+        claim: what to do if another coordinator runs the deployment.
 
     Raises:
-        DeploymentError: nothing is deployed there and no config is given, or what is there was made with other settings.
-        HeldError: another coordinator runs it, and is not to be taken over.
+        DeploymentError: nothing is deployed there and no config is given, or the deployment has other settings.
+        HeldError: another coordinator runs it, and `claim` does not take over.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Coordinator(Reading):
         """A coordinator that computes in this process, without Ray.
 
         Args:
-            path: where everything that it keeps is.
+            path: the folder of its files.
             config: for a new deployment; for an existing one None, or the same settings again.
             deployment: its name.
 
@@ -127,7 +127,7 @@ class Coordinator(Reading):
         return cls(deployment, str(path), partial(LocalShardPool, str(path)), config)
 
     def _open(self, config: EraserConfig | None, clock: Callable[[], float], claim: Claim) -> None:
-        # A start that is refused leaves the coordinator that runs in force.
+        # If this start is refused, the running coordinator must stay in force.
         agreed(self.deployment, self._store, self._ledger, config)
         given = config.unlearning if config is not None else unlearning_settings(self._ledger, config)
         if config is None:
@@ -137,7 +137,7 @@ class Coordinator(Reading):
         self._key_hash = KeyHash.of(given.key_folder, self._ledger.name, self._store.local_folder, must_last=must_last)
         check_secret(self._ledger, self._key_hash, clock())
         self._force = Force.claimed(self._ledger, self.deployment, given.lease_seconds, clock(), claim)
-        # From here on nobody else records a time.
+        # From here on, no other coordinator records a time.
         self._clock = SteadyClock(clock, self._ledger.newest_time())
         try:
             self._open_in_force(config)
@@ -146,7 +146,7 @@ class Coordinator(Reading):
             raise
 
     def _open_in_force(self, config: EraserConfig | None) -> None:
-        # Looked at again: until now another coordinator could publish, and its files would be swept as a crash's leftovers.
+        # Read again: until now another coordinator could publish, and its files would be deleted as leftovers of a crash.
         published, settings = agreed(self.deployment, self._store, self._ledger, config)
         check_start(self.deployment, self._ledger, self._signer)
         settings = noted_here(self._ledger, settings, given=config is not None)
@@ -187,16 +187,16 @@ class Coordinator(Reading):
         return self._fit(lambda: make(dataset, self._settled(), self.pool, self._pool_for, partition, held))
 
     def fit_log(self, source: str) -> FitReport:
-        """The generation that `fit` makes of `read_dataset(source, ...)`, of a log that no process ever holds as a whole.
+        """Make the generation that `fit` makes of `read_dataset(source, ...)`, without holding the whole log in any process.
 
-        What is held out for the test is kept nowhere.
+        Pairs that are held out for the test are not stored.
 
         Args:
-            source: a Parquet file or a folder of them, which are parts of one log, on a path that is the same on all nodes.
+            source: a Parquet file, or a folder of Parquet files that are parts of one log. The path is the same on all nodes.
 
         Raises:
             DataFileError: as `read_dataset`.
-            ConfigError: the partition is learned, which takes all interactions at once: use `fit`.
+            ConfigError: the partition is learned, which needs all interactions at once: use `fit`.
             DeploymentError: something is deployed here already.
         """
         return self._fit(lambda: self._builder.from_log(source, self._settled(), self.pool, self._pool_for))
@@ -226,37 +226,37 @@ class Coordinator(Reading):
             return FitReport.of(self._serving.loaded, seconds, draft.account)
 
     def _settled(self) -> EraserConfig:
-        """The settings, with the device that `runtime.device=auto` comes to."""
+        """The settings, with `runtime.device=auto` replaced by a device."""
         return self.config.on_device(self.pool.device_for(self.config))
 
     def _pool_for(self, config: EraserConfig) -> ShardPool:
-        """The pool, where its shards have these settings; else a new one."""
+        """The current pool if its shards have these settings, else a new one."""
         return self.pool if config.fingerprint() == self.config.fingerprint() else self._make_pool(config)
 
     # ---- accept --------------------------------------------------------------------------------------------------------
 
     def submit(self, request: UnlearningRequest, idempotency_key: str | None = None, priority: int = 0) -> Submitted:
-        """Accept a request: record it, and see to it that nothing served depends on the data any more.
+        """Accept a request: record it, and make sure that nothing served depends on the data any more.
 
-        From the return on, the request survives any crash. The retraining is done by `process_pending`.
+        When this returns, the request survives any crash. `process_pending` does the retraining.
 
         Args:
-            request: what to forget.
+            request: the user, item or pairs to forget. Pairs that are not stored are passed over and counted.
             idempotency_key: a submission repeated with the same key is the same request.
-            priority: above 0: is not to wait for others, whatever the plan.
+            priority: above 0: the request does not wait for others, whatever the plan.
 
         Raises:
             UnknownIdError: nothing of the user or the item is here.
             RequestError: none of the pairs is here, or the key belongs to another request.
             QueueFullError: too many requests wait.
-            LedgerError: it cannot be recorded.
-            StaleEpochError: another coordinator has taken over: ask that one.
+            LedgerError: the request cannot be recorded.
+            StaleEpochError: another coordinator has taken over: ask it.
         """
         with self._force.recording():
             return self._intake.submit(Submission(request, idempotency_key, priority))
 
     def submit_many(self, submissions: Iterable[Submission] | Frame, *, partial: bool = False) -> list[Submitted | Refusal]:
-        """Accept many requests, or the rows of a data frame (`request_files.read_frame`): all, or the sound ones with `partial`.
+        """Accept many requests, or the rows of a data frame (`request_files.read_frame`): all, or with `partial` the sound.
 
         The answers have the order of the requests. Raises as `submit`, for the first request at fault, and names its row.
         """
@@ -267,14 +267,14 @@ class Coordinator(Reading):
     def learn(self, pairs: Pairs, idempotency_key: str | None = None, *, take_back: bool = False) -> Submitted:
         """Accept (user id, item id) pairs to learn from; `process_pending` trains the shards that they go to.
 
-        Each pair goes where a fit on all interactions would put it, for training or validation; for learned partitions see
-        `partition.place_learned`. Known pairs, and pairs that `data.test_share` holds out for a test, are ignored. On return
-        the pairs can be erased like all others.
+        Each pair goes where a fit on all interactions would put it, for training or validation. For learned partitions see
+        `partition.place_learned`. Known pairs, and pairs that `data.test_share` holds out for a test, are ignored. When this
+        returns, the pairs can be erased like all others.
 
         Args:
             pairs: (user id, item id) each, or a data frame.
             idempotency_key: as `submit`.
-            take_back: learn also what was erased and is not to be learned again (`unlearning.suppress_days`).
+            take_back: also learn pairs that were erased and must not be learned again (`unlearning.suppress_days`).
 
         Raises:
             RequestError: no pair is left, an id cannot be one, or the key cannot be one.
@@ -284,27 +284,27 @@ class Coordinator(Reading):
             return self._intake.learn(pairs, idempotency_key, take_back=take_back)
 
     def repartition(self, changes: Sequence[str] = (), idempotency_key: str | None = None) -> Submitted:
-        """Have everything made from scratch, as a fit on what remains would: settings chosen, shards divided, all trained.
+        """Have everything made from scratch, as a fit on the remaining interactions would: settings, partition, all shards.
 
-        What is served, and what is asked meanwhile, goes on; the new generation takes over as a whole. It is what makes an
-        `exact-given-partition` deployment independent of what was erased before, and the way to other settings.
+        Reads and requests go on meanwhile, and the new generation replaces the old one as a whole. A repartition makes an
+        `exact-given-partition` deployment independent of earlier erasures, and is the way to other settings.
 
         Args:
-            changes: settings to change, `section.key=value`; see `config.changed`. They are the deployment's from then on.
+            changes: settings to change from then on, as `section.key=value`; see `config.changed`.
             idempotency_key: as `submit`.
 
         Raises:
-            ConfigError: a setting is unknown, out of range, or none of those that something is made with.
+            ConfigError: a setting is unknown, out of range, or plays no part in making a generation.
             RequestError, QueueFullError, LedgerError, StaleEpochError: as `submit`.
         """
         with self._force.recording():
             return self._intake.repartition(changes, idempotency_key)
 
     def retry(self, request_id: RequestId) -> None:
-        """Have a request that was set aside tried again.
+        """Try a request that was set aside again.
 
         Raises:
-            UnknownRequestError, IllegalTransitionError: there is none of this id, or it was not set aside.
+            UnknownRequestError, IllegalTransitionError: no request has this id, or it was not set aside.
         """
         with self._force.recording():
             self._ledger.retry(request_id)
@@ -312,9 +312,9 @@ class Coordinator(Reading):
     # ---- carry out -----------------------------------------------------------------------------------------------------
 
     def process_pending(self) -> list[Receipt]:
-        """Carry out every accepted request: one retraining for all that wait, one new generation, one receipt each.
+        """Carry out all waiting requests in one retraining: one new generation, and one receipt for each erasure.
 
-        Every step is recorded before the next begins and gives the same result when it is repeated; `resume` enters here.
+        Every step is recorded before the next one begins, and gives the same result if it is repeated. `resume` continues here.
         """
         ahead = self._builder.ahead
         with self._working, self._reporting(), ahead(self._known_ahead(), self._planned, self.pool) as start:
@@ -360,8 +360,8 @@ class Coordinator(Reading):
         return rows if len(rows) <= _FEW and is_known else ()
 
     def _next_batch(self) -> list[RequestRow]:
-        """The batch that a crash interrupted; else all requests that wait, but for those whose training failed."""
-        with self._serving.lock:  # from here on, erasures can no longer shorten the learnings of the batch
+        """The batch that a crash interrupted; otherwise all waiting requests except those whose training failed."""
+        with self._serving.lock:  # later erasures must not shorten the learnings of this batch
             backlog = Backlog.read(self._ledger)
             if interrupted := backlog.interrupted():
                 return interrupted
@@ -384,28 +384,28 @@ class Coordinator(Reading):
 
     @contextmanager
     def _failing(self, batch: Sequence[RequestRow]) -> Iterator[None]:
-        """What a batch fails of is recorded with it, so that others go on; a failure of the machine is none of the batch."""
+        """Record why a batch failed, so that other requests go on. A failure of the machine does not count."""
         try:
             yield
         except _MACHINE:
             raise
         except Exception as error:
-            self._force.check()  # else the batch is another's by now
-            # A process that dies or a GPU that is missing is the machine's fault: tried again for ever, but behind the others.
+            self._force.check()  # otherwise the batch belongs to another coordinator by now
+            # A dead process or a missing GPU is the machine's fault: the batch is retried for ever, but behind the others.
             attempts = 0 if isinstance(error, PoolError | DeviceError) else self.settings.max_attempts
             names = [row.request_id for row in batch]
             with self._serving.lock:
-                # Waiting again, what is to be learned loses what was asked to be forgotten while it was being trained on.
+                # The learnings wait again, so they lose the pairs that requests erased during their training.
                 left = Backlog.read(self._ledger).left_to_learn()
                 amended = {name: left[name] for name in names if name in left}
                 self._ledger.failed(names, named_safely(error), attempts, amended)
             self._step("failed", batch)
-            with suppress(*_MACHINE):  # what remains now goes with the next generation
+            with suppress(*_MACHINE):  # otherwise the next generation deletes the leftovers
                 self._builder.delete(self._builder.left_over(self._published()))
             raise
 
     def resume(self, published: GenerationRow) -> None:
-        """Take up the published generation, with everything that was accepted since already left out of what is served."""
+        """Serve the published generation without the data of requests that were accepted since."""
         if self._store.owner() is None:
             self._store.claim(self._ledger.name)
         self._builder.delete(self._builder.left_over(published))
@@ -414,9 +414,9 @@ class Coordinator(Reading):
         self._intake.excise()
 
     def _serve(self, published: GenerationRow, pool: ShardPool | None = None) -> None:
-        """Serve a published generation, without whatever accepted requests are still to be erased from it.
+        """Serve a published generation without the data of accepted requests that it still contains.
 
-        `pool` has its settings; None where it is not there yet, should they be others than before.
+        `pool` has the generation's settings. None makes one if the settings have changed.
         """
         loaded = self._serving.read(published)
         config = as_run_here(loaded.manifest.config, self.config.runtime)
@@ -425,18 +425,18 @@ class Coordinator(Reading):
             self._serving.replace(loaded, waiting, pool if pool is not None else self._pool_for(config), config)
 
     def keep_in_force(self) -> None:
-        """Renew the lease where it is time. To be called every second or so.
+        """Renew the lease when it is time. Call this about every second.
 
         Raises:
-            StaleEpochError: another coordinator has taken over: what this one serves may be erased there.
-            LedgerError: the ledger does not answer; nor does this one, once its lease has run out.
+            StaleEpochError: another coordinator has taken over, and may have erased data that this one serves.
+            LedgerError: the ledger does not answer. This coordinator stops answering when its lease has run out.
         """
         self._force.keep()
 
     def sweep(self) -> None:
-        """Delete what no generation names, unless something is being trained, and what was remembered for long enough.
+        """Delete files of no generation, unless a training is running, and expired entries of the suppression list.
 
-        A coordinator that was taken over while its shards trained may leave such files after all others are gone.
+        A coordinator that was replaced while its shards trained may leave such files behind.
         """
         with _held_if_free(self._working) as is_free:
             if is_free and not self._serving.is_empty:
@@ -444,13 +444,13 @@ class Coordinator(Reading):
         self._ledger.drop_expired(self._clock())
 
     def verify(self, pause: Callable[[], None] = lambda: None) -> tuple[str, ...]:
-        """As `heal`, but slowly: nothing waits for it while no file is damaged.
+        """Like `heal`, but slow: nothing waits for it unless a file is damaged.
 
-        It holds no generation meanwhile: what is erased while it reads would stay in memory. Where another generation is
-        published, it goes on with the files of that one.
+        It holds no generation in memory, because data that is erased meanwhile would stay there. If another generation is
+        published, it continues with the files of the new one.
 
         Args:
-            pause: called after each file that is verified.
+            pause: called after each verified file.
         """
         verified: set[FileRef] = set()
         while not self._serving.is_empty:
@@ -499,17 +499,17 @@ class Coordinator(Reading):
             yield
 
     def close(self) -> None:
-        """Answer no more; let go of the ledger's connections and of the pool's processes, where it owns them."""
+        """Stop answering, and release the ledger's connections and the pool's processes, if the pool owns them."""
         self._let_go(with_processes=True)
         self._ledger.close()
 
     def _let_go(self, *, with_processes: bool) -> None:
-        """Be out of force, and hold no data any more: another coordinator may erase it."""
+        """Go out of force and drop all data from memory: another coordinator may erase it."""
         try:
             with suppress(LedgerError):
                 self._force.end()
         finally:
-            if hasattr(self, "_serving"):  # an opening may fail before
+            if hasattr(self, "_serving"):  # opening may have failed earlier
                 self._serving.drop()
                 if with_processes:
                     self.pool.close()
@@ -519,7 +519,7 @@ class Coordinator(Reading):
         try:
             yield
         except (StoreError, PoolError):
-            self._force.check()  # where another coordinator took over, its files and processes are others: said as what it is
+            self._force.check()  # if another coordinator took over, say so: files and processes are its own now
             raise
         finally:
             self._builder.report()
@@ -531,7 +531,7 @@ class Coordinator(Reading):
 
 @contextmanager
 def _held_if_free(lock: threading.RLock) -> Iterator[bool]:
-    """Whether no other thread has the lock; if so, none gets it before this ends."""
+    """Hold a lock for the block if no other thread has it. Yields whether it is held."""
     is_free = lock.acquire(blocking=False)
     try:
         yield is_free

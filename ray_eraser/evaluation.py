@@ -1,4 +1,4 @@
-"""How good the lists are: every item ranked for every user with test items, the user's training items left out."""
+"""The quality of lists: rank all items for every user with test items, without the user's training items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BATCH_USERS = 512
 
 
 class Scorer(Protocol):
-    """What can be evaluated: scores of items for users, in rows. `Embeddings` are one."""
+    """A model that can be evaluated: scores of items for users, by rows. `Embeddings` is one."""
 
     @property
     def item_rows(self) -> np.ndarray:
@@ -31,7 +31,7 @@ class Scorer(Protocol):
 
 
 class ByKeys(Protocol):
-    """The same by keys: see `served.Served`."""
+    """A model with scores by keys; see `served.Served`."""
 
     @property
     def item_keys(self) -> np.ndarray: ...
@@ -40,18 +40,18 @@ class ByKeys(Protocol):
 
 
 class Rowed(Protocol):
-    """What can be put in rows: a served model, or embeddings by keys."""
+    """A model by keys that can be put in rows: a served model, or embeddings by keys."""
 
     def in_rows(self, user_keys: np.ndarray, item_keys: np.ndarray) -> Scorer: ...
 
 
 @dataclass(frozen=True, eq=False)
 class InRows:
-    """A model by keys, in rows of ascending keys; users and items that are not among them are left out.
+    """A model by keys, put in rows of ascending keys. Its other users and items are left out.
 
     Attributes:
-        model: it.
-        user_keys, item_keys: by row.
+        model: the model.
+        user_keys, item_keys: the key of every row.
     """
 
     model: ByKeys
@@ -94,16 +94,16 @@ class Popularity:
 
 
 def evaluate(model: Scorer, train: Interactions, test: Interactions, cutoffs: Sequence[int] = (10, 20, 50)) -> dict[str, float]:
-    """`recall@N` and `ndcg@N`, means over the users that have test items, and `n_users`, their number.
+    """`recall@N` and `ndcg@N`, means over the users that have test items, and `n_users`, the number of these users.
 
-    Users that the model lacks get no hit; items that it lacks cannot be hit but count among the test items. All figures are 0
-    where there are no test items.
+    A user whom the model lacks gets no hit. An item that the model lacks cannot be hit, but counts among the test items. All
+    figures are 0 if there are no test items. `evaluate(Popularity.of(train), train, test)` gives the baseline.
 
     Args:
-        model: in the rows of the interactions. `served_model().in_rows(dataset.users.keys, dataset.items.keys)` puts what a
-            deployment serves in the rows of its log.
-        train: what is left out of the lists.
-        test: what should be in them.
+        model: in the rows of the interactions. `served_model().in_rows(dataset.users.keys, dataset.items.keys)` puts a
+            deployment's model in the rows of its log.
+        train: interactions to leave out of the lists.
+        test: interactions that the lists should contain.
         cutoffs: lengths of lists.
     """
     tested = test.user_rows()
@@ -131,12 +131,12 @@ def evaluate(model: Scorer, train: Interactions, test: Interactions, cutoffs: Se
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """What the lists of a deployment are measured by.
+    """The held-out pairs that measure a deployment.
 
     Attributes:
         pairs: the held-out pairs that count.
-        unknown_users: how many users were left out because the deployment does not know them (any more).
-        learned_since: how many pairs were left out because the deployment has them by now.
+        unknown_users: number of users that were left out because the deployment does not know them, or not any more.
+        learned_since: number of pairs that were left out because the deployment has learned them since.
     """
 
     pairs: KeyedPairs
@@ -147,11 +147,11 @@ class Wanted:
 def wanted_from(held_out: KeyedPairs, shards: Sequence[ShardData]) -> Wanted:
     """The held-out pairs that a deployment can be measured by.
 
-    Items that the deployment does not know stay: they cannot be recommended, but the user did want them.
+    Pairs with items that the deployment does not know stay: it cannot recommend these items, but the user wanted them.
 
     Args:
         held_out: pairs by their keys under the deployment's seed.
-        shards: what the deployment has.
+        shards: the deployment's interactions.
     """
     known = places_of(held_out.users, all_keys([data.user_keys for data in shards])) >= 0
     unknown_users = len(np.unique(held_out.users[~known]))
@@ -168,8 +168,8 @@ def evaluate_deployment(
     """`evaluate` by keys. The figures of `Popularity`, measured alike, have names that begin with `popularity_`.
 
     Args:
-        model: as it is served.
-        shards: what it was learned from.
+        model: the served model.
+        shards: the interactions that it was learned from.
         wanted: held-out pairs, of users that the shards have.
         cutoffs: lengths of lists.
     """

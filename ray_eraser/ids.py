@@ -1,4 +1,4 @@
-"""The numbers and names by which parts of the system are told apart."""
+"""The numbers and names of shards, generations, epochs, requests, users and items."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ ShardId = NewType("ShardId", int)
 """0 .. K-1."""
 
 Generation = NewType("Generation", int)
-"""Counts what was published: 1 is the first fit, every finished batch of erasures makes the next."""
+"""Counts publications: the first fit is 1, and every finished batch of requests makes the next."""
 
 Epoch = NewType("Epoch", int)
-"""Counts the starts of a deployment's coordinator. A shard obeys the highest that it has seen."""
+"""Counts the starts of a deployment's coordinator. A shard obeys the highest epoch that it has seen."""
 
 RequestId = NewType("RequestId", str)
-"""Names one unlearning request; random, says nothing about what is erased."""
+"""The random name of one request. It says nothing about the erased data."""
 
 RawId = int | str
-"""A user or an item as a caller names it. An id is text; an integer of any kind stands for its decimal digits."""
+"""A user or an item as a caller names it. An id is text. An integer of any kind stands for its decimal digits."""
 
 LONGEST_ID = 1000
-"""Characters of an id. A longer one is a broken quote or a wrong column."""
+"""Maximal number of characters of an id. A longer text is a broken quote or a wrong column."""
 
-_MOST_BITS = 3000  # of an integer: Python refuses to write very long ones as text
+_MOST_BITS = 3000  # of an integer: Python refuses to write very long integers as text
 
 
 def id_problem(raw: object) -> str | None:
-    """Why something cannot be an id, to follow "the user id"; None where it can. The same rule for files, requests and reads.
+    """Why a value cannot be an id, to follow "the user id"; None if it can. Files, requests and reads share this rule.
 
-    Text with at least one character that is no white space, or an integer (numpy's as well); never a bool or a float.
+    An id is a text with at least one character that is not white space, or an integer of any kind (NumPy's too). A bool or a
+    float is never an id.
     """
     if isinstance(raw, str):
         return _text_problem(raw)
@@ -60,7 +61,7 @@ def id_text(raw: RawId) -> str:
     """An id as text: 7, numpy.int64(7) and "7" are one id, "07" is another.
 
     Raises:
-        ValueError: it cannot be an id; the message follows "the user id".
+        ValueError: the value cannot be an id; the message follows "the user id".
     """
     if problem := id_problem(raw):
         raise ValueError(problem)
@@ -68,10 +69,10 @@ def id_text(raw: RawId) -> str:
 
 
 def checked_id(kind: str, raw: RawId) -> str:
-    """The same for the id of a user or an item (`kind`) that a caller asks for.
+    """An id as text, for a user or an item (`kind`) that a caller names.
 
     Raises:
-        InvalidIdError: it cannot be an id.
+        InvalidIdError: the value cannot be an id.
     """
     if problem := id_problem(raw):
         raise InvalidIdError(kind, problem)

@@ -1,4 +1,4 @@
-"""Accepts requests: checks them, records them in the ledger, and removes their data from the served model before returning."""
+"""Accepts requests: checks them, records them in the ledger, and removes their data from the served model before it returns."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class Desk:
 
     Attributes:
         ledger: where requests are recorded.
-        settings: how many requests may wait at a time, and what must not be learned again.
+        settings: how many requests may wait, and for how long erased data must not be learned again.
         clock: seconds since 1970.
         on_step: see `OnStep`.
         predicted_seconds: predicts the duration of the next run.
-        key_hash: hashes idempotency keys, and what must not be learned again.
+        key_hash: hashes idempotency keys, and the names on the suppression list.
         heal: restores damaged files of the published generation.
     """
 
@@ -135,7 +135,7 @@ class Intake:
         ]
 
     def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> dict[int, _Accepted | InputError]:
-        """Check all submissions against one reading of the state, then record them in one transaction.
+        """Check all submissions against one state, then record them in one transaction.
 
         Returns, by position, the recorded request (now or earlier, under the same key) or the error. Unless `partial`, one
         error keeps all new submissions from being recorded, and the new submissions have no entry.
@@ -188,7 +188,7 @@ class Intake:
         desk = self._desk
         key_hash = desk.key_hash(idempotency_key)
         with self._serving.lock:
-            self.excise()  # so that a pair under erasure counts as absent, and can be learned again
+            self.excise()  # a pair under erasure then counts as absent, and can be learned again
             named = Learning(tuple(dict.fromkeys(given)))
             bound = desk.key_hash.bound(idempotency_key, named, *(["take back"] if take_back else []))
             row = self._ledger.recorded(key_hash, bound)
@@ -202,10 +202,10 @@ class Intake:
 
     @staticmethod
     def _allowed(listed: Sifted) -> tuple[Pair, ...]:
-        """The pairs that are not on the list of what must not be learned again.
+        """The pairs that are not on the suppression list.
 
         Raises:
-            RequestError: all of them are.
+            RequestError: all pairs are on it.
         """
         if not listed.allowed:
             raise RequestError(
@@ -222,7 +222,7 @@ class Intake:
         """
         snapshot, config = self._serving.snapshot, self._serving.config
         waiting = Backlog.of_learnings(self._ledger).to_come()
-        # Refuses an id whose key belongs to another id. Afterwards equal keys mean equal ids.
+        # Refuses an id whose key belongs to another id. Afterwards, equal keys mean equal ids.
         for vocabulary, side in ((snapshot.users, 0), (snapshot.items, 1)):
             vocabulary.extended(pair[side] for pair in (*waiting, *named))
         keys = KeyedPairs.of([(snapshot.users.key_of(user), snapshot.items.key_of(item)) for user, item in named])
@@ -279,7 +279,7 @@ class Intake:
     def excise(self) -> None:
         """Remove the data of accepted requests from the served model; then record that.
 
-        Whatever fails: from here on, nothing is served to or about what is asked to be forgotten.
+        Even if this fails, nothing is served from now on to or about the users, items and pairs of the requests.
         """
         with self._serving.lock:
             received, lost = self._ledger.unfinished(RequestState.RECEIVED), self._not_left_out()
@@ -298,7 +298,7 @@ class Intake:
                 self._desk.on_step("excised", received)
 
     def _not_left_out(self) -> list[RequestRow]:
-        """Erasures that are recorded as excised, but are in what is served. There are none, unless the record was changed."""
+        """Erasures that the ledger calls excised, but whose data is served. There are none, unless the ledger was changed."""
         if self._serving.is_empty:
             return []
         before = self._serving.change
@@ -307,7 +307,7 @@ class Intake:
 
     @contextmanager
     def _accepting(self) -> Iterator[None]:
-        """Record requests within. Then wait for other arrivals, so that one excision covers all of them."""
+        """Record requests in this block. Then wait for other arrivals, so that one excision covers all of them."""
         with self._arrivals:
             self._arriving += 1
         try:

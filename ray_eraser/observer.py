@@ -1,9 +1,8 @@
 """Answers questions about a deployment from its store and its ledger alone, whether or not a coordinator runs it.
 
-An observer writes nothing, begins no epoch and starts no process, so it disturbs nobody. It leaves out the data of every
-unfinished request, as a coordinator does, and looks at the ledger again once it has an answer. So no answer shows what a
-request, accepted before it was given, asks to be forgotten. It keeps the generation that it read last, until it is asked again
-or closed: close it after use.
+An observer writes nothing, begins no epoch and starts no process. Like a coordinator, it leaves out the data of unfinished
+requests. It looks at the ledger again when it has an answer, so no answer shows data of a request that was accepted before the
+answer was given. It keeps the generation that it read last: close it after use.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ _ALL = 2**31 - 1
 
 @dataclass(frozen=True)
 class Seen:
-    """What an answer rests on.
+    """The state of the ledger behind an answer.
 
     Attributes:
-        digest: of the generation that is current.
-        erasures: the unfinished erasures that are no part of it yet.
-        published: that generation, as the ledger has it.
+        digest: of the current generation.
+        erasures: the unfinished erasures that the generation does not contain yet.
+        published: the current generation in the ledger.
     """
 
     digest: str
@@ -62,11 +61,11 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A deployment as it may be shown: the published generation without the data of unfinished requests.
+    """The published generation without the data of unfinished requests.
 
     Attributes:
-        change: the generation, and what the requests change of it.
-        config: the settings that the generation was made with.
+        change: the generation, and the change that the requests make to it.
+        config: the settings of the generation.
         snapshot: answers reads.
     """
 
@@ -90,17 +89,17 @@ class View:
 
     @property
     def excised(self) -> bool:
-        """Whether requests wait whose data is left out."""
+        """Whether the data of waiting requests is left out."""
         return bool(self.change.erased)
 
 
 class Observer:
-    """One deployment, seen from outside. To be closed, or used in a `with` block.
+    """One deployment, read from outside. Close it, or use it in a `with` block.
 
     Args:
         deployment: its name, for errors.
-        storage_path: where its files are.
-        ledger_url: where the ledger is; empty: SQLite under a local storage path.
+        storage_path: the folder of its files.
+        ledger_url: of the ledger's database; empty: SQLite under a local storage path.
         clock: seconds since 1970.
 
     Raises:
@@ -172,14 +171,14 @@ class Observer:
         return self.answer(lambda view: vectors_of(view.change, view.snapshot, view.config.model.kind))
 
     def view(self) -> View:
-        """The deployment as it stands now, for computations that take long and name nobody."""
+        """The deployment as it is now, for long computations that name no user."""
         return self.answer(lambda view: view)
 
     def answer(self, compute: Callable[[View], _T]) -> _T:
-        """Compute an answer that shows nothing of what an accepted request asks to be forgotten.
+        """Compute an answer that contains no data of accepted requests.
 
         Args:
-            compute: gives the answer for a view; may be called several times.
+            compute: gives the answer for a view. It may be called several times.
 
         Raises:
             DeploymentError: no generation was ever published there.
@@ -204,10 +203,10 @@ class Observer:
 
         return self._steadily(refused)
 
-    # ---- where it stands -------------------------------------------------------------------------------------------------
+    # ---- status ----------------------------------------------------------------------------------------------------------
 
     def describe(self) -> Status:
-        """Where the deployment stands. Raises as `answer`."""
+        """The status of the deployment. Raises as `answer`."""
 
         def described(seen: Seen) -> Status:
             return stored_status(self.deployment, self._store, self._ledger, self._clock(), self._read(seen))
@@ -222,7 +221,7 @@ class Observer:
         """The state of a request.
 
         Raises:
-            UnknownRequestError: there is none of this id.
+            UnknownRequestError: no request has this id.
         """
         return self._ledger.request(request_id).state
 
@@ -236,13 +235,13 @@ class Observer:
         return unlearning_settings(self._ledger, None)
 
     def holders(self) -> list[Holder]:
-        """Who may be running the deployment now, as far as this machine can tell; the newest is the last."""
+        """The coordinators that may be running the deployment now, as far as this machine can tell, newest last."""
         return holders_of(self._ledger)
 
     # ---- how it is read --------------------------------------------------------------------------------------------------
 
     def _steadily(self, compute: Callable[[Seen], _T]) -> _T:
-        """What is computed while neither another generation is published nor an erasure accepted."""
+        """Compute an answer. Compute it again if a generation was published or an erasure accepted meanwhile."""
         seen = self._look()
         for _ in range(_TRIES):
             answer: _T
@@ -250,7 +249,7 @@ class Observer:
             try:
                 answer = compute(seen)
             except RayEraserError as error:
-                failure = error  # such as a file that was superseded and deleted meanwhile
+                failure = error  # for example, a file was superseded and deleted meanwhile
             before, seen = seen, self._look()
             if seen != before:
                 continue
@@ -258,14 +257,14 @@ class Observer:
                 try:
                     raise failure
                 finally:
-                    del failure  # it would keep the frames that it was raised in, and the generations in them
+                    del failure  # the error would keep its stack frames, and with them the generations
             return answer
         raise PoolError(
             f"deployment {self.deployment!r}", f"changed {_TRIES} times while it was read: try again, or ask where it runs"
         )
 
     def _look(self) -> Seen:
-        # The requests first: none that is missing here can be finished in the generation that is current after it.
+        # Requests first: a request that is missing here cannot be part of a generation that is read afterwards.
         waiting = self._ledger.erasures(_ALL, finished=False)
         published = self._ledger.current()
         if published is None:
@@ -298,9 +297,9 @@ class Observer:
 
 
 def viewed(store: Store, change: Change) -> View:
-    """A generation without the data that a change erases, computed in this process and written nowhere."""
+    """Compute a generation without the data that a change erases, in this process. Nothing is written."""
     before, shards = change.before, list(change.rest.values())
-    # Excisions are computed on the CPU everywhere, so that no GPU need be here.
+    # Excisions are computed on the CPU everywhere, so no GPU is needed.
     config = before.manifest.config.with_device("cpu")
     model = before.model
     if change.erased and config.model.is_trained:
@@ -313,10 +312,10 @@ def viewed(store: Store, change: Change) -> View:
 
 
 def existing_ledger(store: Store, deployment: str, ledger_url: str) -> Ledger:
-    """Open the ledger of a deployment that is there. Its database is not made where it is missing.
+    """Open the ledger of an existing deployment. A missing database is not created.
 
     Raises:
-        DeploymentError: there is none.
+        DeploymentError: there is no ledger.
     """
     if not ledger_url:
         return Ledger(default_ledger(store, deployment, must_exist=True))
@@ -329,6 +328,6 @@ def existing_ledger(store: Store, deployment: str, ledger_url: str) -> Ledger:
 
 
 def holders_of(ledger: Ledger) -> list[Holder]:
-    """Who may be running a deployment now: who began an epoch, has not ended it, and is no dead process of this machine."""
+    """The coordinators that may be running: they began an epoch, did not end it, and are no dead processes of this machine."""
     holders = [Holder.from_json(row.holder) for row in ledger.open_epochs()]
     return [holder for holder in holders if holder.deployment and not holder.is_gone()]

@@ -1,6 +1,6 @@
-"""The questions that an open deployment answers. None of them changes anything or waits for training.
+"""The questions that a coordinator answers. None of them changes anything or waits for training.
 
-Out of force it answers none: another coordinator may have erased what this one still has.
+A coordinator that is out of force answers none of them, because another one may have erased data that it still holds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reading:
 
     Attributes:
         deployment: its name.
-        settings: when requests are carried out and the like.
+        settings: the `unlearning` settings, such as the plan.
     """
 
     deployment: str
@@ -85,19 +85,19 @@ class Reading:
             return self._serving.snapshot.similar_items(item_id, n)
 
     def shard_data(self) -> dict[ShardId, ShardData]:
-        """The interactions of every shard of the current generation, those among them that are being erased."""
+        """The interactions of every shard of the current generation, including those that are being erased."""
         with self._force.answering():
             return dict(self._serving.loaded.shards)
 
     def served_model(self) -> Served:
-        """The model behind the present recommendations."""
+        """The model behind the current recommendations."""
         with self._force.answering():
             return self._serving.snapshot.served
 
     def vectors(self) -> Vectors:
         """The served vectors, for use in another system. See `Vectors`: copies do not forget.
 
-        While shards retrain, these are the vectors of the excision, which does not depend on the erased data either.
+        While shards retrain, these are the vectors of the excision, which does not depend on the erased data.
         """
         with self._force.answering():
             return self._serving.vectors()
@@ -113,7 +113,7 @@ class Reading:
             return row.receipt if row.state is RequestState.ERASED else None
 
     def set_aside(self) -> dict[RequestId, str]:
-        """Requests that need an operator, with the reason why their training failed."""
+        """The requests that need an operator, with the reasons why their training failed."""
         with self._force.answering():
             return {row.request_id: row.reason or "" for row in self._ledger.unfinished(RequestState.SET_ASIDE)}
 
@@ -123,12 +123,12 @@ class Reading:
             return pending(self._ledger, limit, finished=finished)
 
     def progress(self) -> Progress:
-        """The present stage of work."""
+        """The current stage of work."""
         with self._force.answering():
             return self._builder.progress
 
     def describe(self) -> Status:
-        """Where the deployment stands.
+        """The status of the deployment.
 
         Raises:
             DeploymentError: nothing has been trained yet.
@@ -154,14 +154,14 @@ class Reading:
     # ---- when ----------------------------------------------------------------------------------------------------------
 
     def due_at(self) -> float | None:
-        """When the plan wants `process_pending` called, in seconds since 1970; None if nothing waits."""
+        """When the plan wants `process_pending` to be called, in seconds since 1970; None if nothing waits."""
         waiting = self._ledger.waiting()
         if not waiting or self._serving.is_empty:
             return None
         return plan_of(self.settings).next_run(waiting, self._published().published_at, self._predicted_seconds())
 
     def is_due(self) -> bool:
-        """Whether the plan wants `process_pending` called now."""
+        """Whether the plan wants `process_pending` to be called now."""
         due_at = self.due_at()
         return due_at is not None and due_at <= self._clock()
 
@@ -170,11 +170,11 @@ class Reading:
         return bool(self._ledger.waiting())
 
     def overdue(self) -> int:
-        """How many requests wait longer than the law allows."""
+        """Number of requests that have waited longer than the law allows."""
         return overdue(self._ledger.waiting(), self.settings.deadline_days * DAY, self._clock())
 
     def received_seconds(self) -> float:
-        """How long the oldest request waits that is recorded and not out of what is served yet."""
+        """How long the oldest recorded request has waited whose data is still served."""
         return received_seconds(self._ledger, self._clock())
 
     def _predicted_seconds(self) -> float:

@@ -36,7 +36,7 @@ from ray_eraser.cli.options import (
 )
 from ray_eraser.cli.output import print_facts, print_json, working
 from ray_eraser.cli.program import FAILED
-from ray_eraser.cli.reaching import may_run, place, published_generation
+from ray_eraser.cli.reaching import is_there, place, published_generation
 from ray_eraser.cli.sought import erased, say_what_is_not_here
 from ray_eraser.cli.submitted import keep, lasting
 from ray_eraser.errors import InputError
@@ -97,13 +97,11 @@ def _compute(runtime: RuntimeConfig, ray_address: str | None) -> Compute:
     """Where an audit trains: on the Ray that is there, else in this process."""
     from ray_eraser.compute import InThisProcess
 
-    if may_run(ray_address):
-        from ray_eraser.runtime.pool import RayTasks
-        from ray_eraser.runtime.session import find_ray
+    if not is_there(ray_address):
+        return InThisProcess()
+    from ray_eraser.runtime.pool import RayTasks
 
-        if find_ray(ray_address):
-            return RayTasks(runtime, _TASK_GPUS if runtime.known_device == "cuda" else 0)
-    return InThisProcess()
+    return RayTasks(runtime, _TASK_GPUS if runtime.known_device == "cuda" else 0)
 
 
 def _log_of(source: str, manifest: Manifest, changes: Sequence[str]) -> Dataset:

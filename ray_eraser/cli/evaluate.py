@@ -47,12 +47,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     where = place(storage_path, deployment)
-    from ray_eraser.evaluation import evaluate_deployment
-    from ray_eraser.observer import Observer
+    with working(f"reading the deployment at {where}"):
+        from ray_eraser.evaluation import evaluate_deployment
+        from ray_eraser.observer import Observer
 
-    settings = inputs.settings(config, changes)
-    with working(f"reading the deployment at {where}"), Observer(deployment, where, settings.unlearning.ledger) as observer:
-        view = observer.view()
+        settings = inputs.settings(config, changes)
+        with Observer(deployment, where, settings.unlearning.ledger) as observer:
+            view = observer.view()
     shards = list(view.shards.values())
     wanted = _validation(shards) if split == "valid" else _test(data, view.config, shards)
     if view.excised:

@@ -50,7 +50,7 @@ def read_pairs(file: Path) -> tuple[tuple[RawId, RawId], ...]:
         with file.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.reader(stream))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataFileError(str(file), f"cannot be read ({error}): give a UTF-8 CSV file") from error
+        raise DataFileError(str(file), f"cannot be read ({error}): give a UTF-8 CSV file", names_nobody=True) from error
     for line, row in enumerate(rows, 1):
         if len(row) != 2 or not all(row):
             raise DataFileError(str(file), f"expected 'user id,item id', got {','.join(row)!r}", line)

@@ -61,28 +61,34 @@ def storage_of(client: Client) -> str:
 # ---- without starting anything ---------------------------------------------------------------------------------------------
 
 
-def may_run(ray_address: str | None) -> bool:
-    """Whether there can be a Ray at this address. Found out without importing Ray."""
+def is_there(ray_address: str | None, *, in_a_pipe: bool = True) -> bool:
+    """Whether there is a Ray at this address, to which this process is connected then. `in_a_pipe`: see `working`.
+
+    Raises:
+        InputError: no Ray answers at the address that was given.
+    """
     from ray_eraser.runtime.presence import may_run_here
 
-    return ray_address != "local" and (ray_address is not None or may_run_here())
+    # Importing Ray takes seconds. Often it is not needed to see that no Ray runs here.
+    if ray_address == "local" or (ray_address is None and not may_run_here()):
+        return False
+    with working("connecting to Ray", in_a_pipe=in_a_pipe):
+        from ray_eraser.runtime.session import find_ray
+
+        return find_ray(ray_address)
 
 
 def running(deployment: str, storage_path: str | None, ray_address: str | None) -> Client | None:
     """The deployment on a Ray that is there, at this storage path if one is given. Starts nothing, and waits for nobody."""
-    if not may_run(ray_address):
+    if not is_there(ray_address, in_a_pipe=False):
         return None
-    with working("looking for the deployment on Ray", in_a_pipe=False):
-        from ray_eraser.runtime.client import connect
-        from ray_eraser.runtime.session import find_ray
+    from ray_eraser.runtime.client import connect
 
-        if not find_ray(ray_address):
-            return None
-        try:
-            client = connect(deployment)
-            found = client.describe().storage_path
-        except (DeploymentError, StaleEpochError):  # it does not run, is untrained, or another one has taken over
-            return None
+    try:
+        client = connect(deployment)
+        found = client.describe().storage_path
+    except (DeploymentError, StaleEpochError):  # it does not run, is untrained, or another one has taken over
+        return None
     return client if storage_path is None or found == place(storage_path, deployment) else None
 
 
@@ -132,13 +138,15 @@ def published_generation(storage_path: str, deployment: str, ledger_url: str) ->
 
 
 @contextmanager
-def on_ray(ray_address: str | None) -> Iterator[Session]:
-    """Ray for the length of a block; see `runtime.session.session`. Says first what takes seconds."""
+def on_ray(ray_address: str | None, *, there: bool | None = None) -> Iterator[Session]:
+    """Ray for the length of a block: the one that is there, else one of this command alone. `there`: as `is_there` said."""
+    if there is None:
+        there = is_there(ray_address)
     with ExitStack() as stack:
-        with working("connecting to Ray" if may_run(ray_address) else "starting Ray on this machine"):
+        with nullcontext() if there else working("starting Ray on this machine"):
             from ray_eraser.runtime.session import session
 
-            opened = stack.enter_context(session(ray_address))
+            opened = stack.enter_context(session(ray_address if there else "local"))
         yield opened
 
 
@@ -148,21 +156,27 @@ def look_first(
     ledger_url: str,
     ray_address: str | None,
     check: Callable[[Observer], object] = lambda _: None,
-) -> None:
+) -> bool:
     """Have `check` look at a deployment's files before Ray is started for it, so that a mistaken order is refused at once.
 
-    Does nothing if there can be a Ray already: it answers soon, and perhaps its machines alone can reach the files.
+    If there is a Ray already, nothing is looked at: it answers soon, and perhaps its machines alone can reach the files.
+
+    Returns:
+        Whether there is a Ray; see `is_there`.
 
     Raises:
         DeploymentError: there is no such deployment.
         whatever `check` raises.
     """
-    if may_run(ray_address):
-        return
-    from ray_eraser.observer import Observer
+    if is_there(ray_address):
+        return True
+    where = place(storage_path, deployment)
+    with working(f"looking at {where}"):
+        from ray_eraser.observer import Observer
 
-    with Observer(deployment, place(storage_path, deployment), ledger_url) as observer:
-        check(observer)
+        with Observer(deployment, where, ledger_url) as observer:
+            check(observer)
+    return False
 
 
 @contextmanager
@@ -180,8 +194,8 @@ def deployed(
     Raises:
         as `look_first` and `attach`.
     """
-    look_first(deployment, storage_path, ledger_url, ray_address, check)
-    with on_ray(ray_address) as ray_session:
+    there = look_first(deployment, storage_path, ledger_url, ray_address, check)
+    with on_ray(ray_address, there=there) as ray_session:
         client = attach(deployment, storage_path, ledger_url, take_over=take_over)
         try:
             yield client

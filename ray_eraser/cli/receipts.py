@@ -38,10 +38,11 @@ def read_receipt(file: Path) -> ReceiptFile:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         way_out = "give a file that ray-eraser unlearn --receipt wrote"
-        raise DataFileError(str(file), f"cannot be read ({error}): {way_out}") from error
+        raise DataFileError(str(file), f"cannot be read ({error}): {way_out}", names_nobody=True) from error
     if (accepted := Accepted.from_json(text)) is not None:
         way_out = f"fetch it with ray-eraser receipt --receipt {file}"
-        raise DataFileError(str(file), f"has no receipt yet, request {accepted.request_id} was accepted: {way_out}")
+        problem = f"has no receipt yet, request {accepted.request_id} was accepted: {way_out}"
+        raise DataFileError(str(file), problem, names_nobody=True)
     try:
         return ReceiptFile.from_json(text)
     except InputError as error:

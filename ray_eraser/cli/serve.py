@@ -80,14 +80,13 @@ def serve(
     from ray_eraser.web.keys import read_keys
 
     accepted = None if keys is None else read_keys(keys)
-    if not stop:
-        look_first(deployment, storage_path, ledger, ray_address)
+    there = None if stop else look_first(deployment, storage_path, ledger, ray_address)
     say("loading Ray Serve")
     from ray_eraser.runtime import serve as http
 
     http.check_installed()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # Serve sets another level when it is imported
-    with on_ray(ray_address) as ray_session:
+    with on_ray(ray_address, there=there) as ray_session:
         if (detach or stop) and ray_session.local:
             raise InputError("--detach and --stop are for a cluster: a Ray of this command alone ends with it")
         if stop:

@@ -14,7 +14,7 @@ from typing import Any
 from ray_eraser.cli import inputs
 from ray_eraser.cli.options import ConfigOption, DeploymentOption, ExistingRayOption, JsonOption, SetOption, StorageOption
 from ray_eraser.cli.output import print_json, say
-from ray_eraser.cli.reaching import may_run, opened_ledger, place
+from ray_eraser.cli.reaching import is_there, opened_ledger, place
 from ray_eraser.errors import DeploymentError, HeldError, InputError, LedgerError, StaleEpochError
 
 
@@ -47,14 +47,10 @@ def _ended(deployment: str, storage_path: str | None, ray_address: str | None) -
     """End a deployment. Returns its storage path; empty where nothing was trained yet, None where none runs."""
     if ray_address == "local":
         raise InputError("a Ray of this command alone has nothing to stop: give the address of the deployment's Ray")
-    if not may_run(ray_address):
+    if not is_there(ray_address):
         return None
-
     from ray_eraser.runtime.client import connect
-    from ray_eraser.runtime.session import find_ray
 
-    if not find_ray(ray_address):
-        return None
     try:
         client = connect(deployment)
     except DeploymentError:

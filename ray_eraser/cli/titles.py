@@ -25,14 +25,13 @@ def read_titles(file: Path) -> dict[str, str]:
         with file.open(encoding="latin-1" if separator else "utf-8-sig", newline="") as stream:
             rows = [line.rstrip("\r\n").split(separator) for line in stream] if separator else list(csv.reader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataFileError(
-            str(file), f"cannot be read ({error}): give a UTF-8 CSV file with an item id and a title"
-        ) from error
+        problem = f"cannot be read ({error}): give a UTF-8 CSV file with an item id and a title"
+        raise DataFileError(str(file), problem, names_nobody=True) from error
     titles = {}
     for line, row in enumerate(rows, 1):
         if not row:
             continue
         if len(row) < 2:
-            raise DataFileError(str(file), "expected an item id and a title", line)
+            raise DataFileError(str(file), "expected an item id and a title", line, names_nobody=True)
         titles[row[0].strip()] = row[1].strip()
     return titles

@@ -7,27 +7,40 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 
 from ray_eraser.data.problems import unusable
 
 
-def _unzst(data: bytes) -> bytes:
-    with pa.input_stream(pa.py_buffer(data), compression="zstd") as stream:
-        whole: bytes = stream.read()
-    return whole
+@dataclass(frozen=True)
+class _Packing:
+    """A way to pack a file.
+
+    Attributes:
+        name: for people.
+        opened: a stream of the unpacked bytes, from an open file.
+    """
+
+    name: str
+    opened: Callable[[IO[bytes]], Any]
 
 
-_UNPACK: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    ".gz": ("gzip", gzip.decompress),
-    ".bz2": ("bzip2", bz2.decompress),
-    ".xz": ("xz", lzma.decompress),
-    ".zst": ("zstd", _unzst),
+_PACKINGS = {
+    ".gz": _Packing("gzip", lambda file: gzip.GzipFile(fileobj=file)),
+    ".bz2": _Packing("bzip2", bz2.BZ2File),
+    ".xz": _Packing("xz", lzma.LZMAFile),
+    ".zst": _Packing("zstd", lambda file: pa.CompressedInputStream(file, "zstd")),
 }
-PACKED = tuple(_UNPACK)
+_NOT_PACKED = _Packing("", lambda file: file)
+PACKED = tuple(_PACKINGS)
 """Suffixes of packed files that can be read."""
+
+_BEGINNING = 1 << 16
+"""Bytes."""
 
 OTHER_PACKED = (".zip", ".7z", ".rar", ".tar", ".tgz", ".lz4", ".snappy", ".lzo", ".z")
 """Suffixes of packed files that must be unpacked first."""
@@ -49,9 +62,7 @@ def content(path: Path) -> bytes:
     Raises:
         DataFileError: it is empty, damaged or not UTF-8.
     """
-    data = path.read_bytes()
-    if data and path.suffix.lower() in PACKED:
-        data = _unpacked(path, data)
+    data = _read(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise unusable(path, "is UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
@@ -67,12 +78,33 @@ def content(path: Path) -> bytes:
     return data
 
 
-def _unpacked(path: Path, data: bytes) -> bytes:
-    name, unpack = _UNPACK[path.suffix.lower()]
+def beginning(path: Path) -> bytes:
+    """The first lines of a text file, without reading all of it if the file is sound. Raises as `content`."""
     try:
-        return unpack(data)
-    except EOFError as error:
-        raise unusable(path, f"ends within its {name} data: copy it again") from error
-    except (OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        problem = f"is not sound {name} data ({error}): copy it again or drop {path.suffix} from its name"
-        raise unusable(path, problem) from error
+        data = _read(path, _BEGINNING)
+        lines = data if len(data) < _BEGINNING else data[: data.rindex(b"\n") + 1]
+        lines.decode()
+    except ValueError:  # not UTF-8, which `content` says with the line; or the first line is long
+        return content(path)
+    lines = lines.removeprefix(b"\xef\xbb\xbf")
+    return lines if lines.strip() else content(path)
+
+
+def _read(path: Path, size: int = -1) -> bytes:
+    """The first bytes of a file, unpacked; all of them for -1."""
+    packing = _PACKINGS.get(path.suffix.lower(), _NOT_PACKED)
+    with path.open("rb") as file:
+        if not file.read(1):
+            return b""
+        file.seek(0)
+        try:
+            with packing.opened(file) as stream:
+                data: bytes = stream.read(size) if size >= 0 else stream.read()
+        except EOFError as error:
+            raise unusable(path, f"ends within its {packing.name} data: copy it again") from error
+        except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+            if packing is _NOT_PACKED or (isinstance(error, OSError) and error.errno):
+                raise
+            problem = f"is not sound {packing.name} data ({error}): copy it again or drop {path.suffix} from its name"
+            raise unusable(path, problem) from error
+    return data

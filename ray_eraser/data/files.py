@@ -152,14 +152,13 @@ def readable(source: str) -> Iterator[None]:
         raise unusable(str(error.filename or source), f"cannot be read ({error.strerror or error})") from error
 
 
-def parquet_parts(source: str, config: DataConfig | None = None) -> list[Path]:
+def parquet_parts(source: str) -> list[Path]:
     """The Parquet files that a log without a split consists of, in the order of their names; none if it is of another kind.
 
     Raises:
         DataFileError: the folder is a prepared dataset that was never completed, or holds no log.
     """
-    path = Path(source).expanduser()
-    log = found(path, config or DataConfig())
+    log = found(Path(source).expanduser(), DataConfig())  # settings do not matter to Parquet files
     return list(log.paths) if log.is_parquet else []
 
 

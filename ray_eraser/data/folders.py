@@ -15,8 +15,8 @@ from ray_eraser.data.text import first_row
 
 KNOWN_KINDS = (
     "a folder with train.txt (and valid.txt, test.txt), a folder made by prepare, u.data, ratings.dat, ratings.csv, *.csv, "
-    "*.tsv, *.inter, *.jsonl, *.ndjson, each also with .gz, .bz2, .xz or .zst, *.parquet (several in a folder are parts of one "
-    "log), or the word synthetic"
+    "*.tsv, *.inter, *.jsonl, *.ndjson or *.json with one object on each line, each also with .gz, .bz2, .xz or .zst, "
+    "*.parquet (several in a folder are parts of one log), or the word synthetic"
 )
 SETS = ("train", "valid", "test")
 MANIFEST = "dataset.json"

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ray_eraser.config import DataConfig
 from ray_eraser.data.columns import Log, wanted_columns
-from ray_eraser.data.content import content
+from ray_eraser.data.content import beginning, content
 from ray_eraser.data.problems import unusable
 from ray_eraser.data.raw import Raw, log_of
 from ray_eraser.errors import DataFileError, shortened
@@ -57,7 +57,7 @@ def read_json_lines(path: Path, config: DataConfig, *, times: bool = False) -> L
 
 def keys_of(path: Path) -> list[str]:
     """The keys of the first object."""
-    for number, line in enumerate(content(path).split(b"\n"), start=1):
+    for number, line in enumerate(beginning(path).split(b"\n"), start=1):
         if line.strip():
             return list(_object(path, number, line))
     raise unusable(path, "is empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from ray_eraser.errors import DataFileError
 _SEPARATORS = ("::", ",", ";", "|")
 _ENOUGH = 10
 """From this many lines on, the same number of fields on every line is no accident."""
+
+_MOST = 0.9
+"""The share of lines of interactions that have the same number of fields, if a few are damaged."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,11 @@ def _lines(path: Path) -> Lines:
     numbers = [number for number, _ in numbered]
     fields = [[field.decode() for field in line.split()] for _, line in numbered]
     notices = []
-    separator = next((one for one in _SEPARATORS if all(len(own) == 1 and one in own[0] for own in fields)), None)
-    if separator is not None:
+    separator = next((one for one in _SEPARATORS if any(one in own[0] for own in fields)), None)
+    if separator is not None and all(len(own) == 1 for own in fields):
         fields = [own[0].split(separator) for own in fields]
         notices.append(f"the fields are separated by {separator!r}")
-    elif _has_user_colons(fields):
+    elif _has_user_colons(path, fields):
         fields = [[user, *([item] if item else []), *items] for (user, _, item), items in _parted(fields)]
         notices.append("each line is read as user:items")
     if len(fields) < 2 or not _is_header(fields):
@@ -94,12 +98,20 @@ def _parted(fields: list[list[str]]) -> list[tuple[tuple[str, str, str], list[st
     return [(own[0].partition(":"), own[1:]) for own in fields]
 
 
-def _has_user_colons(fields: list[list[str]]) -> bool:
-    """Whether every line is `user:item item ...`. Ids such as `user:7` have a colon too, but the same words before it."""
+def _has_user_colons(path: Path, fields: list[list[str]]) -> bool:
+    """Whether every line is `user:item item ...`. Ids such as `user:7` have a colon too, but few different words before it.
+
+    Raises:
+        DataFileError: both are possible.
+    """
     parted = _parted(fields)
     users = [user for (user, colon, rest), _ in parted if user and colon and ":" not in rest]
-    no_other = not any(":" in item for _, items in parted for item in items)
-    return no_other and len(users) == len(fields) == len(set(users))
+    if len(users) < len(fields) or any(":" in item for _, items in parted for item in items):
+        return False
+    n_users = len(set(users))
+    if len(users) // 2 < n_users < len(users):
+        raise unusable(path, "may have user:items on each line, or ids with a colon: separate users and items by a blank")
+    return n_users == len(users)
 
 
 def _is_header(fields: list[list[str]]) -> bool:
@@ -117,15 +129,21 @@ def _n_fields(lines: Lines) -> int | None:
     Raises:
         DataFileError: both are possible.
     """
-    lengths = {len(own) for own in lines.fields}
-    n_fields = lengths.pop() if len(lengths) == 1 else 0
+    lengths = Counter(len(own) for own in lines.fields)
+    n_fields, count = lengths.most_common(1)[0] if lengths else (0, 0)
+    n_lines, n_users = len(lines.fields), len({own[0] for own in lines.fields})
     if n_fields < 3:
         return None  # a user and one item is the same either way
-    repeated = len({own[0] for own in lines.fields}) < len(lines.fields)
+    if count < n_lines:
+        if n_lines >= _ENOUGH and count >= _MOST * n_lines and 2 * n_users <= n_lines:
+            odd = next(place for place, own in enumerate(lines.fields) if len(own) != n_fields)
+            found = len(lines.fields[odd])
+            raise unusable(lines.path, f"has {found} fields here and {n_fields} on most lines: mend it", lines.numbers[odd])
+        return None
     numeric = all(is_number(field) for own in lines.fields for field in own[2:])
-    if repeated and numeric and n_fields <= 4:
+    if n_users < n_lines and numeric and n_fields <= 4:
         return n_fields
-    if repeated or (n_fields <= 4 and numeric and len(lines.fields) >= _ENOUGH and _few_values(lines)):
+    if n_users < n_lines or (n_fields <= 4 and numeric and n_lines >= _ENOUGH and _few_values(lines)):
         raise unusable(
             lines.path,
             f"every line has {n_fields} fields: is it a user with items, or one interaction with its rating? Write the log as "

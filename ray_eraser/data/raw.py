@@ -86,7 +86,9 @@ def log_of(raw: Raw, config: DataConfig) -> Log:
         left_out[blank(kind)] = int(is_blank[rows].sum())
         rows = rows[~is_blank[rows]]
     users, items = (_settled(raw, kind, ids.take(rows), rows, notices) for kind, ids in (("user", users), ("item", items)))
-    fail: Fail = lambda row, problem: raw.fail(int(rows[row]), problem)  # noqa: E731  # of the rows that are left
+
+    def fail(row: int, problem: str) -> DataFileError:
+        return raw.fail(int(rows[row]), problem)
 
     def chosen(column: Any) -> Any:
         return column if len(rows) == len(column) else column.take(pa.array(rows))

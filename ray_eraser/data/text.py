@@ -17,7 +17,7 @@ import pyarrow.csv as pa_csv
 
 from ray_eraser.config import DataConfig
 from ray_eraser.data.columns import Columns, Log, has_ids, wanted_columns
-from ray_eraser.data.content import content, plain_name, suffix
+from ray_eraser.data.content import beginning, content, plain_name, suffix
 from ray_eraser.data.problems import unusable
 from ray_eraser.data.raw import Raw, log_of
 from ray_eraser.errors import DataFileError
@@ -75,7 +75,7 @@ def read_table(path: Path, config: DataConfig, *, times: bool = False) -> Log:
 
 def first_row(path: Path, config: DataConfig) -> list[str] | None:
     """The header of a file; None if it has none."""
-    return _table(path, content(path), config).header
+    return _table(path, beginning(path), config).header
 
 
 def looks_like_header(fields: Sequence[str]) -> bool:

@@ -95,7 +95,7 @@ class CoordinatorService:
 
     @as_value
     def take_over(self) -> None:
-        """Take over from a coordinator that runs elsewhere: it is refused from now on, and this one waits until it has ended."""
+        """Take over from a coordinator that runs elsewhere: refuse it from now on, and wait until it has ended."""
         self._operation.open(take_over=True)
         self._opened()
         self._operation.wake()

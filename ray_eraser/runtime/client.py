@@ -271,8 +271,8 @@ class Client:
         """Train a new deployment.
 
         Args:
-            log: what to learn from: a `Dataset`, a data frame, or (user id, item id) pairs. Frames and pairs are read and split by
-                the deployment's settings, as files are.
+            log: a `Dataset`, a data frame, or (user id, item id) pairs. Frames and pairs are read and split by the deployment's
+                settings, as files are.
             progress: a function that hears of the training about five times a second. By default a line shows it in a
                 terminal or a notebook; None shows nothing.
 
@@ -401,8 +401,8 @@ def deploy(
     if config is not None and (key := only_here(config)) is not None:
         raise ConfigError(
             key,
-            "was registered in this process alone, and Ray's processes do not know it: declare it as an entry point of a package "
-            "that every node has, or use Coordinator.local",
+            "was registered in this process alone, and Ray's processes do not know it: declare it as an entry point of a "
+            "package that every node has, or use Coordinator.local",
         )
     ensure_ray(address)
     options = {"name": f"{deployment}/coordinator", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}

@@ -1,8 +1,8 @@
-"""The outside view of the proof: train on the log that its user holds, and compare with everything under the storage path.
+"""The proof from outside: train on the log that the caller holds, and compare with all files under the storage path.
 
-An audit asks whether the stored interactions give the stored files. This asks whether they are the right interactions: what a
-deployment has after any history must be, byte by byte and name by name, what a first training on the same log writes
-(docs/decisions/0028). Nothing is written anywhere: of what training gives, only the names and digests of its files are kept.
+An audit asks whether the stored interactions give the stored files. This module asks whether they are the right interactions.
+After any history, a deployment must have exactly the files that a first training on the same log writes, byte by byte and name
+by name (docs/decisions/0028). Nothing is written: the comparison keeps only names and digests of the trained files.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from ray_eraser.unlearning.audit import environment_in
 from ray_eraser.unlearning.ledger import GenerationRow
 
 _NOT_COMPARED = re.compile(r"ledger\.db.*|ledger\.json|(results|logs)/.*|[^/]*\.log")
-"""What is no function of the interactions: the ledger, its mark, what submitted jobs reported, and logs."""
+"""Files that are no function of the interactions: the ledger, its mark, reports of submitted jobs, and logs."""
 
 
 @dataclass(frozen=True)
 class AgainstReport:
-    """How a storage path compares with a training on a log.
+    """The comparison of a storage path with a training on a log.
 
     Attributes:
-        equal: both have the same files with the same content.
-        generation, digest: what was compared.
+        equal: whether both have the same files with the same content.
+        generation, digest: of the compared generation.
         guarantee, chosen: the level that the generation claims, and the settings that were chosen from a log. They are taken as
             recorded, not chosen again from the log that is given.
-        compared: files under the storage path or of the training.
-        mismatches: one line for each file that only one of both has, or that is not what its name says. No line names a user or
-            an item.
+        compared: number of files, under the storage path or of the training.
+        mismatches: one line for each file that only one side has, or whose content its name contradicts. No line names a user
+            or an item.
     """
 
     equal: bool

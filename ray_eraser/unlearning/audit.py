@@ -1,7 +1,7 @@
-"""The proof: train everything again from what remains, and compare.
+"""The proof of an erasure: train everything again from the remaining interactions, and compare.
 
-An audit needs the store, the ledger's word on which generation is current, and a place to compute. It trusts neither the
-coordinator nor any file: every stored byte must be what the remaining interactions, the recorded config and the seed give.
+An audit needs the store, the ledger's entry for the current generation, and a place to compute. It trusts neither the
+coordinator nor any file: the remaining interactions, the recorded config and the seed must reproduce every stored byte.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
-        exact: nothing differs, nothing is left over, nothing erased was found.
-        generation, digest: what was audited.
+        exact: whether nothing differs, nothing is left over, and nothing erased was found.
+        generation, digest: of the audited generation.
         guarantee, chosen: the level that the generation claims, and the settings that were chosen from the log.
-        compared: files whose content was computed again.
-        mismatches: one line for each file that is not what it must be. No line names a user or an item.
-        found_erased_pairs: interactions that were asked for by name and are in some file, and ids that still are.
-        not_here: how many of the ids and pairs that were asked for name a user or an item that is not here. That is right for
-            erased ids, and says nothing where an id was mistyped.
+        compared: number of files whose content was computed again.
+        mismatches: one line for each file that is not as it must be. No line names a user or an item.
+        found_erased_pairs: number of interactions asked for by name that some file has, and of such ids that are still here.
+        not_here: number of the given ids and pairs that name a user or an item which is not here. Erased ids are not here, nor
+            are mistyped ones.
         spelled_otherwise: those of them whose user or item is here under another spelling. See `Lookup`.
     """
 
@@ -80,17 +80,17 @@ def audit(
     erased: Erased = NOTHING,
     on_done: Callable[[str], None] = lambda _: None,
 ) -> AuditReport:
-    """Compare every file of the current generation with one computed again, and look for what must not be there.
+    """Compute every file of the current generation again and compare; look for erased data by name.
 
     Args:
-        store: the deployment's.
+        store: the deployment's files.
         published: the current generation, from the ledger.
-        compute: where to train again: a pool (its shards are not asked), or `RayTasks`.
+        compute: where to train again: a pool (it does not ask its shards), or `RayTasks`.
         erased: ids and pairs to look for by name.
-        on_done: hears what was compared.
+        on_done: called with the name of each part that was compared.
 
     Raises:
-        DeviceError: the generation was trained on another device than there is here.
+        DeviceError: the generation was trained on a device that is not here.
     """
     manifest = store.read_manifest(published.digest)
     here = environment_in(compute, manifest)
@@ -131,27 +131,27 @@ def audit(
 
 
 def environment_in(compute: Compute, manifest: Manifest) -> dict[str, str | int]:
-    """What bits depend on where an audit computes.
+    """The environment of the audit's computations, on which bits depend.
 
     Raises:
-        DeviceError: the generation was trained on another device than there is here. Names both.
+        DeviceError: the generation was trained on a device that is not here. Names both.
     """
     runtime = manifest.config.runtime
     ask = partial(environment, runtime.threads, runtime.known_device)
     return same_as(manifest.environment, lambda: compute.run([ask])[0])
 
 
-# ---- what is stored besides vectors --------------------------------------------------------------------------------------
+# ---- ids and interactions --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """The ids and the interactions of a generation, as far as they can be read.
+    """The ids and interactions of a generation, as far as they can be read.
 
     Attributes:
-        parts: of each kind the parts of its vocabulary, by file.
+        parts: the parts of each kind's vocabulary, by file.
         shards: every shard's interactions.
-        problems: by file, why it cannot be read or that writing its content again gives another file.
+        problems: by file, why it cannot be read, or that writing its content again gives another file.
     """
 
     parts: Mapping[str, Mapping[FileRef, Part]]
@@ -185,26 +185,26 @@ class _Stored:
 
     @property
     def compared(self) -> int:
-        """How many files could be read, and were written again."""
+        """Number of files that could be read and were written again."""
         return len(self.parts["user"]) + len(self.parts["item"]) + len(self.shards)
 
     def is_whole(self, manifest: Manifest) -> bool:
-        """Whether everything could be read."""
+        """Whether every file could be read."""
         return self.compared == len(manifest.users) + len(manifest.items) + len(manifest.shards)
 
     def can_be_trained(self, manifest: Manifest) -> bool:
-        """Whether all interactions are stored as a deployment stores them: of others, training could fail."""
+        """Whether all interactions are stored as a deployment stores them. Training on others could fail."""
         sound = [record.shard in self.shards and record.interactions not in self.problems for record in manifest.shards]
         return all(sound)
 
 
 def _checked(ref: FileRef, read: Callable[[FileRef], _T], again: Callable[[_T], bytes]) -> tuple[_T, str] | tuple[None, str]:
-    """(what a file holds, what is wrong with it): None where it cannot be read, no text where nothing is wrong.
+    """(content of a file, its problem). The content is None if it cannot be read; the problem is empty if there is none.
 
     Args:
         ref: the file.
         read: reads it.
-        again: the file that the ids or the pairs of such a value give.
+        again: writes the ids or pairs of the content as a deployment writes them.
     """
     try:
         value = read(ref)
@@ -218,13 +218,13 @@ def _checked(ref: FileRef, read: Callable[[FileRef], _T], again: Callable[[_T], 
 
 
 def _canonical_part(part: Part, secret: bytes) -> Part:
-    """The part that the ids of one give: each once, in the order of keys."""
+    """A part with the same ids as a deployment writes it: each id once, in the order of keys."""
     keys, first = np.unique(hash_texts(part.ids, secret), return_index=True)
     return Part(keys, part.ids.take(pa.array(first)))
 
 
 def _canonical(data: ShardData) -> ShardData:
-    """The value that the pairs of one give: exactly their users and items have a row, in the order of keys."""
+    """The same pairs as a deployment writes them: exactly their users and items have a row, in the order of keys."""
     if len(data.train.common(data.valid)):
         raise ValueError("a pair is learned from and held out")
     train, valid = (data.keyed(part) for part in (data.train, data.valid))
@@ -237,7 +237,7 @@ def _has(ref: FileRef, content: bytes) -> bool:
 
 
 def _unmatched(manifest: Manifest, stored: _Stored, kind: str) -> list[str]:
-    """Ids that no shard has an interaction of, keys that no id has, and ids in another part than theirs."""
+    """Lines for ids without an interaction, for keys without an id, and for ids in a wrong part."""
     problems = []
     numbers = [_part_number(ref) for ref in stored.parts[kind]]
     if numbers != sorted(set(numbers)):
@@ -260,7 +260,7 @@ def _unmatched(manifest: Manifest, stored: _Stored, kind: str) -> list[str]:
 
 
 def _part_number(ref: FileRef) -> int:
-    """The number in the name of a vocabulary's file; -1 where there is none."""
+    """The number in the name of a vocabulary's file; -1 if there is none."""
     number = ref.path.rpartition("/")[2].split("-")[1:2]
     return int(number[0]) if number and number[0].isascii() and number[0].isdigit() else -1
 
@@ -270,13 +270,13 @@ def _count(n: int, kind: str) -> str:
 
 
 def _left_over(store: Store, manifest: Manifest, digest: str) -> list[str]:
-    """Files of other generations: everything that a generation superseded must be gone."""
+    """Lines for files of other generations. A generation must leave none of the files that it superseded."""
     wanted = {ref.path for ref in manifest.files()} | {manifest_ref(digest).path}
     return [f"{path}: left over, no part of the current generation" for path in store.files() if path not in wanted]
 
 
 def _misnamed(manifest: Manifest, digest: str) -> list[str]:
-    """Files that the manifest has under another name than theirs, and a manifest that is not written as one is."""
+    """Lines for files under a wrong name, and for a manifest that no deployment would write."""
     named = [(ref, f"vocabulary/users-{_part_number(ref):02d}", "parquet") for ref in manifest.users]
     named += [(ref, f"vocabulary/items-{_part_number(ref):02d}", "parquet") for ref in manifest.items]
     for number, record in enumerate(manifest.shards):
@@ -298,7 +298,7 @@ def _misnamed(manifest: Manifest, digest: str) -> list[str]:
 
 
 def _misplaced(manifest: Manifest, shards: Mapping[ShardId, ShardData]) -> list[str]:
-    """Shards that hold interactions which belong elsewhere, where the place follows from the ids."""
+    """Lines for shards with interactions of other shards. Learned partitions are not checked: ids do not give the place."""
     config = manifest.config
     if config.partition.is_learned:
         return []
@@ -310,7 +310,7 @@ def _misplaced(manifest: Manifest, shards: Mapping[ShardId, ShardData]) -> list[
 
 
 def _miscounted(manifest: Manifest, shards: Mapping[ShardId, ShardData]) -> list[str]:
-    """Shards whose numbers in the manifest are not those of their interactions, or of the settings."""
+    """Lines for shards whose numbers in the manifest contradict their interactions or the settings."""
     n_checkpoints = manifest.config.training.slices - 1
     return [
         f"shard {record.shard}: has {len(record.checkpoints)} checkpoints, its settings ask for {n_checkpoints}"
@@ -328,7 +328,7 @@ def _miscounted(manifest: Manifest, shards: Mapping[ShardId, ShardData]) -> list
 
 
 def _rebuilt(store: Store, manifest: Manifest, compute: Compute, on_done: Callable[[str], None]) -> tuple[int, list[str]]:
-    """How many files of vectors were computed again, and a line for each whose stored content differs."""
+    """(number of files of vectors that were computed again, a line for each that differs)."""
     rebuilt = compute.run([partial(_shard_digests, store.uri, record, manifest) for record in manifest.shards])
     pairs = [
         (ref, digest)
@@ -363,13 +363,13 @@ def _compared(store: Store, ref: FileRef, digest: str) -> list[str]:
     return [] if digest == ref.digest else [f"{ref.path}: training again gives {digest}"]
 
 
-# ---- what was asked for by name --------------------------------------------------------------------------------------------
+# ---- looking for erased data by name --------------------------------------------------------------------------------------
 
 
 def _found_by_name(store: Store, manifest: Manifest, stored: _Stored, erased: Erased) -> int:
-    """Interactions asked for by raw id, in any file of interactions under the storage path, current or not.
+    """Count the interactions of given ids and pairs in all files of interactions under the storage path, current or not.
 
-    An id that is still in the vocabulary counts, too: it was not erased, even if its interactions are gone.
+    An id that is still in the vocabulary counts too: it was not erased, even if its interactions are gone.
     """
     secret = seeds.secret(manifest.config.seed, "ids")
     users, items = keys_of(erased.user_ids, secret), keys_of(erased.item_ids, secret)
@@ -388,6 +388,6 @@ def _found_by_name(store: Store, manifest: Manifest, stored: _Stored, erased: Er
 def _every_file(store: Store) -> Iterator[ShardData]:
     for path in store.files():
         if "/interactions-" in path and path.endswith(".safetensors"):
-            # The current ones were read before: one that cannot be read is left over, and named as such.
+            # All current files were read before. An unreadable one here is left over, and a mismatch names it.
             with suppress(StoreError):
                 yield store.read_shard_data(ref_of(path))

@@ -2,7 +2,7 @@
 
 A file is CSV or TSV with a header (UTF-8, also .gz), or Parquet. Its columns are `user_id` and `item_id`, and optionally
 `idempotency_key` and `priority`. One row is one request: a user id alone asks for that user, an item id alone for that item,
-both for that pair. There is one exception, so that a user who asks for fifty pairs gets one receipt: all rows that name a pair of
+both for that pair. With one exception, so that a user who asks for fifty pairs gets one receipt: all rows that name a pair of
 the same user and have no key become one request, in the place of the first of them.
 
 A fault of the whole file (its columns, its encoding, a quote that is never closed, damaged data) is always an error, because

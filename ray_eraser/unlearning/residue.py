@@ -1,33 +1,36 @@
-"""The search for what a deployment leaves on disk of ids that were erased: in its store, its ledger, and logs.
+"""The search for traces of erased ids on disk: in a deployment's store, its ledger, and logs.
 
-Every file is searched as bytes. Besides, Parquet, safetensors and the rows of a SQLite file are decoded, and gzip is unpacked,
-because compressed content cannot be seen from outside. Files that cannot be decoded are named: they were not searched within.
+Every file is searched as bytes. Parquet, safetensors and the rows of a SQLite file are also decoded, and gzip is unpacked,
+because compressed content is not visible from outside. The report names files that could not be decoded.
 
-When does a stretch of bytes stand for an id? By this rule:
+This rule says when a stretch of bytes stands for an id:
 
-- An id is *distinctive* if it has at least 6 characters, or 9 where all of them are digits: shorter numbers are process ids,
-  ports, dates and fractions of seconds all over a log. A distinctive id is found wherever its text stands as a whole word, as
-  it is, or escaped as JSON or Python escape it. A number next to a decimal point is no whole word.
-- A shorter id is found where its place says what it is: after `user` or `item` with `id`, `:`, `=` or quotes (`"user": 42`,
-  `user_id=42`, `--user-id 42`, `no user '42' here`), and as a member of a list of pairs (`[[42, 7], [43, 8]]`,
-  `the first is (42, 7)`), the user first.
-- A pair is found as a member of a list of pairs, or with one of its ids in quotes as any pair; where one of its ids is
-  distinctive also as fields of a row, with a comma or a tab between them. Either id alone is no trace of it: both may remain.
-- In Parquet: cells that equal the id, in the columns that can hold it. The parts of a vocabulary hold ids of one kind. In files
-  of other makers `user...` columns are compared with users, `item...` columns with items, all other columns of text with both,
-  numbers only where the column's name ends with `id`.
+- An id is *distinctive* if it has at least 6 characters, or at least 9 if all of them are digits. Logs are full of shorter
+  numbers: process ids, ports, dates, fractions of seconds. A distinctive id is found wherever its text is a whole word, plain
+  or escaped as in JSON or Python. A number next to a decimal point is no whole word.
+- A shorter id is found where its place says that it is an id: after `user` or `item` with `id`, `:`, `=` or quotes
+  (`"user": 42`, `user_id=42`, `--user-id 42`, `no user '42' here`), and in a list of pairs (`[[42, 7], [43, 8]]`,
+  `the first is (42, 7)`), user first.
+- A pair is found in a list of pairs, or as any pair if one of its ids is in quotes. If one of its ids is distinctive, the pair
+  is also found as fields of a row, with a comma or a tab between. A single id is no trace of a pair: both ids may remain.
+- In Parquet, cells that equal the id are found in the columns that can hold it. The parts of a vocabulary hold ids of one kind.
+  In other files, `user...` columns are compared with users, `item...` columns with items, other columns of text with both, and
+  columns of numbers only if their name ends with `id`.
 
-A deployment's files name ids by their *keys*, keyed hashes of 64 bits. Anyone who knows the seed, which stands in the manifest,
-could tell an erased id by its key. So the keys of the erased ids are looked for, too: in the `key` column of the vocabularies,
-and in every array of 64-bit numbers of interactions, submodels, checkpoints and the aggregate. Such a finding says `key`. Pairs
-are looked for by the keys of both ids, in interactions.
+A deployment's files name ids by their *keys*, keyed hashes of 64 bits. Anyone who reads the seed in the manifest can recognise
+an erased id by its key. So the search also looks for the keys of the erased ids: in the `key` column of the vocabularies, and
+in every array of 64-bit numbers in interactions, submodels, checkpoints and the aggregate. Such a finding says `key`. Pairs are
+sought by the keys of both ids, in interactions.
 
-An *orphan* is an id or a key that belongs to nobody any more: it is in one of these files, and no interaction of the generation
-has it. Orphans are looked for whether any id is given or not. They are counted and never named. Search when no batch is being
-carried out: ids that are being learned are written before their interactions.
+An *orphan* is an id or a key in one of these files that no interaction of the generation has. The search always looks for
+orphans. It counts them and never names them. Search while no batch is being carried out, because the ids of new data are
+written before their interactions.
 
-A PostgreSQL ledger is not a file and is not searched. The package keeps no temporary files of a deployment but the `.partial-`
-ones in the store, and there what a log becomes on its way into the shards (`ingest`); they are searched like all others.
+A PostgreSQL ledger is not a file and is not searched. The only temporary files of a deployment are the `.partial-` files in its
+store, and there the pieces of a log on its way into the shards (`ingest`). They are searched like all other files.
+
+The report also says which of the given ids are in no vocabulary, and which of those are there under another spelling: a search
+for `20007` finds nothing of the user `20007.0`.
 """
 
 from __future__ import annotations
@@ -76,12 +79,12 @@ class Finding:
     """One of the ids, or all orphans, in one kind of place in one file.
 
     Attributes:
-        file: in the store: its path there.
+        file: its path, in the store if it is there.
         kind: `user`, `item`, `pair` or `orphan`.
         position: in the list of erased ids of this kind, from 0; None for orphans. The id itself is not repeated.
-        where: the first place: a byte, a column and row, an array and place, or the file's name. For orphans no place, only the
-            column or array.
-        count: how many such places there are in the file.
+        where: the first place: a byte, a column and row, an array and place, or the file's name. For orphans, only the column
+            or array.
+        count: number of such places in the file.
     """
 
     file: str
@@ -93,16 +96,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class ResidueReport:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        searched_files, searched_bytes: how much there was, as it lies on disk.
+        searched_files, searched_bytes: number and size of the searched files on disk.
         findings: by file.
-        unreadable: files that are packed or compressed and damaged, or may not be read, with the reason.
-        structured_only: how many of the ids are not distinctive and were looked for in certain places alone; all pairs are.
-        not_here: how many of the ids and pairs name a user or an item that is in no vocabulary. That is right for erased ids,
-            and says nothing where an id was mistyped.
-        spelled_otherwise: those of them whose user or item is in a vocabulary under another spelling. See `Lookup`.
+        unreadable: files that could not be searched, with the reasons: damaged, or not readable.
+        structured_only: number of the ids that are not distinctive, and were sought in certain places alone. Pairs count.
+        not_here: number of the ids and pairs that name a user or an item which no vocabulary has. Erased ids are not here, nor
+            are mistyped ones.
+        spelled_otherwise: those of them whose user or item a vocabulary has under another spelling. See `Lookup`.
     """
 
     searched_files: int
@@ -124,18 +127,18 @@ class ResidueReport:
 
 
 def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path], erased: Erased) -> ResidueReport:
-    """Search everything under a storage path, a ledger's files, and folders of logs, for ids that were erased, and for orphans.
+    """Search all files under a storage path, a ledger's files, and folders of logs for erased ids and for orphans.
 
-    Nothing is written and no database is opened for writing. A request that is accepted and not carried out yet is found, too.
+    Nothing is written, and no database is opened for writing. Requests that are accepted but not carried out are found too.
 
     Args:
-        store: all files under its storage path are searched, whatever made them.
-        ledger_files: of SQLite ledgers that are elsewhere; their -wal, -shm and -journal files are searched with them.
-        log_folders: with all folders below them; single files may be given too.
-        erased: the ids and pairs to look for; with none of them, orphans alone are.
+        store: all files under its storage path are searched, including those of other programs.
+        ledger_files: of SQLite ledgers elsewhere; their -wal, -shm and -journal files are searched too.
+        log_folders: searched with all folders below them. Single files are accepted too.
+        erased: the ids and pairs to look for; empty looks for orphans alone.
 
     Raises:
-        InputError: one of the ledger files or log folders is not there.
+        InputError: a ledger file or a log folder does not exist.
     """
     sought = SoughtIds(erased)
     in_store = {file.in_store: file for file in _in_store(store) if file.in_store is not None}
@@ -149,7 +152,7 @@ def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]
         try:
             n_bytes += search.run()
         except FileNotFoundError:
-            continue  # rotated away, or superseded, since it was listed
+            continue  # deleted since it was listed
         except OSError as error:
             search.problem = f"cannot be read ({error.strerror or error})"
         n_files += 1
@@ -160,7 +163,7 @@ def scan(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]
         ]
         if search.problem:
             unreadable.append(f"{name}: {search.problem}")
-    unreadable += [f"{path}: cannot be read, so that orphans could not be told" for path in generations.unread]
+    unreadable += [f"{path}: cannot be read, so orphans could not be found" for path in generations.unread]
     lookup = _looked_up(store, list(in_store), erased)
     return ResidueReport(
         n_files,
@@ -187,7 +190,7 @@ def _looked_up(store: Store, paths: Sequence[str], erased: Erased) -> Lookup:
 
 
 def ledger_files(url: str) -> list[Path]:
-    """The file of a SQLite ledger that is named by URL; none for a server's, or where no URL is given."""
+    """The file of a SQLite ledger, from its URL; none for a server's ledger, or without a URL."""
     if not url:
         return []
     try:
@@ -206,9 +209,9 @@ class _File:
 
     Attributes:
         name: for the report.
-        open: its bytes; they can be sought in.
-        in_store: the path under the storage path.
-        local: where it is on this machine.
+        open: opens its bytes as a stream with `seek`.
+        in_store: its path under the storage path.
+        local: its path on this machine.
     """
 
     name: str
@@ -228,7 +231,7 @@ def _in_store(store: Store) -> Iterator[_File]:
 
 
 def _elsewhere(store: Store, ledger_files: Sequence[Path], log_folders: Sequence[Path]) -> Iterator[_File]:
-    """Files that are not under the storage path, each once."""
+    """The files outside the storage path, each once."""
     folder = store.local_folder
     seen = set() if folder is None else {(folder / path).resolve() for path in store.everything()}
     for local in (*_with_siblings(ledger_files), *_below(log_folders)):
@@ -263,7 +266,7 @@ class _Search:
 
     Attributes:
         found: (target, kind of place) -> (first place, number of places).
-        problem: why not all of it could be searched.
+        problem: why the file could not be searched completely.
     """
 
     def __init__(self, file: _File, sought: SoughtIds, keys: SoughtKeys, generations: Generations) -> None:
@@ -273,7 +276,7 @@ class _Search:
         self.problem = ""
 
     def run(self) -> int:
-        """Search all of it; how many bytes it has."""
+        """Search the whole file. Returns its size in bytes."""
         for _, target in self._sought.hits(self._file.name.encode("utf-8", "surrogateescape")):
             self._note(target, "name", "file name")
         with closing(self._file.open()) as stream:
@@ -300,7 +303,7 @@ class _Search:
         self.found[target, kind] = first, before + count
 
     def _bytes(self, stream: Any, place: str) -> None:
-        """In blocks that overlap, so that nothing is missed between two and nothing is counted twice."""
+        """Search in blocks that overlap, so that nothing between two blocks is missed, and nothing is counted twice."""
         carried, offset, first = b"", 0, 0
         while True:
             block = stream.read(_BLOCK)
@@ -349,7 +352,7 @@ class _Search:
         self._orphans(kind, name, keys)
 
     def _orphans(self, kind: str, name: str, keys: np.ndarray) -> None:
-        """Count the keys that no interaction has."""
+        """Count the keys without an interaction."""
         if name not in _OF_IDS or not _WITHOUT_ORPHANS.match(self._path):
             return
         present = self._generations.present(self._path)
@@ -416,14 +419,14 @@ class _Search:
                 self._note(target, name, f"column {name}, row {first_row + row}")
 
     def _words_in_cells(self, name: str, column: Any, first_row: int) -> None:
-        """Texts, lists and records that name an id among other words."""
+        """Find ids among other words, in texts, lists and records."""
         texts = [_all_bytes(value) for value in column.to_pylist()]
         for begin in range(0, len(texts), _CELLS):
             some = texts[begin : begin + _CELLS]
             if any(True for _ in self._sought.hits(b"\n".join(some))):
                 for row, text in enumerate(some, first_row + begin):
                     for _, target in self._sought.hits(text):
-                        if text != self._sought.text(target).encode():  # else it has been counted
+                        if text != self._sought.text(target).encode():  # otherwise it was counted as a whole cell
                             self._note(target, name, f"column {name}, row {row}")
 
     def _key_cells(self, kind: str, keys: np.ndarray, first_row: int) -> None:
@@ -442,12 +445,12 @@ class _Search:
     # SQLite.
 
     def _sqlite(self, path: Path) -> None:
-        """The rows as of the last checkpoint: in a page, a value can join on to its neighbour so that it seems no whole word.
+        """Search the rows of the last checkpoint. In a page of bytes, a value can touch its neighbour and seem no whole word.
 
-        Freed pages and the write-ahead log have been searched as bytes.
+        Free pages and the write-ahead log have been searched as bytes.
         """
         try:
-            # Immutable: no lock is taken, no -shm file made, nothing rolled back.
+            # Immutable: takes no lock, makes no -shm file, and rolls nothing back.
             with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True)) as connection:
                 connection.text_factory = bytes
                 tables = [row[0].decode() for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -473,7 +476,7 @@ class _Search:
                 row += 1
 
     def _short_cell(self, text: bytes) -> list[Target]:
-        """What is not distinctive, and is all that a cell holds whose name says that it holds a name."""
+        """The ids that are not distinctive and fill a whole cell, in a column whose name says that it holds ids or keys."""
         whole = text.decode("utf-8", "replace")
         targets = [*self._sought.cells["user"].get(whole, ()), *self._sought.cells["item"].get(whole, ())]
         return [] if is_distinctive(whole) else targets
@@ -490,7 +493,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _kinds(name: str, column: Any) -> tuple[str, ...]:
-    """Of which kind the ids are that a column of another maker's file may hold."""
+    """The kinds of ids that a column of another program's file may hold."""
     lower = name.lower()
     if not _is_text(column.type) and not pa.types.is_integer(column.type):
         return ()

@@ -1,4 +1,4 @@
-"""What an erased id looks like as text: in a log, a database's page, or another program's file. The rule is residue.py's."""
+"""Erased ids as text in logs, in pages of a database, and in files of other programs. The rule is in residue.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ray_eraser.ids import RawId
 from ray_eraser.unlearning.erased import Erased
 
 DISTINCTIVE_TEXT, DISTINCTIVE_NUMBER = 6, 9
-"""Characters from which on an id is looked for everywhere, not only where its place says what it is."""
+"""Length from which an id is sought everywhere, not only where its place says that it is an id."""
 
-CONTEXT = 64  # bytes before a match that are looked at to judge it
+CONTEXT = 64  # bytes before a match that help to judge it
 _PREFIX = DISTINCTIVE_TEXT
 _FILTER_BITS = 20
 
@@ -24,11 +24,11 @@ _WORD = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvw
 _DIGITS = frozenset(b"0123456789")
 
 Target = tuple[str, int]
-"""(`user`, `item` or `pair`, position in the list of them that was given)."""
+"""(`user`, `item` or `pair`, position in the given list of this kind)."""
 
 
 def is_distinctive(raw: RawId) -> bool:
-    """Whether an id is looked for everywhere; see the rule above."""
+    """Whether an id is sought everywhere; see the rule in residue.py."""
     text = str(raw)
     digits = text.removeprefix("-")
     return len(digits) >= DISTINCTIVE_NUMBER if digits.isdecimal() else len(text) >= DISTINCTIVE_TEXT
@@ -48,7 +48,7 @@ def _tokens(raw: RawId) -> set[bytes]:
 
 
 class SoughtIds:
-    """All ids that are looked for, ready to be found fast, however many there are."""
+    """All ids to look for, prepared for a fast search whatever their number."""
 
     def __init__(self, erased: Erased) -> None:
         self.users, self.items = list(erased.user_ids), list(erased.item_ids)
@@ -85,7 +85,7 @@ class SoughtIds:
         self.overlap = 256 + max(longest, *(len(text) for text in self._raw), 0, 0)
 
     def hits(self, data: bytes) -> Iterator[tuple[int, Target]]:
-        """(position, target) of everything that is found in some bytes, by the rule for text."""
+        """(position, target) of every id found in some bytes, by the rule for text."""
         yield from self._whole_words(data)
         if self._named["user"] or self._named["item"]:
             yield from self._after_names(data)
@@ -118,7 +118,7 @@ class SoughtIds:
     def _after_names(self, data: bytes) -> Iterator[tuple[int, Target]]:
         for match in _NAMED.finditer(data):
             value = match["value"].rstrip(b".!?")
-            # "user 3 of 10" is prose; a value of its own is quoted, or follows what only a name has.
+            # "user 3 of 10" is prose. An id is quoted, or follows `id`, a colon or an equals sign.
             if value[:1] in (b'"', b"'") or match["id"] or b":" in match["between"] or b"=" in match["between"]:
                 for target in self._named[match["kind"].decode().lower()].get(value, ()):
                     yield match.start(), target
@@ -148,7 +148,7 @@ _NAMED = re.compile(
     rb"(?P<between>[\"']?[ \t]{0,8}[:=][ \t]{0,8}|[\"']?,?[ \t]{1,8})"
     rb"(?=(?P<value>\"(?:[^\"\\\r\n]|\\.){0,80}\"|'(?:[^'\\\r\n]|\\.){0,80}'|[^\s\"'\[\](){},;:=<>|]{1,80}))"
 )
-"""What is looked ahead at is searched again: a quoted value may be JSON that names an id."""
+"""The value is only looked ahead at, so it is searched again: a quoted value may be JSON that names an id."""
 
 
 def add_target(table: dict[Any, list[Target]], names: Iterable[Any], target: Target) -> None:

@@ -1,4 +1,4 @@
-"""What an erased id looks like as a key in the store's own files, and which keys have an interaction there."""
+"""The keys of erased ids in the store's own files, and the keys that have an interaction there."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True, eq=False)
 class SoughtKeys:
-    """The keys of what is looked for, under the seed of every generation that is there.
+    """The keys of the ids and pairs to look for, under the seed of every generation in the store.
 
     Attributes:
-        ids: of each kind, the targets of every key.
+        ids: for each kind, the targets of every key.
         pairs: the targets of every pair of a user's and an item's key.
     """
 
@@ -56,7 +56,7 @@ class SoughtKeys:
         return cls(ids, pairs)
 
     def among(self, kind: str, keys: np.ndarray) -> Iterator[tuple[int, Target]]:
-        """(position, target) of every key of one kind that is looked for."""
+        """(position, target) of every sought key of one kind."""
         sought = self.ids[kind]
         if sought:
             for place in np.flatnonzero(np.isin(keys, np.array(list(sought), np.uint64))).tolist():
@@ -64,7 +64,7 @@ class SoughtKeys:
                     yield place, target
 
     def among_pairs(self, pairs: KeyedPairs) -> Iterator[tuple[int, Target]]:
-        """The same of pairs."""
+        """(position, target) of every sought pair."""
         if self.pairs:
             sought = np.array(list(self.pairs), np.uint64)
             likely = np.isin(pairs.users, sought[:, 0]) & np.isin(pairs.items, sought[:, 1])
@@ -74,10 +74,10 @@ class SoughtKeys:
 
 
 class Generations:
-    """The generations that are in a store: one, or two while one takes the other's place.
+    """The generations in a store: one, or two while the second replaces the first.
 
     Attributes:
-        roots: their root seeds, and the usual one, for files of a training that was never finished.
+        roots: their root seeds, and the default seed, for files of a training that never finished.
         unread: paths of interactions that could not be read.
     """
 
@@ -89,7 +89,7 @@ class Generations:
         self.roots = {EraserConfig().seed}
         self.unread: list[str] = []
         for path in files:
-            # A damaged manifest is an audit's to name; its bytes are searched all the same.
+            # An audit names a damaged manifest. Its bytes are searched anyway.
             if match := _MANIFEST.fullmatch(path):
                 with suppress(StoreError, ValueError, KeyError, TypeError):
                     self._note(json.loads(store.read(manifest_ref(match[1]))))
@@ -107,9 +107,9 @@ class Generations:
             self._named[path] = tuple(sorted({*self._named.get(path, ()), *interactions}))
 
     def present(self, path: str) -> Mapping[str, np.ndarray] | None:
-        """Of each kind the keys, ascending, that have an interaction in the generations of a file.
+        """For each kind the ascending keys that have an interaction in the generations of a file.
 
-        For files of no generation, all interactions count. None where they cannot be read.
+        For a file of no generation, all interactions count. None if they cannot be read.
         """
         wanted = self._named.get(path, self._all)
         if wanted not in self._united:
@@ -136,10 +136,10 @@ class Generations:
 
 
 def key_arrays(stream: Any, kinds: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, content) of every array of some types in a safetensors file, `U64` and `I32`, without the others being read.
+    """(name, content) of every array of some types, `U64` and `I32`, in a safetensors file. Other arrays are not read.
 
     Raises:
-        ValueError: the file is of another kind, or it is truncated. The arrays before the fault were yielded.
+        ValueError: the file is of another kind, or is truncated. The arrays before the fault have been yielded.
     """
     n_header = int.from_bytes(stream.read(8), "little")
     if not 2 <= n_header <= _LONGEST_HEADER:
@@ -162,5 +162,5 @@ def key_arrays(stream: Any, kinds: Sequence[str]) -> Iterator[tuple[str, np.ndar
 
 
 def pairs_of(arrays: Mapping[str, np.ndarray], name: str) -> KeyedPairs:
-    """One set of a file of interactions."""
+    """The pairs of one set in a file of interactions."""
     return KeyedPairs(np.repeat(arrays["user_keys"], arrays[name]), arrays["item_keys"][arrays[f"{name}_items"]])

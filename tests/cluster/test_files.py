@@ -89,7 +89,7 @@ def _mappings(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
             yield from _mappings(inner, (*path, index))
 
 
-# Whoever writes the file chooses these keys.
+# The writer of the file chooses these keys.
 FREE = {"labels", "matchLabels", "rayStartParams", "clusterSelector", "requests", "limits"}
 
 

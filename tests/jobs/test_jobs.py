@@ -73,7 +73,7 @@ def test_on_a_cluster_a_deployment_outlives_its_job_and_forgets_for_another(fold
 
     (folder / "pairs.csv").write_text("1004,99999\n")
     refused = run("unlearn", "--deployment", "outlives", "--pairs", "pairs.csv", **here)
-    assert refusal(refused) == "error: no item '99999' here: it was never learned from, or it has been erased"
+    assert "1 pair is absent (never learned, held out for the test, or erased already): ('1004', '99999')" in refusal(refused)
 
     client = ray_eraser.connect("outlives")
     assert client.describe().generation == 2
@@ -120,7 +120,12 @@ def test_a_folder_of_parquet_parts_is_trained_on_in_fragments_and_evaluated_as_o
     assert done.returncode == 0, done.stderr
     assert "dividing 0/3" in done.stderr
     assert "trained on log" in done.stdout
-    assert "notice: about 20% of the interactions are held out for a test" in done.stderr
+    (n_learned, n_held), n_test = (
+        map(int, re.search(r"^learned from (\d+) interactions, (\d+) are held out", done.stderr, re.MULTILINE).groups()),
+        int(re.search(r"^notice: (\d+) interactions are held out for a test", done.stderr, re.MULTILINE)[1]),
+    )
+    assert n_learned + n_held + n_test == some.sum()
+    assert f"read {some.sum()} rows: 0 merged" in done.stderr.splitlines()
     assert re.search(
         r"^model\.alpha0 = [0-9.]+ was chosen from the log: receipts claim 'exact-given-settings'$", done.stderr, re.MULTILINE
     )

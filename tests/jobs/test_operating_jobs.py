@@ -355,7 +355,7 @@ def test_in_a_pipe_what_is_long_stays_in_one_piece(capsys: pytest.CaptureFixture
     digest = "ab" * 100
     output.print_facts("receipt", {"digest": digest})
     assert digest in capsys.readouterr().out
-    monkeypatch.setenv("COLUMNS", "60")  # whoever says how wide it is has it so
+    monkeypatch.setenv("COLUMNS", "60")  # a width that was set is kept
     output.print_facts("receipt", {"digest": digest})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from ray_eraser.cli.output import durations, in_words, seconds
+from ray_eraser.cli import output
+from ray_eraser.cli.output import durations, in_words, seconds, working
 from ray_eraser.cli.titles import read_titles
 from ray_eraser.errors import DataFileError
 
@@ -52,3 +57,39 @@ def test_a_file_without_titles_is_refused_with_its_line(tmp_path: Path) -> None:
         read_titles(tmp_path / "t.csv")
     with pytest.raises(DataFileError, match="cannot be read"):
         read_titles(tmp_path / "none.csv")
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Callable[..., io.StringIO]:
+    """Puts a console in the place of stderr, and gives what is written there."""
+
+    def put(**options: Any) -> io.StringIO:
+        stream = io.StringIO()
+        monkeypatch.setattr(output, "people", Console(file=stream, **options))
+        return stream
+
+    return put
+
+
+def test_long_work_is_a_line_in_a_pipe_unless_told_otherwise(console: Callable[..., io.StringIO]) -> None:
+    said = console()
+    with working("reading [a].csv"):
+        pass
+    with working("connecting", in_a_pipe=False):
+        pass
+    assert said.getvalue() == "reading [a].csv\n"
+
+
+def test_long_work_is_a_spinner_on_a_terminal_which_leaves_nothing_behind(console: Callable[..., io.StringIO]) -> None:
+    said = console(force_terminal=True, width=80)
+    with working("reading [a].csv"):
+        pass
+    assert "reading [a].csv" in said.getvalue()
+    assert said.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is shown again, and the line deleted
+
+
+def test_with_json_logs_nothing_is_written_for_people(console: Callable[..., io.StringIO]) -> None:
+    said = console(quiet=True)
+    with working("reading"):
+        pass
+    assert said.getvalue() == ""

@@ -178,8 +178,8 @@ def test_requests_that_are_late_or_failed_are_warned_of():
 @pytest.mark.parametrize(
     ("ages", "outcome", "seen"),
     [
-        ([], Outcome.OK, "no accepted erasure waits"),
-        ([59.0, 1.0, -5.0], Outcome.OK, "no accepted erasure waits"),
+        ([], Outcome.OK, "the data of no accepted erasure"),
+        ([59.0, 1.0, -5.0], Outcome.OK, "the data of no accepted erasure"),
         ([61.0, 3600.0, 1.0], Outcome.WARN, "the data of 2 accepted erasures is still served, the oldest for 3600 s"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_deployment_of_gpus_is_warned_of_where_ray_has_none(trained_on, gpus, 
     ("seen", "outcome", "detail"),
     [
         (None, Outcome.UNCHECKED, "nothing is published yet"),
-        (StoreError("generations/x", "x"), Outcome.WARN, "the manifest is damaged, and no other file was looked at"),
+        (StoreError("generations/x", "x"), Outcome.WARN, "the manifest is damaged, so no other file was checked"),
         (FilesSeen(9, 0), Outcome.OK, "all 9 exist; --verify SECONDS also reads them"),
         (FilesSeen(9, 9), Outcome.OK, "all 9 exist; all were read and are undamaged"),
         (FilesSeen(9, 4), Outcome.OK, "all 9 exist; 4 of them were read in the time given and are undamaged"),

@@ -817,3 +817,37 @@ def test_counts_of_a_log_are_in_the_report_and_in_no_stored_file(put, deployment
     ]
     assert stored[0] == stored[1]
     assert reports[0].digest == reports[1].digest
+
+
+def test_a_short_line_among_interactions_does_not_make_ratings_items(put, tmp_path):
+    lines = [f"{user} {item} {1 + item % 5}" for user, item in PAIRS]
+    put("log/train.txt", "\n".join([*lines[:20], "7 300", *lines[20:]]))
+    error = refused(tmp_path / "log")
+    assert (error.line, "has 2 fields here and 3 on most lines" in str(error)) == (21, True)
+
+
+def test_lines_that_may_be_users_with_items_or_ids_with_a_colon_are_refused(put, tmp_path):
+    put("log/train.txt", "1:5 6\n1:7\n2:5\n3:8\n")
+    assert "may have user:items on each line" in str(refused(tmp_path / "log"))
+
+
+def test_a_user_without_items_does_not_hide_the_commas_of_the_others(put, tmp_path):
+    put("log/train.txt", "1,5,6\n2\n3,7\n")
+    assert pairs(read(tmp_path / "log")) == {("1", "5"), ("1", "6"), ("3", "7")}
+
+
+@pytest.mark.parametrize("packing", ["", *PACK])
+def test_long_parts_in_text_files_are_one_log(put, tmp_path, packing):
+    rows = [(user, item) for user in range(10, 60) for item in range(1000, 1400)]
+    for part in range(2):
+        data = ("\ufeff" + table(rows[part::2])).encode()
+        assert len(data) > 1 << 16
+        put(f"log/{part}.csv{'.' if packing else ''}{packing}", PACK[packing](data) if packing else data)
+    assert len(read(tmp_path / "log").train) == len(rows)
+
+
+def test_a_first_line_may_be_longer_than_what_is_looked_at_first(put, tmp_path):
+    text = "x" * (1 << 17)
+    for part in range(2):
+        put(f"log/{part}.jsonl", json.dumps({"text": text, "user_id": part, "item_id": 7}))
+    assert pairs(read(tmp_path / "log")) == {(0, 7), (1, 7)}

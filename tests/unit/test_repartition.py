@@ -311,9 +311,9 @@ def test_several_waiting_re_partitions_are_merged_with_all_their_changes(deploym
         ("model.colour=red", "model.colour: unknown key"),
         ("partition.n_shards=0", "partition.n_shards"),
         ("n_shards", "section.key=value"),
-        ("unlearning.plan=every=6h", "give it when the deployment is opened"),
-        ("runtime.slots=3", "give it when the deployment is opened"),
-        ("runtime.process_per=slot", "give it when the deployment is opened"),
+        ("unlearning.plan=every=6h", "give it when you open the deployment"),
+        ("runtime.slots=3", "give it when you open the deployment"),
+        ("runtime.process_per=slot", "give it when you open the deployment"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused_and_changes_nothing(deployments: Deployments, change: str, says: str) -> None:
