@@ -62,7 +62,10 @@ def test_a_data_file_error_without_a_line_names_none():
         (errors.UnknownIdError("user", "alice"), "no such user here: it was never learned from, or it has been erased"),
         (errors.UnknownIdError("item", "alice", ("Alice",)), "no such item here: another spelling of its id is here"),
         (errors.InvalidIdError("user", "'alice' is bad"), "a value cannot be the id of a user"),
-        (errors.DataFileError("log.csv", "has no column 'user'", 1, names_nobody=True), "log.csv, line 1: has no column 'user'"),
+        (
+            errors.DataFileError("log.csv", "has no column 'user'", 1, names_nobody=True),
+            "log.csv, line 1: has no column 'user'",
+        ),
         (errors.ConfigError("model.width", "too small"), "config model.width: too small"),
     ],
 )

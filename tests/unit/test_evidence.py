@@ -151,9 +151,7 @@ def test_a_chain_that_was_mended_after_forging_does_not_have_the_signatures(chai
         for new, old in zip(chained(forged, START, keys[0], SHOP), chain, strict=True)
     ]
     assert verify_chain(mended) == []
-    assert verify_chain(mended, keys[1])[0] == (
-        f"receipt {position + 1} (r{position}): was altered: its signature is invalid"
-    )
+    assert verify_chain(mended, keys[1])[0] == (f"receipt {position + 1} (r{position}): was altered: its signature is invalid")
 
 
 def test_another_key_verifies_nothing(chain, keys):

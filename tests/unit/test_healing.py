@@ -246,7 +246,9 @@ def test_without_the_device_of_the_training_vectors_are_not_healed_and_all_else_
     sliced.loaded = replace(sliced.loaded, manifest=manifest, digest=sliced.digest)
     flip(sliced.file("submodel of shard 1"))
     flip(sliced.file("the aggregate"))
-    with pytest.raises(StoreError, match=r"the submodel of shard 1 cannot be healed \(device NVIDIA H100.*this process has the CPU"):
+    with pytest.raises(
+        StoreError, match=r"submodel of shard 1 cannot be healed \(device NVIDIA H100.*this process has the CPU"
+    ):
         sliced.heal()
     assert not sliced.pool.orders
     assert damaged(sliced.store, manifest, sliced.digest) == [manifest.shards[1].submodel]

@@ -71,7 +71,10 @@ FILES: dict[str, Door] = {
     "a table": lambda raw, folder: read_dataset(in_a_table(raw, folder), DataConfig(blank_ids="keep"), 1),
     "a parquet file": lambda raw, folder: read_dataset(in_parquet(raw, folder), DataConfig(blank_ids="keep"), 1),
     "a log in fragments": lambda raw, folder: ingest(
-        in_parquet(raw, folder), Store(str(folder / "store")), config_from({"partition": {"n_shards": 2}, "data": {"blank_ids": "keep"}}), Here()
+        in_parquet(raw, folder),
+        Store(str(folder / "store")),
+        config_from({"partition": {"n_shards": 2}, "data": {"blank_ids": "keep"}}),
+        Here(),
     ),
     "a file of requests": in_a_file_of_requests,
 }

@@ -634,7 +634,7 @@ def test_a_learning_counts_among_what_may_wait(deployments: Deployments, trained
     few = tiny_config.unlearning.model_copy(update={"max_pending": 1})
     coordinator = deployments.copy(trained, "shop", config=tiny_config.model_copy(update={"unlearning": few}))
     coordinator.learn([(ANN, SOFA)])
-    with pytest.raises(QueueFullError, match="1 requests wait"):
+    with pytest.raises(QueueFullError, match="1 requests are waiting"):
         coordinator.learn([(BOB, SOFA)])
     coordinator.process_pending()
     coordinator.learn([(BOB, SOFA)])

@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
 def test_a_private_key_that_others_can_reach_is_refused(pair, mode):
     pair[0].chmod(mode)
-    with pytest.raises(InputError, match="others can read signing key .*: run chmod 600"):
+    with pytest.raises(InputError, match=r"others can read signing key .*: run chmod 600"):
         load_signing_key(pair[0])
 
 
