@@ -18,7 +18,7 @@ from ray_eraser.data.keyed import ShardData, all_keys, trained_pairs
 from ray_eraser.embeddings import Embeddings
 from ray_eraser.models.base import BaseModel, Start, Table, TrainingState
 from ray_eraser.partition import Partition
-from ray_eraser.served import OfInteractions, places_of_own
+from ray_eraser.served import OfInteractions
 
 
 class AveragesConfig(ModelSettings):
