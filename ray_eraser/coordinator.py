@@ -32,6 +32,7 @@ from ray_eraser.healing import heal, named_files
 from ray_eraser.ids import RequestId
 from ray_eraser.intake import Desk, Intake, Submitted
 from ray_eraser.logs import named_safely
+from ray_eraser.notebook import ShowProgress, following
 from ray_eraser.opening import agreed, as_run_here, noted_here, recorded, refuse_foreign, settings_with, unlearning_settings
 from ray_eraser.partition import Partition
 from ray_eraser.pool import LocalShardPool, ShardPool
@@ -155,28 +156,28 @@ class Coordinator(Reading):
             note_secret(self._ledger, self._key_hash)
         self._builder = Builder(self._store, self._ledger, self._clock, self._step, self._signer)
         self._serving = Serving(self.deployment, self._store, self._make_pool(settings), settings)
-        desk = Desk(
-            self._ledger,
-            self.settings,
-            self._clock,
-            self._step,
-            self._predicted_seconds,
-            self._key_hash,
-            self.heal,
-        )
+        desk = Desk(self._ledger, self.settings, self._clock, self._step, self._predicted_seconds, self._key_hash, self.heal)
         self._intake = Intake(desk, self._serving)
         if published is not None:
             self.resume(published)
 
     # ---- learn ---------------------------------------------------------------------------------------------------------
 
-    def fit(self, log: Dataset | Pairs, partition: Partition | None = None, held: Partition | None = None) -> FitReport:
+    def fit(
+        self,
+        log: Dataset | Pairs,
+        partition: Partition | None = None,
+        held: Partition | None = None,
+        *,
+        progress: ShowProgress = "auto",
+    ) -> FitReport:
         """Divide the interactions, train every shard, aggregate, publish generation 1.
 
         Args:
             log: a `Dataset`, whose test set is left alone; a data frame or (user id, item id) pairs, read as a file is.
             partition: of `log.train`, to repeat an earlier partition; None makes one as configured.
             held: of `log.valid`, likewise.
+            progress: as in `Client.fit`.
 
         Raises:
             InputError: a data frame lacks a column, or a value cannot be an id.
@@ -184,7 +185,8 @@ class Coordinator(Reading):
         """
         dataset = dataset_of(log, self.config.data, self.config.seed)
         make = self._builder.from_dataset
-        return self._fit(lambda: make(dataset, self._settled(), self.pool, self._pool_for, partition, held))
+        with following(progress, self.progress):
+            return self._fit(lambda: make(dataset, self._settled(), self.pool, self._pool_for, partition, held))
 
     def fit_log(self, source: str) -> FitReport:
         """Make the generation that `fit` makes of `read_dataset(source, ...)`, without holding the whole log in any process.

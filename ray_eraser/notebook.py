@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from html import escape
 from time import gmtime, strftime
 from typing import Any, Literal, Protocol
 
+from ray_eraser.errors import RayEraserError
+
+ShowProgress = Callable[[Any], None] | Literal["auto"] | None
+"""What hears how far a training is: a function; with "auto" a line in a terminal or a notebook; nothing."""
+
 _WIDTH = 24
+_LOOK_SECONDS = 0.2
 _NAMES = {"partition": "dividing", "shards": "training shards", "aggregation": "aggregating"}
 
 
@@ -48,7 +55,7 @@ def is_watched() -> bool:
 
 
 @contextmanager
-def shown(progress: Any | Literal["auto"] | None) -> Iterator[Any]:
+def shown(progress: ShowProgress) -> Iterator[Any]:
     """The function to tell how far a training is: the given one; one that prints a line, with "auto"; none with None."""
     if callable(progress):
         yield progress
@@ -60,6 +67,31 @@ def shown(progress: Any | Literal["auto"] | None) -> Iterator[Any]:
             yield line
         finally:
             line.close()
+
+
+@contextmanager
+def following(progress: ShowProgress, look: Callable[[], Step]) -> Iterator[None]:
+    """While the block trains, tell `progress` (see `shown`) how far it is, from another thread.
+
+    Args:
+        progress: as in `shown`.
+        look: gives the present step.
+    """
+    ended = threading.Event()
+    with shown(progress) as hear:
+
+        def tell() -> None:
+            with suppress(RayEraserError):  # the training itself says why it cannot go on
+                while not ended.wait(_LOOK_SECONDS):
+                    hear(look())
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
 
 
 class ProgressLine:

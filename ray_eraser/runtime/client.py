@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import ray
 
@@ -25,7 +25,7 @@ from ray_eraser.errors import (
     WaitTimeoutError,
 )
 from ray_eraser.ids import RawId, RequestId, checked_id
-from ray_eraser.notebook import html_table, shown
+from ray_eraser.notebook import ShowProgress, html_table, shown
 from ray_eraser.recommend import Scored
 from ray_eraser.runtime.actors import CoordinatorActor, Failed
 from ray_eraser.runtime.pool import translated
@@ -35,8 +35,6 @@ from ray_eraser.unlearning.receipt import Receipt
 from ray_eraser.unlearning.request import Refusal, RequestState, Submission, UnlearningRequest
 from ray_eraser.unlearning.request_files import requests_of
 from ray_eraser.vectors import Vectors
-
-OnProgress = Callable[[Progress], None]
 
 _CALL_SECONDS = 120.0
 _START_SECONDS = 300.0
@@ -267,7 +265,7 @@ class Client:
         except RayEraserError as error:
             return html_table(f"Deployment {self.deployment}", {"problem": error})
 
-    def fit(self, log: Dataset | Pairs, progress: OnProgress | Literal["auto"] | None = "auto") -> FitReport:
+    def fit(self, log: Dataset | Pairs, progress: ShowProgress = "auto") -> FitReport:
         """Train a new deployment.
 
         Args:
@@ -285,7 +283,7 @@ class Client:
             log = dataset_of(log, config.data, config.seed)
         return self._trained(self._actor.fit.remote(log), progress)
 
-    def fit_log(self, source: str, progress: OnProgress | Literal["auto"] | None = "auto") -> FitReport:
+    def fit_log(self, source: str, progress: ShowProgress = "auto") -> FitReport:
         """Train a new deployment from a log of Parquet files that need not fit into memory. See `Coordinator.fit_log`.
 
         Args:
@@ -294,7 +292,7 @@ class Client:
         """
         return self._trained(self._actor.fit_log.remote(source), progress)
 
-    def _trained(self, result: Any, progress: OnProgress | Literal["auto"] | None) -> FitReport:
+    def _trained(self, result: Any, progress: ShowProgress) -> FitReport:
         with shown(progress) as hear:
             while not ray.wait([result], timeout=0.2)[0]:
                 hear(self.progress())

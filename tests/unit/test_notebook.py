@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import Deployments
 from plain import Plain
 
 from ray_eraser import notebook
+from ray_eraser.errors import PoolError
 from ray_eraser.intake import Submitted
 from ray_eraser.notebook import html_table, shown
 from ray_eraser.runtime.actors import Failed
@@ -51,6 +53,23 @@ def test_a_status_and_a_receipt_are_tables_and_a_receipts_names_nobody(deploymen
 def test_a_deployment_without_a_generation_says_so_in_its_table(deployments: Deployments, tiny_config) -> None:
     coordinator = deployments.open("shop", tiny_config)
     assert "nothing has been trained" in coordinator._repr_html_()
+
+
+def test_a_local_fit_tells_how_far_it_is(deployments: Deployments, tiny_config, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "_LOOK_SECONDS", 0.0001)
+    steps: list[Progress] = []
+    deployments.open("shop", tiny_config).fit(tiny, progress=steps.append)
+    assert [step for step in steps if step.stage == "shards"]
+
+
+def test_a_failed_look_ends_the_line_and_not_the_training() -> None:
+    def look() -> Progress:
+        looked.set()
+        raise PoolError("progress", "the pool is closed")
+
+    looked = threading.Event()
+    with notebook.following(lambda _: None, look):
+        assert looked.wait(10)
 
 
 class Actor:
