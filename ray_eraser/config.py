@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -740,7 +741,7 @@ def _read_kinded(section: Kinded, value: Any) -> Any:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise _config_error(error, section) from error
+        raise _config_error(error, section, kind) from error
 
 
 ModelConfig = Annotated[SerializeAsAny[ModelSettings], BeforeValidator(partial(_read_kinded, "model"))]
@@ -1031,13 +1032,27 @@ def config_from(settings: Mapping[str, Any]) -> EraserConfig:
         raise _config_error(error) from error
 
 
-def _config_error(error: ValidationError, section: str = "") -> ConfigError:
-    """The first error that pydantic found. `section` is the section that was read, if only one was."""
+def _config_error(error: ValidationError, section: str = "", read: type[BaseModel] = EraserConfig) -> ConfigError:
+    """The first error that pydantic found. `section` is the section that was read, if only one was, and `read` its class."""
     first = error.errors()[0]
     # Pydantic adds the names of union members to the location. No setting is nested deeper than section.key.
     where = [section, *map(str, first["loc"])] if section else list(map(str, first["loc"]))
-    problem = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+    problem = f"{first['msg']}, got {first['input']!r}"
+    if first["type"] == "extra_forbidden":
+        likely = _likely(where[:2], read)
+        problem = "unknown key" + (f": did you mean {likely}?" if likely else "")
     return ConfigError(".".join(where[:2]), problem)
+
+
+def _likely(where: Sequence[str], read: type[BaseModel]) -> str:
+    """The setting that an unknown one may mean; empty if none is alike. `read`: the class of its section, if it has one."""
+    section, key = (where[0] if len(where) > 1 else ""), where[-1]
+    kinds = {name: type(field.default) for name, field in EraserConfig.model_fields.items()}
+    if section:
+        known = (read if section in _KINDS else kinds[section]).model_fields
+        return "".join(f"{section}.{name}" for name in get_close_matches(key, known, n=1, cutoff=0.7))
+    inside = [f"{name}.{key}" for name, kind in kinds.items() if issubclass(kind, Section) and key in kind.model_fields]
+    return inside[0] if len(inside) == 1 else "".join(get_close_matches(key, kinds, n=1, cutoff=0.7))
 
 
 def _apply(settings: dict[str, Any], change: str) -> None:

@@ -6,8 +6,12 @@ thing, the value and the way out. Values from the caller are shortened, because 
 
 from __future__ import annotations
 
+import re
+
 _LONGEST_LINE = 1000
 _A = {"user": "a user", "item": "an item"}
+_HIVE_FOLDER = re.compile(r"=[^/=]*(?=/)")
+"""The value in the name of a folder such as `user_id=7/`, which may be an id."""
 
 
 def shortened(value: object, limit: int = 60) -> str:
@@ -47,6 +51,11 @@ class RayEraserError(Exception):
 class InputError(RayEraserError):
     """The caller's input cannot be used. Nothing was changed."""
 
+    @property
+    def reason(self) -> str:
+        """The text for a list of refusals, where every entry is a request that was refused."""
+        return str(self)
+
 
 class DataFileError(InputError):
     """A data file cannot be read as an interaction log.
@@ -64,7 +73,8 @@ class DataFileError(InputError):
     @property
     def safe(self) -> str:
         hidden = "cannot be used; the reason may quote ids: read the file where the output is not kept to see it"
-        return str(self) if self.names_nobody else one_line(f"{self._where}: {hidden}")
+        text = str(self) if self.names_nobody else one_line(f"{self._where}: {hidden}")
+        return _HIVE_FOLDER.sub("=...", text)
 
     @property
     def _where(self) -> str:
@@ -139,6 +149,10 @@ class RequestError(InputError):
 
     def __str__(self) -> str:
         return one_line(f"unlearning request refused: {self.problem}")
+
+    @property
+    def reason(self) -> str:
+        return one_line(self.problem)
 
     @property
     def safe(self) -> str:

@@ -110,35 +110,36 @@ class Intake:
     def submit(self, submission: Submission) -> Submitted:
         """Accept one request to forget. See `Coordinator.submit`."""
         with self._accepting():
-            (answer,) = self._accept([submission]).values()
-            if isinstance(answer, InputError):
-                raise answer
+            checked = self._accept([submission])
+        (answer,) = checked.answers().values()
+        if isinstance(answer, InputError):
+            raise answer
         self.excise()
         return self._submitted([answer], [submission.request])[0]
 
     def submit_many(self, submissions: Sequence[Submission], *, partial: bool) -> list[Submitted | Refusal]:
         """Accept many requests to forget. See `Coordinator.submit_many`."""
         with self._accepting():
-            answers = self._accept(submissions, partial=partial)
-            rows = {number: submission.row or number + 1 for number, submission in enumerate(submissions)}
-            for number, answer in sorted(answers.items()):
-                if isinstance(answer, InputError) and not partial:
-                    raise RequestError(f"row {rows[number]}: {_reason(answer)}") from answer
+            checked = self._accept(submissions, partial=partial)
+        answers = checked.answers()
+        rows = {number: submission.row or number + 1 for number, submission in enumerate(submissions)}
+        for number, answer in sorted(answers.items()):
+            if isinstance(answer, InputError) and not partial:
+                raise RequestError(f"row {rows[number]}: {answer.reason}") from answer
         self.excise()
         in_order = [answers[number] for number in rows]
         accepted = {number: answer for number, answer in answers.items() if not isinstance(answer, InputError)}
         numbers = sorted(accepted)
         submitted = iter(self._submitted([accepted[n] for n in numbers], [submissions[n].request for n in numbers]))
         return [
-            Refusal(rows[number], _reason(answer)) if isinstance(answer, InputError) else next(submitted)
+            Refusal(rows[number], answer.reason) if isinstance(answer, InputError) else next(submitted)
             for number, answer in enumerate(in_order)
         ]
 
-    def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> dict[int, _Accepted | InputError]:
+    def _accept(self, submissions: Sequence[Submission], *, partial: bool = False) -> _Checked:
         """Check all submissions against one state, then record them in one transaction.
 
-        Returns, by position, the recorded request (now or earlier, under the same key) or the error. Unless `partial`, one
-        error keeps all new submissions from being recorded, and the new submissions have no entry.
+        Unless `partial`, one error keeps all new submissions from being recorded, and the new submissions have no answer.
         """
         hash_of = self._desk.key_hash
         hashes = [hash_of(submission.idempotency_key) for submission in submissions]
@@ -164,16 +165,16 @@ class Intake:
                 absent[number] = n_absent
             if hashed is not None and (number in absent or isinstance(answers.get(number), _Accepted)):
                 by_key[hashed] = request
-        answers |= present.refusals(nothing_here)
         new = list(absent)
-        if partial or not any(isinstance(answer, InputError) for answer in answers.values()):
+        has_error = bool(nothing_here) or any(isinstance(answer, InputError) for answer in answers.values())
+        if partial or not has_error:
             entries = [
                 Entry(_new_name(), asked[n], secrets.token_hex(32), hashes[n], bound[n], submissions[n].priority) for n in new
             ]
             fresh = [asked[n] for n in new]
             rows = self._record(entries, backlog.amended_by(fresh), suppressed=self.suppressed(fresh, self._desk.clock()))
             answers |= {number: _Accepted(row, absent[number]) for number, row in zip(new, rows, strict=True)}
-        return answers
+        return _Checked(answers, nothing_here, present)
 
     def _present(self, backlog: Backlog) -> Present:
         """The data that requests may name now, given the learnings that wait."""
@@ -356,9 +357,21 @@ class _Accepted:
     pairs_absent: int | None = 0
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """Submissions by position: those that have an answer, and those of which nothing is here.
+
+    A refusal names other spellings of its ids. Finding them takes a while, so it waits until nothing is locked.
+    """
+
+    answered: Mapping[int, _Accepted | InputError]
+    nothing_here: Mapping[int, UnlearningRequest]
+    present: Present
+
+    def answers(self) -> dict[int, _Accepted | InputError]:
+        """The recorded request (now or earlier, under the same key), or the error."""
+        return {**self.answered, **self.present.refusals(self.nothing_here)}
+
+
 def _new_name() -> RequestId:
     return RequestId(secrets.token_hex(16))
-
-
-def _reason(error: InputError) -> str:
-    return error.problem if isinstance(error, RequestError) else str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,24 @@ def settings(config: Path | None, changes: list[str] | None, presets: list[str] 
     return loaded.model_copy(update={"unlearning": loaded.unlearning.model_copy(update=places)})
 
 
+def data_settings(given: DataConfig, deployed: DataConfig) -> DataConfig:
+    """How a deployment read its log, except for the settings that are given."""
+    return deployed.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
 def read_log(source: str, config: DataConfig, seed: int) -> Dataset:
     """Read an interaction log, and say so meanwhile."""
     with working(f"reading {source}"):
         from ray_eraser.data.files import read_dataset
 
         return read_dataset(source, config, seed)
+
+
+def rows(rows_read: int, merged: int, left_out: Mapping[str, int]) -> str:
+    """The line that says how many rows of a log were read, merged and left out."""
+    from ray_eraser.data.account import listed
+
+    return f"read {rows_read:,} rows: {merged:,} merged" + (f", {listed(left_out)} left out" if left_out else "")
 
 
 def check_known(option: str, given: Iterable[str], known: Collection[str]) -> None:
@@ -47,9 +59,9 @@ def check_known(option: str, given: Iterable[str], known: Collection[str]) -> No
 def read_pairs(file: Path) -> tuple[tuple[RawId, RawId], ...]:
     """(user id, item id) pairs from a CSV file without a header."""
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.reader(stream))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataFileError(str(file), f"cannot be read ({error}): give a UTF-8 CSV file", names_nobody=True) from error
     for line, row in enumerate(rows, 1):
         if len(row) != 2 or not all(row):

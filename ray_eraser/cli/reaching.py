@@ -61,8 +61,13 @@ def storage_of(client: Client) -> str:
 # ---- without starting anything ---------------------------------------------------------------------------------------------
 
 
-def is_there(ray_address: str | None, *, in_a_pipe: bool = True) -> bool:
-    """Whether there is a Ray at this address, to which this process is connected then. `in_a_pipe`: see `working`.
+def is_there(ray_address: str | None, *, in_a_pipe: bool = True, lasting: bool = False) -> bool:
+    """Whether there is a Ray at this address, to which this process is connected then.
+
+    Args:
+        ray_address: None is the Ray that RAY_ADDRESS names or that runs on this machine.
+        in_a_pipe: see `working`.
+        lasting: see `find_ray`.
 
     Raises:
         InputError: no Ray answers at the address that was given.
@@ -75,7 +80,7 @@ def is_there(ray_address: str | None, *, in_a_pipe: bool = True) -> bool:
     with working("connecting to Ray", in_a_pipe=in_a_pipe):
         from ray_eraser.runtime.session import find_ray
 
-        return find_ray(ray_address)
+        return find_ray(ray_address, lasting=lasting)
 
 
 def running(deployment: str, storage_path: str | None, ray_address: str | None) -> Client | None:
@@ -134,14 +139,32 @@ def published_generation(storage_path: str, deployment: str, ledger_url: str) ->
     return store, published
 
 
+def settings_of(deployment: str, storage_path: str | None, ledger_url: str, ray_address: str | None) -> EraserConfig:
+    """The settings of the deployment that runs, or else of its files. Starts nothing, and takes nothing over.
+
+    Raises:
+        DeploymentError: neither is there.
+    """
+    client = running(deployment, storage_path, ray_address)
+    if client is not None:
+        return client.in_force()[1]
+    store, published = published_generation(place(storage_path, deployment), deployment, ledger_url)
+    return store.read_manifest(published.digest).config
+
+
 # ---- started, or taken over ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def on_ray(ray_address: str | None, *, there: bool | None = None) -> Iterator[Session]:
-    """Ray for the length of a block: the one that is there, else one of this command alone. `there`: as `is_there` said."""
+    """Ray for the length of a block: the one that is there, else one of this command alone.
+
+    Args:
+        ray_address: as for `is_there`.
+        there: what `is_there` said. None asks it, and passes over the Ray of another command, which would end in the middle.
+    """
     if there is None:
-        there = is_there(ray_address)
+        there = is_there(ray_address, lasting=True)
     with ExitStack() as stack:
         with nullcontext() if there else working("starting Ray on this machine"):
             from ray_eraser.runtime.session import session

@@ -72,6 +72,8 @@ def receipt_fields(receipt: Receipt, state: RequestState) -> dict[str, Any]:
 def print_receipt(fields: Mapping[str, Any]) -> None:
     """Show a receipt's fields to people, the erasure first and what proves it after it."""
     told = {"took": durations(fields["seconds"]), "files deleted": len(fields["purged"])}
+    if fields.get("pairs_absent") is None:  # a repeated submission: the first answer gave the count
+        fields = {name: value for name, value in fields.items() if name != "pairs_absent"}
     first = ("request_id", "state", "pairs_erased", "pairs_absent", "shards_touched", "generation", "guarantee", "chosen")
     hidden = (*first, "seconds", "purged", "here_again")
     print_facts(

@@ -20,6 +20,7 @@ Examples:
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -98,9 +99,9 @@ def train(
         return
     _print(result, Path(data).name if dataset is None else dataset.name)
     if submission_id() is None:  # the log of a submitted job is no place for a user's id
-        where = f"--storage-path {storage}" if ray_session.local else f"--deployment {deployment}"
-        user = "USER" if dataset is None else dataset.users.raw(dataset.train.users[:1])[0]
-        say(f"next: ray-eraser recommend {where} --user-id {user}")
+        where = ["--storage-path", storage] if ray_session.local else ["--deployment", deployment]
+        user = "USER" if dataset is None else str(dataset.users.raw(dataset.train.users[:1])[0])
+        say(f"next: {shlex.join(['ray-eraser', 'recommend', *where, '--user-id', user])}")
 
 
 def _read(data: str, settings: EraserConfig) -> Dataset | None:
@@ -126,10 +127,7 @@ def _fit(client: Client, data: str, dataset: Dataset | None) -> FitReport:
 
 def _learned(report: FitReport, asked: EraserConfig, made: EraserConfig) -> Iterator[str]:
     """Say what was learned from, by which model, and which settings the log chose."""
-    from ray_eraser.data.account import listed
-
-    left_out = f", {listed(report.left_out)} left out" if report.left_out else ""
-    yield f"read {report.rows_read:,} rows: {report.merged:,} merged{left_out}"
+    yield inputs.rows(report.rows_read, report.merged, report.left_out)
     held = f", {report.held_out:,} are held out for validation and stored" if report.held_out else ""
     yield f"learned from {report.n_interactions:,} interactions{held}"
     yield f"model: {made.model.kind} ({asked.why_kind(report.n_interactions)})"

@@ -185,7 +185,7 @@ def _unlearn_one(request: UnlearningRequest, key: str | None, orders: Orders, fi
         complete(file, receipt, ticket.salt)
     result = receipt_fields(receipt, state) | {"pairs_absent": ticket.pairs_absent}
     keep("unlearn", stored, result)
-    result |= {"salt": ticket.salt, "here_again": ticket.here_again}
+    result |= {"salt": _shown_salt(ticket), "here_again": ticket.here_again}
     if as_json:
         print_json(result)
     else:
@@ -205,19 +205,28 @@ def _say_accepted(ticket: Ticket) -> None:
 
 def _report_waiting(waiting: dict[str, Any], ticket: Ticket, stored: str, *, kept: bool, as_json: bool) -> None:
     keep("unlearn", stored, waiting)
-    waiting["salt"] = ticket.salt
+    waiting["salt"] = _shown_salt(ticket)
     if as_json:
         print_json(waiting)
     else:
-        print_facts("accepted" if kept else "accepted: keep the salt, it is given out once", waiting)
+        known = {name: value for name, value in waiting.items() if value is not None}  # a repeated submission lacks some
+        to_be_kept = not kept and _shown_salt(ticket) is not None
+        print_facts("accepted: keep the salt, it is given out once" if to_be_kept else "accepted", known)
+
+
+def _shown_salt(ticket: Ticket) -> str | None:
+    """The salt, unless Ray keeps what is printed: with it and the receipt, anyone can test a guess of the id."""
+    return ticket.salt if submission_id() is None else None
 
 
 def _keep_salt(ticket: Ticket, file: Path | None, deployment: str) -> bool:
     """Write the salt down at once: the deployment does not give it out a second time."""
     from ray_eraser.unlearning.receipt_files import Accepted, make
 
-    if ticket.salt is not None and submission_id() is None:  # Ray keeps the output of a submitted job
-        say(f"request {ticket.request_id}, salt {ticket.salt}")
+    if (salt := _shown_salt(ticket)) is not None:
+        say(f"request {ticket.request_id}, salt {salt}")
+    elif ticket.salt is not None and file is None:
+        say("notice: Ray keeps a submitted job's output, so the salt is not shown; --receipt FILE keeps it")
     if file is None:
         return False
     try:

@@ -53,7 +53,12 @@ def unlearn_many(asked: RequestsRead, orders: Orders, folder: Path | None, *, pa
     done = [(submission, ticket, receipt) for (submission, ticket), receipt in zip(accepted, finished, strict=True)]
     if folder is not None:
         _hand_out(folder, done)
-    counts = {"rows": asked.rows, "accepted": len(accepted), "erased": len(finished) - finished.count(None)}
+    counts = {
+        "rows": asked.rows,
+        "accepted": len(accepted),
+        "erased": len(finished) - finished.count(None),
+        "pairs_absent": sum(ticket.pairs_absent or 0 for _, ticket in accepted),
+    }
     fates = [_fate(*one) for one in done]
     back = [submission for submission, ticket, _ in done if ticket.here_again]
     keep("unlearn", stored, {**counts, "refused": [refusal.row for refusal in refused], "requests": fates})
@@ -75,7 +80,8 @@ def _check(observer: Observer, asked: RequestsRead, *, partial: bool) -> None:
     errors = observer.refusals([submission.request for submission in new])
     if errors and not partial:
         first = min(errors)
-        raise RequestError(f"row {new[first].row}: {errors[first]}; nothing was taken (with --partial the other rows are)")
+        taken = "nothing was taken (with --partial the other rows are)"
+        raise RequestError(f"row {new[first].row}: {errors[first].reason}; {taken}")
 
 
 def _submit(client: Client, asked: RequestsRead, *, partial: bool) -> tuple[list[tuple[Submission, Ticket]], list[Refusal]]:

@@ -122,6 +122,7 @@ def wanted_columns(
     times: bool = False,
     aliases: Mapping[str, str] | None = None,
     otherwise: str = "",
+    declared: bool = False,
 ) -> Columns:
     """The columns that the settings ask for.
 
@@ -132,12 +133,13 @@ def wanted_columns(
         times: read the times in any case.
         aliases: the names that a known kind of file has for columns whose settings are at their defaults.
         otherwise: another way out for an error about a missing column of ids.
+        declared: whether the file declares its columns, so that no name of a column is an id.
 
     Raises:
         DataFileError: a column is missing, or the file has it twice.
     """
-    # A line that turns out to be no header may have ids: such an error is not safe to log.
-    is_sure = not otherwise or has_ids(header, config, aliases)
+    # A first line that is no header may have ids, and so may the keys of JSON objects: such an error is not safe to log.
+    is_sure = declared or has_ids(header, config, aliases)
 
     def found(key: str, way_out: str) -> str:
         column = getattr(config, key)

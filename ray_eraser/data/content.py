@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,9 @@ from typing import IO, Any
 import pyarrow as pa
 
 from ray_eraser.data.problems import unusable
+
+_BLOCK = 1 << 18
+"""Bytes that are read or unpacked at a time."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,52 @@ class _Packing:
     opened: Callable[[IO[bytes]], Any]
 
 
+class _Streams(io.RawIOBase):
+    """The unpacked bytes of a file of one or several streams, such as two packed files joined by `cat`.
+
+    `bz2.BZ2File` and `lzma.LZMAFile` end without an error at anything after the first stream that they cannot unpack.
+
+    Args:
+        file: the packed file.
+        make: makes the decompressor of one stream.
+    """
+
+    def __init__(self, file: IO[bytes], make: Callable[[], Any]) -> None:
+        self._parts = self._unpacked(file, make)
+        self._left = memoryview(b"")
+
+    @staticmethod
+    def _unpacked(file: IO[bytes], make: Callable[[], Any]) -> Iterator[bytes]:
+        packed = file.read(_BLOCK)
+        while packed:
+            one = make()
+            while not one.eof:
+                if one.needs_input and not (packed := packed or file.read(_BLOCK)):
+                    raise EOFError
+                yield one.decompress(packed, _BLOCK)
+                packed = b""
+            packed = one.unused_data.lstrip(b"\0")  # xz allows padding between streams
+            while not packed and (more := file.read(_BLOCK)):
+                packed = more.lstrip(b"\0")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._left = memoryview(part)
+        n = min(len(buffer), len(self._left))
+        buffer[:n], self._left = self._left[:n], self._left[n:]
+        return n
+
+
 _PACKINGS = {
     ".gz": _Packing("gzip", lambda file: gzip.GzipFile(fileobj=file)),
-    ".bz2": _Packing("bzip2", bz2.BZ2File),
-    ".xz": _Packing("xz", lzma.LZMAFile),
+    ".bz2": _Packing("bzip2", lambda file: io.BufferedReader(_Streams(file, bz2.BZ2Decompressor))),
+    ".xz": _Packing("xz", lambda file: io.BufferedReader(_Streams(file, lzma.LZMADecompressor))),
     ".zst": _Packing("zstd", lambda file: pa.CompressedInputStream(file, "zstd")),
 }
 _NOT_PACKED = _Packing("", lambda file: file)

@@ -59,7 +59,8 @@ def is_parquet(path: Path) -> bool:
 def found(path: Path, config: DataConfig) -> Found:
     """Find the files that make up the log at `path`.
 
-    Subfolders are searched too. Files and folders whose name begins with `.` or `_` are passed over, as Spark and Hive do.
+    Subfolders are searched too, also through links. Files and folders whose name begins with `.` or `_` are passed over, as
+    Spark and Hive do.
 
     Raises:
         DataFileError: there is no log, or it is not clear which files belong to it.
@@ -81,12 +82,13 @@ def found(path: Path, config: DataConfig) -> Found:
         return Found("tables", [log], (notice,) if others else ())
     if not tables:
         raise unusable(path, f"holds no interaction log of a known kind; known are {KNOWN_KINDS}")
+    over = _passed_over(path, tables)
     if len(tables) > 1:
         parts = [table for table in tables if is_parquet(table) or table.stat().st_size]
         _check_parts(path, parts, config)
         empty = (NO_ROWS,) if len(parts) < len(tables) else ()
-        return Found("tables", parts or tables, (f"{len(tables)} files are read as the parts of one log", *empty))
-    return Found("tables", tables)
+        return Found("tables", parts or tables, (f"{len(tables)} files are read as the parts of one log", *empty, *over))
+    return Found("tables", tables, over)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -97,14 +99,29 @@ def _tables(folder: Path) -> list[Path]:
     """The tables of a folder and its subfolders, in the order of their names.
 
     Raises:
-        DataFileError: a subfolder belongs to a format whose files also hold deleted rows.
+        DataFileError: a subfolder belongs to a format whose files also hold deleted rows, or a table is packed in a way that
+            cannot be read.
     """
     own = _below(folder)
+    packed = [path for path in own if path.suffix.lower() in OTHER_PACKED and suffix(path.with_suffix("")) in _TABLES]
+    if packed:
+        raise unusable(folder, f"holds {_names(folder, packed)}, which is packed: unpack it, or move it out of the folder")
     # Many files that are no log end in .json.
     return [path for path in own if suffix(path) in _TABLES] or [path for path in own if suffix(path) in JSON_LINES]
 
 
-def _below(folder: Path) -> list[Path]:
+def _passed_over(folder: Path, tables: list[Path]) -> tuple[str, ...]:
+    """A notice if files that end in .json stand beside .jsonl or .ndjson files: they may be parts of the log."""
+    others = [path for path in _below(folder) if suffix(path) == ".json" and path not in tables]
+    if not others or any(suffix(table) not in JSON_LINES for table in tables):
+        return ()
+    return (f"passed over: {_names(folder, others)}; rename such files to end in .jsonl if they are parts of the log",)
+
+
+def _below(folder: Path, above: Sequence[Path] = ()) -> list[Path]:
+    """The files of a folder and its subfolders; `above` are the real paths of the folders that the search came through."""
+    if (real := folder.resolve()) in above:
+        return []  # a link to a folder that is being searched
     for name, kind in _TABLE_FORMATS.items():
         if (folder / name).is_dir():
             _refuse_format(folder, kind)
@@ -112,8 +129,8 @@ def _below(folder: Path) -> list[Path]:
         _refuse_format(folder, "Iceberg")
     paths: list[Path] = []
     for own in _visible(folder):
-        if own.is_dir() and not own.is_symlink():
-            paths += _below(own)
+        if own.is_dir():
+            paths += _below(own, (*above, real))
         elif own.is_file():
             paths.append(own)
     return paths

@@ -52,7 +52,7 @@ def read_parquet(path: Path, config: DataConfig, row_groups: Sequence[int] | Non
             return Log.nothing(NO_ROWS)
         stored = list(file.schema_arrow.names)
         from_path = {name: value for name, value in _hive_columns(path).items() if name not in stored}
-        columns = wanted_columns(path, [*stored, *from_path], config, times=times)
+        columns = wanted_columns(path, [*stored, *from_path], config, times=times, declared=True)
         # Not read_table: it would read columns from the path in its own way.
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         inside = [name for name in columns.names if name not in from_path]
@@ -85,7 +85,7 @@ def log_of_table(name: str, table: Any, config: DataConfig, *, times: bool = Fal
     Raises:
         DataFileError: names the row where there is one, and what is wrong.
     """
-    columns = wanted_columns(Path(name), list(table.column_names), config, times=times)
+    columns = wanted_columns(Path(name), list(table.column_names), config, times=times, declared=True)
     return _log_of(Path(name), table, columns, config)
 
 

@@ -72,8 +72,8 @@ def log_of(raw: Raw, config: DataConfig) -> Log:
     Raises:
         DataFileError: names the row and what is wrong.
     """
-    users, no_user = _encode(raw, "user", raw.users, raw.fail)
-    items, no_item = _encode(raw, "item", raw.items, raw.fail)
+    users, no_user = _encode(raw, "user", raw.users)
+    items, no_item = _encode(raw, "item", raw.items)
     rows = np.arange(len(users.codes))
     is_header = _header_lines(raw, users, items)
     left_out = {HEADER_LINE: int(is_header.sum())}
@@ -103,7 +103,7 @@ def log_of(raw: Raw, config: DataConfig) -> Log:
     )
 
 
-def _encode(raw: Raw, kind: str, column: Any, fail: Fail) -> tuple[Ids, np.ndarray]:
+def _encode(raw: Raw, kind: str, column: Any) -> tuple[Ids, np.ndarray]:
     """(a column's distinct values as text, mask of the rows without one)."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -112,7 +112,7 @@ def _encode(raw: Raw, kind: str, column: Any, fail: Fail) -> tuple[Ids, np.ndarr
     if pa.types.is_null(kind_of):
         return Ids(pa.array([], pa.string()), np.zeros(len(column), np.int32), integers=True), missing
     if pa.types.is_floating(kind_of) or pa.types.is_decimal(kind_of):
-        column = _whole_numbers(kind, column, missing, fail)
+        column = _whole_numbers(kind, column, missing, raw.fail)
     elif pa.types.is_integer(kind_of):
         column = column.fill_null(0)
     elif pa.types.is_string(kind_of) or pa.types.is_large_string(kind_of) or pa.types.is_string_view(kind_of):
@@ -186,7 +186,7 @@ def _blank_refused(raw: Raw, kind: str, config: DataConfig, row: int) -> DataFil
     first = column[row].as_py()
     if raw.whole is not None:
         column = raw.whole(kind)
-    ids, missing = _encode(raw, kind, column, raw.fail)
+    ids, missing = _encode(raw, kind, column)
     count = int((missing | np.isin(ids.codes, _blank_codes(ids, config))).sum())
     is_word = isinstance(first, str) and first.strip()
     what = f"the {kind} id {first!r} stands for no {kind}" if is_word else f"the {kind} id is empty"

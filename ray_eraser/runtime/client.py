@@ -59,6 +59,9 @@ class Ticket:
         self.here_again, self.suppressed = submitted.here_again, submitted.suppressed
         self.pairs_absent = submitted.pairs_absent
 
+    def __repr__(self) -> str:  # without the salt, which is a secret
+        return f"Ticket(request_id={self.request_id!r})"
+
     def _repr_html_(self) -> str:
         return self._submitted._repr_html_()
 

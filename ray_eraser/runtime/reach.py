@@ -35,6 +35,11 @@ def find_address() -> str | None:
         return None
 
 
+def was_started_here() -> bool:
+    """Whether `ray start` began a cluster on this machine. Ray notes no cluster that a program began for itself alone."""
+    return services.find_bootstrap_address(None) is not None
+
+
 def check_reached(address: str | None) -> None:
     """Return when a Ray answers at an address, `host:port` or `ray://host:port`. Other schemes are left to Ray.
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from ray_eraser.errors import InputError
-from ray_eraser.runtime.reach import check_reached, find_address, said_if_slow
+from ray_eraser.runtime.reach import check_reached, find_address, said_if_slow, was_started_here
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,12 @@ def ensure_ray(address: str | None = None) -> Session:
     return Session(local=True)
 
 
-def find_ray(address: str | None = None) -> bool:
+def find_ray(address: str | None = None, *, lasting: bool = False) -> bool:
     """Connect as `ensure_ray`, but never start a Ray. Returns whether there is one; False for `local`.
+
+    Args:
+        address: as for `ensure_ray`.
+        lasting: without an address, pass over a Ray that another program began for itself: it ends with that program.
 
     Raises:
         InputError: no Ray answers at the given address.
@@ -57,7 +61,7 @@ def find_ray(address: str | None = None) -> bool:
     if ray.is_initialized():
         return True
     wanted = os.environ.get("RAY_ADDRESS") or address if address in (None, "auto") else address
-    if wanted == "local":
+    if wanted == "local" or (lasting and wanted is None and not was_started_here()):
         return False
     found = find_address() if wanted in (None, "auto") else wanted
     if found is None and wanted is None:

@@ -51,9 +51,11 @@ class Present:
             return 0 if request.item_id in self._items_to_come or request.item_id in self.items else None
         named = list(dict.fromkeys(request.named_pairs))
         rest = [pair for pair in named if pair not in self.to_come]
-        # A key is a hash: an id that is not here can have another id's key, and must not stand for it.
-        known = [pair for pair in rest if pair[0] in self.users and pair[1] in self.items]
-        keys = KeyedPairs.of([(self.users.key_of(user), self.items.key_of(item)) for user, item in known])
+        # `find`, not `key_of`: a key is a hash, and an id that is not here must not stand for another one with its key.
+        users = {user: self.users.find(user) for user in {user for user, _ in rest}}
+        items = {item: self.items.find(item) for item in {item for _, item in rest}}
+        found = [(users[user], items[item]) for user, item in rest]
+        keys = KeyedPairs.of([(user, item) for user, item in found if user is not None and item is not None])
         n_absent = len(rest) - sum(int(data.has(keys).sum()) for data in self.shards)
         return n_absent if n_absent < len(named) else None
 
@@ -65,9 +67,10 @@ class Present:
         refused = {number: request for number, request in requests.items() if self.absent(request) is None}
         if not refused:
             return {}
-        few = [pair for request in refused.values() for pair in request.named_pairs[:_FEW_NAMED]]
-        users = {str(request.user_id) for request in refused.values()} | {user for user, _ in few}
-        items = {str(request.item_id) for request in refused.values()} | {item for _, item in few}
+        asked = list(refused.values())
+        few = [pair for request in asked for pair in request.named_pairs[:_FEW_NAMED]]
+        users = {str(one.user_id) for one in asked if one.user_id is not None}.union(user for user, _ in few)
+        items = {str(one.item_id) for one in asked if one.item_id is not None}.union(item for _, item in few)
         # All at once: each look goes through every id that is here.
         of_users = self.users.other_spellings(user for user in users if user not in self.users)
         of_items = self.items.other_spellings(item for item in items if item not in self.items)

@@ -264,11 +264,14 @@ def test_a_log_that_still_has_the_erased_is_taken_back_only_where_that_is_said(
     coordinator.submit(UnlearningRequest(user_id=1003), "case")
     coordinator.process_pending()
     coordinator.close()
-    (tmp_path / "log.csv").write_text("user_id,item_id\n1003,1\n1003,2\n" + "".join(f"5000,{item}\n" for item in range(9)))
+    rows = ["1003,1", "1003,2", *(f"5000,{item}" for item in range(9)), "5000,1", "user_id,item_id"]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id", *rows]) + "\n")
     learned = run("learn", *ALONE, "--data", "log.csv", "--json", folder=tmp_path)
     assert learned.returncode == 0, learned.stderr
     assert "notice: 2 of the interactions were erased before, and are left out: --take-back learns them" in learned.stderr
+    assert "read 13 rows: 1 merged, 1 header line in the middle left out" in learned.stderr
     told = json.loads(learned.stdout)
+    assert (told["rows_read"], told["merged"], told["left_out"]) == (13, 1, {"header line in the middle": 1})
     assert (told["suppressed"], told["taken_back"], told["n_users"]) == (2, False, 60)
     back = run("learn", *ALONE, "--data", "log.csv", "--take-back", "--json", folder=tmp_path)
     assert back.returncode == 0, back.stderr

@@ -158,6 +158,7 @@ def test_an_audit_trains_in_its_own_process(shop: Shop) -> None:
         ("unlearn", ("--item-id", "99999"), "no item '99999' here: it was never learned from, or it has been erased"),
         ("unlearn", ("--user-id", str(ERASED)), f"no user '{ERASED}' here: it was never learned from, or it has been erased"),
         ("unlearn", ("--requests", "two.csv"), "row 3: no user '77' here"),
+        ("unlearn", ("--requests", "pairs.csv"), "refused: row 2: 1 pair is absent (never learned, held out for the test, or"),
         ("repartition", ("--set", "partition.colour=red"), "config partition.colour: unknown key"),
         ("repartition", ("--set", "partition.n_shards=0"), "config partition.n_shards"),
         ("learn", ("--data", "none.csv"), "none.csv: no such file or folder"),
@@ -169,6 +170,7 @@ def test_an_audit_trains_in_its_own_process(shop: Shop) -> None:
 )
 def test_a_mistaken_order_is_refused_without_ray(shop: Shop, command: str, arguments: tuple[str, ...], said: str) -> None:
     (shop.folder / "two.csv").write_text(f"user_id,item_id\n{LEFT},\n77,\n")
+    (shop.folder / "pairs.csv").write_text(f"user_id,item_id\n{LEFT},77\n")
     (shop.folder / "api.keys").write_text(f"read {'r' * 32}\n")
     (shop.folder / "api.keys").chmod(0o600)
     before = shop.coordinator.describe().requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from plain import Plain
 
 from ray_eraser.config import changed
 from ray_eraser.coordinator import Coordinator
+from ray_eraser.data.vocabulary import Vocabulary
 from ray_eraser.errors import RequestError, UnknownIdError
 from ray_eraser.unlearning.audit import Erased
 from ray_eraser.unlearning.receipt import commitment
@@ -153,3 +155,27 @@ def test_another_spelling_that_is_here_is_named(deployments: Deployments, tiny_c
         coordinator.submit(UnlearningRequest(pairs=((20007, "011"),)))
     with pytest.raises(UnknownIdError, match=r"no user '30000' here: it"):
         coordinator.submit(UnlearningRequest(user_id="30000"))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_refusal_does_not_hold_up_others_while_it_looks_for_other_spellings(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    lock, look, is_free = coordinator._serving.lock, Vocabulary.other_spellings, []
+
+    def try_it() -> None:
+        is_free.append(lock.acquire(timeout=0.1))
+        if is_free[-1]:
+            lock.release()
+
+    def looking(self, asked):
+        another = threading.Thread(target=try_it)
+        another.start()
+        another.join()
+        return look(self, asked)
+
+    monkeypatch.setattr(Vocabulary, "other_spellings", looking)
+    request = UnlearningRequest(user_id="nobody")
+    with pytest.raises((UnknownIdError, RequestError)):
+        coordinator.submit_many([Submission(request)]) if many else coordinator.submit(request)
+    assert is_free == [True, True]  # of users and of items

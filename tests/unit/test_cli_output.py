@@ -1,4 +1,4 @@
-"""How commands write values, and where titles come from."""
+"""How commands write values, and what files of titles and of pairs may hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from ray_eraser.cli import output
+from ray_eraser.cli.inputs import read_pairs
 from ray_eraser.cli.output import durations, in_words, seconds, working
+from ray_eraser.cli.receipts import print_receipt
 from ray_eraser.cli.titles import read_titles
 from ray_eraser.errors import DataFileError
 
@@ -93,3 +95,21 @@ def test_with_json_logs_nothing_is_written_for_people(console: Callable[..., io.
     with working("reading"):
         pass
     assert said.getvalue() == ""
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_pair(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text('\ufeff7,10\n8,"a,b"\n', "utf-8")
+    assert read_pairs(tmp_path / "pairs.csv") == (("7", "10"), ("8", "a,b"))
+
+
+def test_pairs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text(f"7,{'x' * 200_000}\n")
+    with pytest.raises(DataFileError, match=r"long\.csv: cannot be read \(field larger than field limit"):
+        read_pairs(tmp_path / "long.csv")
+
+
+@pytest.mark.parametrize(("count", "shown"), [(None, False), (0, True), (3, True)])
+def test_an_unknown_count_of_absent_pairs_is_not_shown_as_none(count: int | None, shown: bool, capsys) -> None:
+    print_receipt({"request_id": "5d0c", "seconds": {"to_forget": 1.0}, "purged": [], "pairs_absent": count})
+    said = capsys.readouterr().out
+    assert ("pairs absent" in said, str(count) in said) == (shown, shown)

@@ -62,20 +62,24 @@ def test_a_configuration_given_as_plain_values_is_the_same_again():
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
+    ("change", "key", "meant"),
     [
-        ("sede=1", "sede"),
-        ("partition.shards=3", "partition.shards"),
-        ("model.widht=3", "model.widht"),
-        ("data.min-rating=3", "data.min-rating"),
-        ("model.weight-decay=3", "model.weight-decay"),
-        ("nothing.here=1", "nothing"),
-        ("model.batch=10", "model.batch"),  # a setting of the other solver
+        ("sede=1", "sede", "seed"),
+        ("partition.shards=3", "partition.shards", "partition.n_shards"),
+        ("n_shards=3", "n_shards", "partition.n_shards"),
+        ("runtimes.cores=3", "runtimes", "runtime"),
+        ("model.widht=3", "model.widht", "model.width"),
+        ("data.min-rating=3", "data.min-rating", "data.min_rating"),
+        ("unlearning.plans=immediate", "unlearning.plans", "unlearning.plan"),
+        ("nothing.here=1", "nothing", None),
+        ("model.weight-decay=3", "model.weight-decay", None),
+        ("kind=wmf", "kind", None),  # three sections have it
+        ("model.batch=10", "model.batch", None),  # a setting of the other solver
     ],
 )
-def test_an_unknown_key_is_an_error_that_names_it(change, key):
+def test_an_unknown_key_is_an_error_that_names_it_and_what_may_be_meant(change, key, meant):
     error = error_of(change)
-    assert (error.key, error.problem) == (key, "unknown key")
+    assert (error.key, error.problem) == (key, "unknown key" + (f": did you mean {meant}?" if meant else ""))
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def test_the_safe_text_of_an_error_quotes_no_input_and_says_what_to_do(error):
     assert "where the output is not kept" in error.safe
 
 
+def test_the_reason_of_a_refusal_does_not_say_again_that_it_is_one():
+    assert errors.RequestError("1 pair is absent").reason == "1 pair is absent"
+    assert errors.UnknownIdError("user", "7").reason == str(errors.UnknownIdError("user", "7"))
+
+
 def test_the_safe_text_of_a_data_file_error_names_the_place():
     assert errors.DataFileError("log.csv", "'alice'", 3).safe.startswith("log.csv, line 3: ")
 

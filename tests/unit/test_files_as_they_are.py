@@ -355,6 +355,33 @@ def test_files_named_as_sets_are_not_parts_of_one_log(put, tmp_path):
     assert "rename the files if they are parts of one log" in str(refused(tmp_path / "log"))
 
 
+def test_linked_folders_are_searched_too_and_a_loop_ends(put, tmp_path):
+    put("log/new.csv", table(PAIRS[:16]))
+    put("archive/old.csv", table(PAIRS[16:]))
+    (tmp_path / "log" / "archive").symlink_to(tmp_path / "archive")
+    (tmp_path / "archive" / "again").symlink_to(tmp_path / "log")
+    dataset = read(tmp_path / "log")
+    assert (pairs(dataset), dataset.rows_read) == (TEXTS, 32)
+
+
+def test_a_packed_table_beside_others_is_not_passed_over(put, tmp_path):
+    put("log/may.csv", table(PAIRS[:16]))
+    put("log/old/april.csv.zip", b"PK")
+    assert "holds old/april.csv.zip, which is packed: unpack it" in str(refused(tmp_path / "log"))
+    put("other/may.csv", table())
+    put("other/pictures.zip", b"PK")
+    assert pairs(read(tmp_path / "other")) == TEXTS
+
+
+def test_json_beside_json_lines_is_named(put, tmp_path):
+    lines = [json.dumps({"user_id": str(user), "item_id": str(item)}) + "\n" for user, item in PAIRS]
+    put("log/may.jsonl", "".join(lines[:16]))
+    put("log/april.json", "".join(lines[16:]))
+    assert read(tmp_path / "log").notices == (
+        "passed over: april.json; rename such files to end in .jsonl if they are parts of the log",
+    )
+
+
 def test_tables_beside_the_ratings_of_movielens_are_named(put, tmp_path):
     put("ml/ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n")
     put("ml/movies.csv", "movieId,title\n2,Heat\n")
@@ -487,6 +514,23 @@ def test_packed_files_are_read(put, packing, name):
     assert pairs(read(put(f"{name}.{packing}", packed))) == TEXTS
     assert "copy it again" in str(refused(put(f"{name}.{packing}", packed[:-9])))
     assert "copy it again" in str(refused(put(f"{name}.{packing}", b"no such data" * 9)))
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_all_streams_of_a_packed_file_are_read_or_the_file_is_refused(put, packing):
+    begin, end = table(PAIRS[:16]).encode(), table(PAIRS[16:], header="").encode()
+    pack = PACK[packing]
+    joined = put(f"log.csv.{packing}", pack(begin) + pack(end))
+    assert pairs(read(joined)) == TEXTS
+    for rest in (end, pack(end)[:-9], b"\xff" + pack(end)[1:]):
+        damaged = put(f"log.csv.{packing}", pack(begin) + rest)
+        assert "copy it again" in str(refused(damaged))
+
+
+def test_packed_text_longer_than_a_block_is_read_whole(put):
+    rows = [(user, f"{item:09}") for user in range(100) for item in range(3_000)]  # 3.5 MB
+    for packing in ("bz2", "xz"):
+        assert read(put(f"log.csv.{packing}", PACK[packing](table(rows).encode()))).rows_read == len(rows)
 
 
 @pytest.mark.parametrize("name", ["log.csv.zip", "log.tar", "log.parquet.gz"])
@@ -741,9 +785,20 @@ def test_errors_that_quote_no_id_may_be_logged_and_others_may_not(put, tmp_path)
         put("f.csv", "ann,heat\nbob,heat\n"),
         put("g.csv", table([("secret-\0", 1)])),
         put("h.csv", table([("x" * 1001, 1)])),
+        put("i.jsonl", '{"secret-ann": [7, 8]}\n'),
     ]
     for path in unsafe:
         assert "may quote ids" in refused(path).safe
+
+
+def test_a_folder_named_by_an_id_is_not_named_in_logs(tmp_path):
+    folder = tmp_path / "log" / "user_id=secret ann" / "dt=2024-03-01"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"item_id": ["a", None]}), folder / "0.parquet")
+    error = refused(tmp_path / "log")
+    assert "user_id=secret ann/dt=2024-03-01/0.parquet" in str(error)
+    assert "user_id=.../dt=.../0.parquet: row 2: the item id is empty" in error.safe
+    assert "secret" not in error.safe
 
 
 # ---- exports of other tools -----------------------------------------------------------------------------------------------

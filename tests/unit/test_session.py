@@ -132,6 +132,23 @@ def test_a_ray_of_this_machine_is_found_by_its_file(listening, tried, tmp_path):
     assert tried == ["auto"]  # by its address, Ray would not look for the token of this machine
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_new_deployment_joins_no_ray_that_another_program_began_for_itself(listening, tried, tmp_path, monkeypatch, noted):
+    address = f"127.0.0.1:{answering(listening, SETTINGS)}"
+    monkeypatch.setattr(reach.services, "find_gcs_addresses", lambda: frozenset({address}))
+    if noted:  # as `ray start` does
+        left_behind(tmp_path, address)
+    assert session.find_ray(lasting=True) is noted
+    assert tried == ["auto"] * noted
+
+
+def test_a_reader_finds_the_ray_that_another_program_began_for_itself(listening, tried, monkeypatch):
+    address = f"127.0.0.1:{answering(listening, SETTINGS)}"
+    monkeypatch.setattr(reach.services, "find_gcs_addresses", lambda: frozenset({address}))
+    assert session.find_ray()
+    assert tried == ["auto"]
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [

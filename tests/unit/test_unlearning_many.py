@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from contextlib import nullcontext
 from functools import partial
@@ -28,6 +29,9 @@ class Here(Client):
     def __init__(self, coordinator: Coordinator) -> None:
         super().__init__("shop", None)
         self._coordinator = coordinator
+
+    def unlearn(self, *, user_id=None, item_id=None, pairs=None, idempotency_key=None, priority=0):
+        return Ticket(self, self._coordinator.submit(UnlearningRequest(user_id, item_id, pairs), idempotency_key, priority))
 
     def unlearn_many(self, submissions, *, partial=False):
         answers = self._coordinator.submit_many(submissions, partial=partial)
@@ -88,8 +92,42 @@ def test_a_later_run_puts_the_receipts_beside_the_salts_of_the_first(coordinator
     assert [file.read_text() for file in files] == texts
 
 
+def test_pairs_that_are_not_stored_are_counted_for_people_too(coordinator: Coordinator, tiny, capsys) -> None:
+    known = tiny.items.raw(tiny.train.of_users([0]).items)
+    user = tiny.users.raw([0])[0]
+    request = UnlearningRequest(pairs=((user, known[0]), (user, "never seen"), (user, "nor this")))
+    with pytest.raises(typer.Exit):  # none is finished
+        unlearn_many(RequestsRead((Submission(request, row=2),), (), 3), ORDERS, None, partial=False, as_json=False)
+    assert re.search(r"pairs absent\W+2\W", capsys.readouterr().out)
+
+
+def test_a_repeated_submission_that_waits_shows_no_unknown_count(coordinator: Coordinator, tiny, capsys) -> None:
+    user, item = tiny.users.raw([0])[0], tiny.items.raw(tiny.train.of_users([0]).items)[0]
+    request = UnlearningRequest(pairs=((user, item), (user, "never seen")))
+    for count, shown in ((1, True), (None, False)):
+        ticket = Ticket(Here(coordinator), coordinator.submit(request, "case"))
+        waiting = {"request_id": ticket.request_id, "pairs_absent": ticket.pairs_absent}
+        assert ticket.pairs_absent == count
+        unlearn._report_waiting(waiting, ticket, "", kept=True, as_json=False)
+        assert ("pairs absent" in capsys.readouterr().out) == shown
+
+
 def test_a_folder_that_cannot_be_made_is_said_before_anything_is_accepted(coordinator: Coordinator, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made a folder"):
         unlearn_many(asked(1003), ORDERS, tmp_path / "file" / "receipts", partial=False, as_json=True)
     assert sum(coordinator.describe().requests.values()) == 0
+
+
+def test_a_submitted_job_keeps_the_salt_in_the_file_alone(coordinator: Coordinator, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    file = tmp_path / "receipt.json"
+    unlearn._unlearn_one(UnlearningRequest(user_id=1003), None, ORDERS, file, as_json=True)
+    salt = accepted_in(file).salt
+    assert salt
+    shown = capsys.readouterr()
+    assert '"salt": null' in shown.out
+    assert salt not in shown.out + shown.err
+
+    unlearn._unlearn_one(UnlearningRequest(user_id=1004), None, ORDERS, None, as_json=True)
+    assert "the salt is not shown; --receipt FILE keeps it" in " ".join(capsys.readouterr().err.split())
