@@ -25,6 +25,9 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 Command = Callable[..., None]
 
+_VALUES: dict[object, str] = {str: "TEXT", int: "NUMBER", int | None: "NUMBER", float: "NUMBER"}
+"""What the help calls the value of an option that names it in no other way, by its type."""
+
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's own class, which newer versions of typer bring along
 
 
@@ -77,9 +80,12 @@ def command_of(function: Command) -> Any:
     shown = "\n\n".join(["[bold]Examples[/bold]", *(line.strip() for line in examples.splitlines())])
     app.command(help=about, epilog=shown if examples else None)(command)
     made = typer.main.get_command(app)
-    for option in made.params:
+    ask = made.get_help_option(typer.Context(made))
+    for option in (*made.params, *([ask] if ask else [])):
         if getattr(option, "is_flag", False):
             option.metavar = ""  # it takes no value
+        elif option.metavar is None and option.name in own.parameters:
+            option.metavar = _VALUES.get(own.parameters[option.name].annotation.__origin__)
     return made
 
 

@@ -143,6 +143,8 @@ def unlearn(
         return
     if partial or receipts is not None:
         raise InputError("--partial and --receipts are for --requests: give it, too")
+    if sum(one is not None for one in (user_id, item_id, pairs)) != 1:
+        raise InputError("give one of --user-id, --item-id, --pairs and --requests")
     from ray_eraser.unlearning.receipt_files import check_free
     from ray_eraser.unlearning.request import UnlearningRequest
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ray_eraser.config import DataConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import dataset_of_log
 from ray_eraser.data.frames import ITEM_COLUMN, USER_COLUMN, Pairs, id_table, is_frame, pairs_of, table_of_pairs
 from ray_eraser.data.parquet import log_of_table
+from ray_eraser.errors import InputError
 
 
 def dataset_of(log: Dataset | Pairs, config: DataConfig, seed: int) -> Dataset:
@@ -25,6 +28,8 @@ def dataset_of(log: Dataset | Pairs, config: DataConfig, seed: int) -> Dataset:
         return log
     if is_frame(log):
         name, table = "the data frame", id_table(log, config.user_column, config.item_column)
+    elif isinstance(log, str | Path):
+        raise InputError(f"{str(log)!r} is a path: hand in read_dataset(path, config.data, config.seed)")
     else:
         name, table = "the pairs", table_of_pairs(pairs_of(log))
         config = config.model_copy(update={"user_column": USER_COLUMN, "item_column": ITEM_COLUMN})

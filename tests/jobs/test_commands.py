@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_the_help_has_an_example_and_the_options_that_all_have(helped: tuple[dic
     assert f"ray-eraser {command} " in examples
     for option in ("--json", "--debug", "--log-format"):
         assert option in about
+    assert not re.search(r"<(bool|str|int|float)", about)  # types are for programmers
 
 
 def test_what_starts_a_deployment_can_take_it_over(helped: tuple[dict[str, str], list[str]]) -> None:

@@ -62,7 +62,7 @@ def test_without_good_keys_nothing_is_served(arguments: tuple[str, ...], said: s
 
 def test_without_the_extra_an_error_names_it(stored: Path) -> None:
     (stored / "fastapi.py").write_text("raise ImportError('not here')\n")
-    done = run("serve", "--keys", "api.keys", folder=stored, PYTHONPATH=str(stored))
+    done = run("serve", "--storage-path", "kept", "--keys", "api.keys", folder=stored, PYTHONPATH=str(stored))
     assert commands.refusal(done).startswith("error: serving needs Ray Serve and FastAPI: pip install ")
 
 

@@ -166,6 +166,12 @@ def test_pairs_to_fit_on_are_checked_alike(tiny_config, pairs):
         dataset_of(pairs, tiny_config.data, tiny_config.seed)
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_is_no_log_and_the_error_says_how_to_read_one(tiny_config, kind):
+    with pytest.raises(InputError, match=r"'my-log\.csv' is a path: hand in read_dataset\(path, config\.data, config\.seed\)"):
+        dataset_of(kind("my-log.csv"), tiny_config.data, tiny_config.seed)
+
+
 # ---- requests
 
 

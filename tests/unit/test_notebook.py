@@ -88,6 +88,7 @@ def test_a_client_is_a_table_of_its_deployment_or_of_its_problem(monkeypatch: py
     ticket = Ticket(Client("shop", Actor(failed)), Submitted("r1", RequestState.EXCISED, "5a5a", pairs_absent=3))
     assert "pairs passed over" in ticket._repr_html_()
     assert "5a5a" not in ticket._repr_html_()
+    assert repr(ticket) == "Ticket(request_id='r1')"
 
 
 @pytest.mark.parametrize("progress", ["auto", None])
