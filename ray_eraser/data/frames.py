@@ -87,6 +87,18 @@ def id_table(frame: Any, user_column: str = USER_COLUMN, item_column: str = ITEM
     raise InputError(f"the data frame has the columns {listed}: {wanted}")
 
 
+def refuse_floats(table: Any, *names: str) -> None:
+    """Refuse ids that are floats, as every other call does. In a file they are what a program made of integers with gaps.
+
+    Raises:
+        InputError: one of the columns is of floats.
+    """
+    for name in names:
+        kind = table[name].type
+        if pa.types.is_floating(kind):
+            raise InputError(f"the column {name!r} is of type {kind}: convert the ids, as with astype('Int64') or astype(str)")
+
+
 def pairs_of(source: Any) -> Any:
     """(user id, item id) pairs as a list, from a data frame or an array. Any other value comes back, to be checked later.
 

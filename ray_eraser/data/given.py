@@ -7,7 +7,7 @@ from pathlib import Path
 from ray_eraser.config import DataConfig
 from ray_eraser.data.dataset import Dataset
 from ray_eraser.data.files import dataset_of_log
-from ray_eraser.data.frames import ITEM_COLUMN, USER_COLUMN, Pairs, id_table, is_frame, pairs_of, table_of_pairs
+from ray_eraser.data.frames import ITEM_COLUMN, USER_COLUMN, Pairs, id_table, is_frame, pairs_of, refuse_floats, table_of_pairs
 from ray_eraser.data.parquet import log_of_table
 from ray_eraser.errors import InputError
 
@@ -28,6 +28,7 @@ def dataset_of(log: Dataset | Pairs, config: DataConfig, seed: int) -> Dataset:
         return log
     if is_frame(log):
         name, table = "the data frame", id_table(log, config.user_column, config.item_column)
+        refuse_floats(table, config.user_column, config.item_column)
     elif isinstance(log, str | Path):
         raise InputError(f"{str(log)!r} is a path: hand in read_dataset(path, config.data, config.seed)")
     else:

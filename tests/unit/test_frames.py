@@ -273,3 +273,10 @@ def test_bools_and_floats_are_ids_for_no_call(coordinator: Coordinator, raw):
 def test_no_library_of_data_frames_is_imported():
     code = "import ray_eraser.data.given, sys; print([m for m in ('pandas', 'polars') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_ids_of_floats_are_refused_by_fit_too(deployments: Deployments, tiny_config, column) -> None:
+    frame = pd.DataFrame({"user_id": [5, 6, 7], "item_id": [1, 2, 3]}).astype({column: float})
+    with pytest.raises(InputError, match=rf"the column '{column}' is of type double: convert the ids"):
+        deployments.open("shop", tiny_config).fit(frame)
