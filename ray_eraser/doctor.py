@@ -221,7 +221,7 @@ def _telling(found: Iterable[Listener]) -> list[Listener]:
 
 
 def check_files(files: Mapping[str, Path]) -> Iterator[Advice]:
-    """Check whether only the owner can read secret files, given by what they hold."""
+    """Check whether only the owner can read secret files. The keys of `files` say what each file holds."""
     for what, file in files.items():
         if not file.exists():
             yield Advice(what, Outcome.UNCHECKED, f"{file} does not exist")

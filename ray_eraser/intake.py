@@ -359,7 +359,7 @@ class _Accepted:
 
 @dataclass(frozen=True)
 class _Checked:
-    """Submissions by position: those that have an answer, and those of which nothing is here.
+    """Submissions by position: answered ones, and ones of which nothing is here.
 
     A refusal names other spellings of its ids. Finding them takes a while, so it waits until nothing is locked.
     """

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from ray_eraser.errors import RayEraserError
 
 ShowProgress = Callable[[Any], None] | Literal["auto"] | None
-"""What hears how far a training is: a function; with "auto" a line in a terminal or a notebook; nothing."""
+"""How to show a training's progress: a function that receives it, "auto" for a line in a terminal or notebook, or None."""
 
 _WIDTH = 24
 _LOOK_SECONDS = 0.2

@@ -2,8 +2,8 @@
 
 It looks at Ray's dashboard, token and ports on this machine; who can read stored files, the ledger, key files and the
 configuration; whether files and ledger are on lasting storage; whether files of the current generation are missing or damaged;
-disk space; the clock; whether Ray has the GPUs that the deployment was trained on; and requests that are overdue, were set
-aside, or have not left what is served. Changes nothing, starts no Ray. Exits with 1 if there is a warning.
+disk space; the clock; whether Ray has the GPUs that the deployment was trained on; and requests that are overdue, set aside,
+or not yet out of service. Changes nothing, starts no Ray. Exits with 1 if there is a warning.
 
 Examples:
     ray-eraser doctor --storage-path deployments/ml-1m --keys api.keys

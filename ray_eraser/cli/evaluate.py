@@ -1,8 +1,8 @@
 """Measure recall and NDCG at 10, 20 and 50 of the current generation, without the data of requests that wait.
 
-Beside them are the measures of the popularity list, which recommends to everyone the items that most users have. Every item is
-ranked for every user with held-out items, the user's training items left out. Test pairs of users that the deployment does not
-know (any more) do not count (unknown_users), nor do those that it has learned since (learned_since). Needs no Ray.
+Beside them are the measures of the popularity list, which recommends the items that most users have to everyone. For each user
+with held-out items, it ranks all items except the user's training items. Test pairs of unknown or erased users do not count
+(unknown_users). Nor do test pairs that the deployment has learned since (learned_since). Needs no Ray.
 
 A log without a test set of its own must be trained on with one held out: ray-eraser train --set data.test_share=0.2.
 

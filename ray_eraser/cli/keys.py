@@ -4,9 +4,9 @@ Point the setting unlearning.signing_key to the private key when a deployment is
 place, and does not start without the key. Anyone who has the private key can sign anything. No file is ever overwritten.
 
 With --rotate the chain of receipts gets a link that names the new key, signed with the old one. So auditors who have the first
-public key need no other. Run it on the machine of the deployment's coordinator. When the deployment signs with the new key,
-destroy the old one: nobody can then sign anything in its time. With --lost the new key signs that link itself, and auditors
-need its public key, too.
+public key need no other. Run it on the machine of the deployment's coordinator. Once the deployment signs with the new key,
+destroy the old private key, so that no one can forge earlier receipts. With --lost the new key signs that link itself, and
+auditors need its public key, too.
 
 Examples:
     ray-eraser keys --out keys/shop

@@ -53,7 +53,7 @@ def _problem_of(error: Any) -> str:
 
 
 def command_of(function: Command) -> Any:
-    """A command's function with its options, and with those that all commands have.
+    """A command's function with its own options and the options that all commands have.
 
     The help is the docstring of the function's module, and the examples are the lines after "Examples:" there.
     """

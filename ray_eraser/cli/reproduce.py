@@ -149,7 +149,7 @@ def _cells(
 
 
 def _measured(cells: Sequence[AnyCell], file: Path, ray_address: str | None) -> dict[str, dict[str, Any]]:
-    """The rows of all cells by their keys. Measures those that are not in the file yet, and adds them to it one by one."""
+    """The rows of all cells by their keys. Measures each cell that is not in the file yet, and adds it there."""
     from ray_eraser.config import RuntimeConfig
     from ray_eraser.study.tables import read_results, write_results
 

@@ -1,8 +1,8 @@
-"""Replay a stream of requests against plans and shard counts, with the times that training is known to take. Trains nothing.
+"""Replay a stream of requests against plans and shard counts, with known training times. Trains nothing.
 
-For each plan and shard count it shows how long requests wait until they are carried out (p50 to max), how many miss the legal
-deadline, how often shards are trained, for how many machine hours, and how much of the time a run goes on (busy: near 100 %
-the machines are too few). Under any plan, what is served is free of a request's data at once.
+For each plan and shard count it shows how long requests wait for their retraining (p50 to max) and how many miss the legal
+deadline. It also shows the number of shard trainings, the machine hours, and the share of the time that a run takes (busy:
+near 100 % you need more machines). Under any plan, a request's data leaves service at once.
 
 [bold]Settings that matter[/bold]: partition.kind, unlearning.deadline_days, unlearning.margin_days, seed.
 

@@ -34,7 +34,7 @@ def erased(user_id: str | None, item_id: str | None, pairs: Path | None, request
 
 
 def say_what_is_not_here(sought: Erased, not_here: int, spelled_otherwise: Sequence[SpelledOtherwise]) -> None:
-    """Say how many of the ids name nobody here, and which of them may be misspelled."""
+    """Say how many of the ids are not here, and which of them may be misspelled."""
     if not_here:
         say(f"ids that are not here: {not_here:,} (erased, never learned, or misspelled)")
     if submission_id() is not None:  # Ray keeps what a job says; the report has the positions of the ids

@@ -1,9 +1,11 @@
 """Train and measure many deployments with Ray Tune, and write the settings of the one to use.
 
-Measured of each: quality on the validation set (never the test set), seconds until what is served is free of a request's data
-(forget) and until its retraining is served (restore), shards touched by a request of the mix on average, and the guarantee.
-Written: sweep.parquet, sweep.md, a figure, and chosen.toml for ray-eraser train. Nothing else of a trial is kept. If it is
-interrupted or killed, the same command goes on, and does not repeat finished trials.
+Each trial measures its quality on the validation set, never the test set. It also measures the seconds until a request's data
+is out of service (forget) and until the retrained model serves (restore), the mean number of shards that a request touches,
+and the guarantee.
+
+The results are sweep.parquet, sweep.md, a figure, and chosen.toml for ray-eraser train. Nothing else of a trial is
+kept. After an interruption, the same command continues and does not repeat finished trials.
 
 A log without a validation set of its own needs one to compare trials by: --set data.valid_share=0.1.
 
@@ -51,7 +53,7 @@ _INTERRUPTED = 130
 
 
 class Search(StrEnum):
-    """Who says what is tried next."""
+    """The method that chooses the next trial."""
 
     grid = "grid"
     optuna = "optuna"

@@ -1,10 +1,10 @@
 """Check a receipt against the store and the ledger, or the chain of all receipts. Trains nothing and needs no Ray.
 
-With --receipt the receipt is checked as ray-eraser unlearn wrote it, with its salt; with --user-id, --item-id or --pairs also
-that it is about these. A check that is unchecked needs more than was given, and is no failure.
+--receipt checks a receipt as ray-eraser unlearn wrote it, with its salt. With --user-id, --item-id or --pairs it also checks
+that the receipt is about these ids. An "unchecked" result needs more input, and is no failure.
 
-With --chain the ledger's receipts must be whole and in their order, and the current generation the newest one. Receipts that
-were cut off at the end are missed only by somebody who holds one of them, or noted a later head: --chain prints the head.
+--chain checks that the ledger's receipts are whole and in order, and that the current generation is the newest. If receipts
+were cut off at the end, you notice only if you hold one of them or noted a later head. So note the head that --chain prints.
 
 Exits with 1 if a check fails. ray-eraser audit proves that the stored files are what training on the remaining data gives.
 

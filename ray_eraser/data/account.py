@@ -26,7 +26,7 @@ def listed(left_out: Mapping[str, int]) -> str:
 class Account:
     """The rows of a log, counted.
 
-    Erased rows are among these counts, so they go into reports, never into the files of a deployment.
+    Erased rows are among these counts, so they go into reports, never into the files of a generation.
 
     Attributes:
         rows_read: rows of the log, or items where a line lists a user's items. Header lines in the middle count as rows.

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_eraser.config import DataConfig
 from ray_eraser.data.account import BELOW_RATING, Account, listed
-from ray_eraser.data.problems import unnamed, unusable
+from ray_eraser.data.problems import some_of, unnamed, unusable
 from ray_eraser.data.times import Times
 from ray_eraser.errors import DataFileError
 
@@ -164,8 +164,7 @@ def wanted_columns(
 
 def _listed(header: Sequence[str]) -> str:
     """Column names for one line of an error. A file without a header can seem to have thousands, of any characters."""
-    shown = [name if name.isprintable() else repr(name) for name in header[:20]]
-    return ", ".join(shown) + (f" and {len(header) - 20} more" if len(header) > 20 else "")
+    return some_of([name if name.isprintable() else repr(name) for name in header], 20)
 
 
 def rated(log: Log, config: DataConfig) -> Log:

@@ -219,7 +219,7 @@ def _trainable(source: str, dataset: Dataset) -> Dataset:
 
 
 def _name(path: Path) -> str:
-    """What a log is called. The folder's name says more than `u.data` or `ratings.dat` does."""
+    """The name of a log. The folder's name says more than `u.data` or `ratings.dat` does."""
     if path.is_dir():
         return path.resolve().name
     return path.resolve().parent.name if plain_name(path) in MOVIELENS else path.name

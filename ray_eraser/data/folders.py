@@ -10,7 +10,7 @@ from ray_eraser.config import DataConfig
 from ray_eraser.data.account import NO_ROWS
 from ray_eraser.data.content import OTHER_PACKED, PACKED, plain_name, suffix
 from ray_eraser.data.json_lines import keys_of
-from ray_eraser.data.problems import unusable
+from ray_eraser.data.problems import some_of, unusable
 from ray_eraser.data.text import first_row
 
 KNOWN_KINDS = (
@@ -167,8 +167,7 @@ def _only(folder: Path, paths: list[Path]) -> Path:
 
 
 def _names(folder: Path, paths: Sequence[Path]) -> str:
-    shown = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
-    return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return some_of([str(path.relative_to(folder)) for path in paths], 5)
 
 
 def check_kind(path: Path) -> None:

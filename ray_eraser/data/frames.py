@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow.interchange import from_dataframe
 
+from ray_eraser.data.problems import some_of
 from ray_eraser.data.vocabulary import id_column
 from ray_eraser.errors import InputError
 from ray_eraser.ids import RawId, id_problem
@@ -82,9 +83,8 @@ def id_table(frame: Any, user_column: str = USER_COLUMN, item_column: str = ITEM
         return table
     if len(names) == 2 and not {user_column, item_column} & set(names):
         return table.rename_columns([user_column, item_column])
-    listed = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
     wanted = f"name the ids {user_column!r} and {item_column!r}, or give these two columns alone"
-    raise InputError(f"the data frame has the columns {listed}: {wanted}")
+    raise InputError(f"the data frame has the columns {some_of(list(map(repr, names)), 10)}: {wanted}")
 
 
 def refuse_floats(table: Any, *names: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ray_eraser.errors import DataFileError
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first `most` names for one line of a message, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unusable(path: str | Path, problem: str, line: int | None = None) -> DataFileError:

@@ -338,7 +338,7 @@ class _Table:
         return (f"{fields_run} over several lines; the longest has {longest} lines from line {where} on",) if count else ()
 
     def _is_like_a_row(self, line: str, fields: list[str], ids: tuple[int, int]) -> bool:
-        """Whether a line within a quoted field would by itself be a row like the one that it is in."""
+        """Whether a line within a quoted field looks like a row of its own, as the enclosing row does."""
         line = line.rstrip("\r\n")
         if line.count('"') == 1:  # closes the field
             line = line.removesuffix('"')

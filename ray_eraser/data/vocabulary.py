@@ -268,10 +268,10 @@ def hash_texts(texts: Any, key: bytes) -> np.ndarray:
 
 
 def other_spellings(texts: Any, asked: Iterable[RawId]) -> dict[str, list[str]]:
-    """For each of some ids the texts that may mean the same user or item and are not the same id.
+    """For each asked id, the different texts that may mean the same user or item.
 
-    Two ids are such spellings if they differ in case, in blanks or a byte order mark around them, or in how accents are
-    encoded, or if both write the same whole number: "20007", "20007.0" and "020007".
+    Two ids are other spellings if they differ only in case, in surrounding blanks, in a byte order mark, or in the encoding of
+    accents. So are two texts of the same whole number: "20007", "20007.0" and "020007".
 
     Args:
         texts: Arrow strings.

@@ -1,7 +1,7 @@
-"""The contract suites: what every model, aggregator, served model, pool and ledger does, as tests for packages that bring one.
+"""The contract suites: tests that a model, aggregator, served model, pool or ledger of another package must pass.
 
 Install the extra `testing` (pytest and hypothesis). A suite is a class whose tests run in every class that inherits it. Your
-class says what is tested; the suite's docstring names the attributes or fixtures that it needs::
+class names the tested object; the suite's docstring names the attributes or fixtures that it needs::
 
     # tests/test_averages.py
     from my_package import Averages, AveragesConfig

@@ -103,7 +103,7 @@ def audit_against(
 
 
 def _differences(store: Store, stored: Sequence[str], fresh: Mapping[str, str]) -> Iterator[str]:
-    """A line for each path that only one of both has, and for each file whose content is not what its name says."""
+    """A line for each path that is on one side only, and for each file whose content does not match the digest in its name."""
     for path in stored:
         if path not in fresh:
             yield f"{path}: is stored, and training on the log does not give it"
@@ -133,7 +133,7 @@ def refuse_learned(config: EraserConfig) -> None:
 def _trained_on(
     dataset: Dataset, manifest: Manifest, compute: Compute, on_done: Callable[[str], None]
 ) -> tuple[dict[str, str], dict[str, str | int]]:
-    """(digests by path of what a first training on a log stores, what its bits depend on besides)."""
+    """(digests by path of the files that a first training on a log stores, the computing environment of its bits)."""
     names = _Names()
     ready = prepare(dataset, manifest.config, compute)
     users, items = names.write_vocabulary(ready.log.users), names.write_vocabulary(ready.log.items)

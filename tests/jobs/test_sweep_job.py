@@ -12,10 +12,10 @@ from typing import Any
 
 import commands
 import pytest
+from leftovers import left_since, living
 
 from ray_eraser.config import load_config
 from ray_eraser.study.tables import read_results
-from ray_eraser.testing.leftovers import left_since, living
 
 SMALL = """
 [data]

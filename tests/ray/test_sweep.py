@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from leftovers import left_since, living
 
 from ray_eraser.config import EraserConfig, changed, config_from
 from ray_eraser.data.dataset import Dataset
@@ -17,7 +18,6 @@ from ray_eraser.errors import InputError
 from ray_eraser.pool import ShardPool
 from ray_eraser.store import Store
 from ray_eraser.study.sweep import Sweep, for_sweeping, parse_axis, shared_alpha0, shared_partition
-from ray_eraser.testing.leftovers import left_since, living
 from ray_eraser.testing.pool_contract import PoolContract
 
 pytestmark = pytest.mark.ray
