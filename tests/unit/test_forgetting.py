@@ -97,6 +97,7 @@ def a_pair(dataset: Dataset, position: int, *, held_out: bool = False) -> tuple[
     return dataset.users.ids[part.users[position]], dataset.items.ids[part.items[position]]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("partition", "model", "aggregation", "slices"),
     [*((*way, 1) for way in product(PARTITIONS, MODELS, AGGREGATIONS)), *((*way, 3) for way in sorted(set(SLICED)))],

@@ -337,6 +337,7 @@ def test_after_a_long_history_a_linear_model_has_the_files_of_a_new_one(deployme
 
 
 @pytest.mark.parametrize("device", TORCH_DEVICES)
+@pytest.mark.deep
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("model", MODELS)
 def test_after_a_long_history_with_torch_the_files_equal_those_of_a_new_deployment(

@@ -85,6 +85,7 @@ def all_lists(coordinator: Coordinator) -> dict[str, list[str]]:
 # ---- where it goes, and what comes out
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("partition", "model", "slices"), WAYS)
 def test_what_is_learned_and_forgotten_gives_the_generation_of_training_from_scratch(
     deployments: Deployments, partition: str, model: str, slices: int
