@@ -25,15 +25,16 @@ demo: install
 	@echo "== trained again from what remains, is every bit the same?"
 	$(BIN)/ray-eraser audit --storage-path $(DEMO) --user-id 1007 --ray-address local
 
-# Takes up to ten minutes. Two tests at a time, except on Ray, which has processes of its own.
+# Takes about nine minutes on two cores. Two tests at a time, except on Ray, which has processes of its own.
 test: install lint
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "(not slow and not deep) or data" tests/test_*.py tests/unit
-	$(BIN)/pytest -q -m "not slow" $(QUICK_ON_RAY)
+	$(BIN)/pytest -q -m "not slow and not deep" $(QUICK_ON_RAY)
 
-# The other tests on Ray, and the deep ones, without the slow ones: twenty minutes.
+# The other tests on Ray, and the deep ones, without the slow ones: half an hour.
 test-ray: install
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "deep and not slow" tests/unit
 	$(BIN)/pytest -q -m "not slow" tests/ray tests/jobs $(QUICK_ON_RAY:%=--ignore=%)
+	$(BIN)/pytest -q -m "deep and not slow" $(QUICK_ON_RAY)
 	$(BIN)/pytest -q -m slow tests/jobs/test_jobs.py
 
 # The slow tests: kill -9 at every step, two coordinators stopped at every step, a small soak, sweeps, submitted jobs, several nodes.

@@ -133,6 +133,7 @@ def _wait_through_a_restart(client: Client, request_id: RequestId, seconds: floa
     raise WaitTimeoutError("the receipt after a kill", seconds)
 
 
+@pytest.mark.deep
 def test_a_deployment_goes_on_with_a_process_a_slot_and_remembers_it(
     fresh: Client, tiny: Dataset, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_attaching_with_other_settings_is_refused(running: Client, tiny_config: 
         ray_eraser.deploy(running.deployment, str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.deep
 def test_a_log_in_parts_is_divided_by_rays_tasks_to_the_same_bits(
     ray_session: None, tiny_config: EraserConfig, tmp_path: Path
 ) -> None:
